@@ -1,0 +1,1 @@
+"""The model: configuration, vision towers, projectors, soft prompts, information routers."""

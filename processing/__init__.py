@@ -1,0 +1,1 @@
+"""What goes into the model: processor, tags, task records, collators, scenes."""
