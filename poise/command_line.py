@@ -1,0 +1,124 @@
+"""The `poise` command: one table of commands, each in a module that is imported only when the command runs.
+
+Exit codes: 0 done; 1 it failed (bad input, a file that is not there, an interrupted run); 2 the command line itself is
+wrong (no such command, option or argument).
+
+Bad input is reported by Poise as `ValueError` and by the system as `OSError`; a missing optional package is an
+`ImportError`. These three end in one line on stderr. Every other exception is a mistake in the program, so its
+traceback is shown. `--debug` shows the traceback of all.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from poise import __version__
+from poise.library_noise import quiet_libraries
+
+USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. `module` has `main(argv: list[str]) -> int`, which parses its own options and answers `--help`.
+
+    name (`str`): what is typed after `poise`.
+    module (`str`): where `main` is.
+    summary (`str`): one line for `poise --help`.
+    example (`str`): a command line that works.
+    one_thread (`bool`, *optional*, defaults to `False`): its models are so small that a second thread of torch costs
+        more than it brings; unless OMP_NUM_THREADS says something else, it runs on one.
+    """
+
+    name: str
+    module: str
+    summary: str
+    example: str
+    one_thread: bool = False
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "ask",
+            "poise.ask",
+            "answer a question about an image",
+            'poise ask outputs/demo/model photo.jpg "what color is the ball?" --tags "dog:0.97,ball:0.6"',
+        ),
+        Command(
+            "completion",
+            "poise.shell_completion",
+            "print a script that completes the commands in a shell",
+            "source <(poise completion bash)",
+        ),
+    )
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of what stands before the command; everything after it goes to the command's own parser."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        "commands:",
+        *(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()),
+        "",
+        "examples:",
+        *(f"  {command.example}" for command in COMMANDS.values()),
+        "",
+        "`poise COMMAND --help` tells the options of a command.",
+    ]
+    parser = argparse.ArgumentParser(
+        prog="poise",
+        usage="poise [--version] [--debug] COMMAND ...",
+        description="Vision-language models out of frozen unimodal backbones, with the two modalities kept in balance.",
+        epilog="\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"poise {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, see below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; argparse leaves by `SystemExit` after `--help` or a wrong option.
+
+    argv (`Sequence[str]`, *optional*, defaults to `sys.argv[1:]`): the words after `poise`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return 2
+    parsed = parser.parse_args(words)
+    # --debug is also understood behind the command, where one adds it to the line that has just failed.
+    arguments = [word for word in parsed.arguments if word != "--debug"]
+    return run(COMMANDS[parsed.command], arguments, debug=parsed.debug or "--debug" in parsed.arguments)
+
+
+def run(command: Command, arguments: list[str], debug: bool) -> int:
+    """Imports the command's module, runs it, and turns bad input into one line on stderr."""
+    quiet_libraries()
+    if command.one_thread:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported, which is below
+    try:
+        return importlib.import_module(command.module).main(arguments)
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"poise {command.name}: interrupted", file=sys.stderr)
+        return 1
+    except USER_ERRORS as error:
+        if debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"poise {command.name}: {message}", file=sys.stderr)
+        return 1
