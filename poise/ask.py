@@ -4,67 +4,13 @@ Image, question and tags are looked at before the model is loaded: a slip in the
 """
 
 import argparse
-import math
 import os
-import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# A photo of 100 megapixels takes 300 MB when decoded, and every vision tower shrinks it to less than one.
-MAX_PIXELS = 64_000_000
-
-
-def parse_tags(text: str) -> list[tuple[str, float]]:
-    """Reads `"dog:0.97,ball:0.6"` as `[("dog", 0.97), ("ball", 0.6)]`.
-
-    A score is what stands behind the last colon of a tag, so a name may hold colons. Empty text means no tags.
-
-    Raises:
-        ValueError: a tag without a name or score, or a score that is no number in [0, 1].
-    """
-    tags = []
-    for entry in text.split(",") if text.strip() else []:
-        name, colon, number = (part.strip() for part in entry.rpartition(":"))
-        if not colon or not name:
-            raise ValueError(f"--tags has {entry.strip()!r}; write every tag as name:score, as in dog:0.97,ball:0.6")
-        try:
-            score = float(number)
-        except ValueError:
-            score = math.nan
-        if not 0.0 <= score <= 1.0:
-            raise ValueError(f"--tags gives {name!r} the score {number!r}; a score is a number from 0 to 1")
-        tags.append((name, score))
-    return tags
-
-
-def open_image(path: str) -> "Image":
-    """Opens and decodes an image file, turned upright as its EXIF orientation says, as RGB.
-
-    Raises:
-        ValueError: the file is no image, is cut off, or has more than `MAX_PIXELS` pixels.
-        OSError: the file is not there or must not be read.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    with open(path, "rb") as file:  # a missing or forbidden file is the system's error, with its own clear words
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-                image = Image.open(file)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"image {path!r} has {width}x{height} pixels, more than {MAX_PIXELS:,}; make it smaller first"
-                )
-            return ImageOps.exif_transpose(image).convert("RGB")
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"image {path!r} has more than {MAX_PIXELS:,} pixels; make it smaller first") from error
-        except UnidentifiedImageError as error:
-            raise ValueError(f"image {path!r} is in no format that Pillow reads; give a PNG, JPEG or WebP") from error
-        except (OSError, SyntaxError) as error:  # Pillow's words for data that end early or are garbled
-            raise ValueError(f"image {path!r} is damaged ({error}); give an undamaged copy") from error
+    from poise.processing.tags import Tag
 
 
 def check_model_name(name: str) -> None:
@@ -97,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Prints the answer. Returns 0; what can go wrong is raised (see `poise.command_line`)."""
+    from poise.processing.image_loading import open_image
+    from poise.processing.tags import parse_tags
+
     arguments = build_parser().parse_args(argv)
     if not arguments.question.strip():
         raise ValueError("QUESTION is empty; write what you want to know about the image")
@@ -113,14 +62,14 @@ def answer(
     model_name: str,
     image: "Image",
     question: str,
-    tags: list[tuple[str, float]],
+    tags: "list[Tag]",
     max_new_tokens: int = 64,
     device: str | None = None,
 ) -> str:
     """Loads model and processor and generates one answer, greedily.
 
     model_name (`str`): folder or Hub repository.
-    tags (`list[tuple[str, float]]`): names and scores in [0, 1]; may be empty.
+    tags (`list[Tag]`): names and scores in [0, 1]; may be empty.
     device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`).
     """
     import torch

@@ -119,6 +119,12 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
     except USER_ERRORS as error:
         if debug:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"poise {command.name}: {message}", file=sys.stderr)
+        print(f"poise {command.name}: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks; for a file error `name: reason` in place of `[Errno 2] ...`."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
