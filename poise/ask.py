@@ -22,7 +22,7 @@ def check_model_name(name: str) -> None:
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"model {name!r} is a folder without config.json; name the folder of a saved model")
-    elif os.path.exists(name) or name.count("/") > 1 or name.startswith((".", "/", "~")):
+    elif os.path.exists(name.partition("/")[0] or "/") or name.count("/") > 1 or name.startswith((".", "~")):
         raise ValueError(f"model {name!r} is no folder; name the folder of a saved model or a Hub repository")
 
 
@@ -43,10 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Prints the answer. Returns 0; what can go wrong is raised (see `poise.command_line`)."""
+    arguments = build_parser().parse_args(argv)
     from poise.processing.image_loading import open_image
     from poise.processing.tags import parse_tags
 
-    arguments = build_parser().parse_args(argv)
     if not arguments.question.strip():
         raise ValueError("QUESTION is empty; write what you want to know about the image")
     if arguments.max_new_tokens < 1:
