@@ -1,1 +1,20 @@
-"""The model: configuration, vision towers, projectors, soft prompts, information routers."""
+"""The model: configuration, vision towers, projectors, soft prompts, information routers.
+
+Names resolve on first use, so that importing the package stays light.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "PoiseConfig": "configuration_poise",
+    "PoiseForConditionalGeneration": "modeling_poise",
+    "PoiseModel": "modeling_poise",
+    "PoisePreTrainedModel": "modeling_poise",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,117 @@
+"""Pretrained backbones: found by Hub id or folder, loaded frozen, put together under one configuration."""
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    ImageProcessingMixin,
+)
+
+# Towers that were trained on fixed-resolution pictures but are used at their image processor's size.
+FREE_SIZE_TOWERS = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+
+
+def vision_config_of(vision):
+    """The vision half of a checkpoint: CLIP and SigLIP publish both halves together."""
+    config = AutoConfig.from_pretrained(vision)
+    config = getattr(config, "vision_config", config)
+    if config.model_type == "siglip2_vision_model":
+        raise ValueError(
+            f"vision={vision!r} is a NaFlex SigLIP 2 with pictures of variable shape, which has no fixed number of "
+            "image tokens: use a fixed-resolution one such as 'google/siglip2-base-patch16-224'."
+        )
+    if hasattr(config, "vision_use_head"):
+        config.vision_use_head = False
+    return config
+
+
+def processor_image_size(vision):
+    """Side in pixels that the checkpoint's image processor produces, or `None` if it says nothing square."""
+    settings, _ = ImageProcessingMixin.get_image_processor_dict(vision)
+    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+    size = size or settings.get("size") or {}
+    if isinstance(size, int):
+        return size
+    return size.get("height") if size.get("height") == size.get("width") else None
+
+
+def load_backbones(config_class, vision, text, tag_encoder, quantization_config=None, dtype=torch.float32, **fields):
+    """
+    Configuration and frozen backbones `{"vision", "text", "tag_encoder"}` of a new model.
+
+    The configuration is checked before any weight is read. The language model's embeddings grow by one row if its
+    vocabulary has no room for the placeholder `<image>`.
+    """
+    if fields.get("soft_prompt_type", "dynamic") == "dynamic" and tag_encoder is None:
+        raise ValueError(
+            "tag_encoder=None, but soft_prompt_type='dynamic' reads tags: name a BERT-like model, or choose "
+            "soft_prompt_type='static' or 'none'."
+        )
+    vision_config = vision_config_of(vision)
+    if vision_config.model_type in FREE_SIZE_TOWERS and "vision_image_size" not in fields:
+        fields["vision_image_size"] = processor_image_size(vision)
+    uses_tags = fields.get("soft_prompt_type", "dynamic") == "dynamic"
+    config = config_class(
+        vision_config=vision_config,
+        text_config=AutoConfig.from_pretrained(text),
+        tag_encoder_config=AutoConfig.from_pretrained(tag_encoder) if uses_tags else None,
+        backbones={"vision": vision, "text": text, "tag_encoder": tag_encoder if uses_tags else None},
+        **fields,
+    )
+    config.image_token_id, vocabulary = placeholder_token(text)
+    language_model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    arguments = {} if quantization_config is None else {"quantization_config": quantization_config}
+    language_model = language_model_class.from_pretrained(text, dtype=dtype, **arguments)
+    if vocabulary > language_model.get_input_embeddings().weight.shape[0]:
+        language_model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    config.text_config = language_model.config
+    backbones = {
+        "vision": AutoModel.from_pretrained(vision, config=config.vision_config, dtype=dtype),
+        "text": language_model,
+    }
+    if uses_tags:
+        backbones["tag_encoder"] = AutoModel.from_pretrained(tag_encoder, dtype=dtype)
+    return config, backbones
+
+
+def placeholder_token(text):
+    """Id of `<image>` in the tokenizer of `text`, and the size of its vocabulary; appended if it is missing."""
+    tokenizer = AutoTokenizer.from_pretrained(text)
+    if "<image>" not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return tokenizer.convert_tokens_to_ids("<image>"), len(tokenizer)
+
+
+def mark_initialized(module):
+    """Tell transformers' initialization that this backbone already has its weights."""
+    for child in module.modules():
+        child._is_hf_initialized = True
+
+
+def quantize_composite(model):
+    """
+    Give the composite what transformers looks for in a quantized model.
+
+    The language model was quantized alone; saving, training checks and reloading ask the outermost model. The list of
+    modules to leave alone is made from the model: every linear layer that is not quantized now.
+    """
+    language_model = model.model.language_model
+    quantizer = language_model.hf_quantizer
+    kept = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and type(module) is torch.nn.Linear
+    ]
+    quantizer.quantization_config.llm_int8_skip_modules = kept
+    if hasattr(quantizer, "modules_to_not_convert"):
+        quantizer.modules_to_not_convert = kept
+    model.hf_quantizer = quantizer
+    model.config.quantization_config = quantizer.quantization_config
+    if hasattr(language_model.config, "quantization_config"):
+        del language_model.config.quantization_config
+    for flag in ("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(language_model, flag):
+            setattr(model, flag, getattr(language_model, flag))

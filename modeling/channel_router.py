@@ -1,0 +1,120 @@
+"""MoIR's channel router (arXiv 2604.16264): refill the channels that say nothing with what the other stream says there.
+
+Per sample and stream, tokens X (T×D), centred, have the truncated SVD X ≈ Σ_{i≤q} σ_i u_i v_iᵀ; a channel's score is
+S_d = Σ_{i≤q} σ_i² v_{i,d}². The lowest k = ρ·D channels are uninformative and receive the other stream's mean, scaled
+to the receiver's RMS on those channels and blended by α_d = sigmoid(a_d).
+
+No SVD is needed for that. Since u_iᵀX = σ_i v_iᵀ, S_d is the column energy of U_qᵀX, and U_q comes from the T×T Gram
+matrix, batched. With q at full rank U_q is a basis of everything, and S_d is the column energy of X itself.
+"""
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .streams import Streams, masked_mean
+
+SCALE_LIMITS = (0.1, 10.0)
+
+
+def evenly_spaced(tokens, mask, limit):
+    """At most `limit` real tokens of each sample, evenly spaced: [N, T, D], [N, T] → [N, T', D], [N, T']."""
+    if tokens.shape[1] <= limit:
+        return tokens, mask
+    real_first = mask.long().argsort(dim=1, descending=True, stable=True)  # (N, T)
+    count = mask.sum(1, keepdim=True)  # (N, 1)
+    step = torch.arange(limit, device=tokens.device)[None]  # (1, T')
+    # Samples that fit keep their tokens one by one; the rest are thinned.
+    position = torch.where(count > limit, step * count // limit, step)  # (N, T')
+    index = real_first.gather(1, position)  # (N, T')
+    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1])), mask.gather(1, index)
+
+
+@torch.no_grad()
+def channel_scores(tokens, mask, rank=64, max_tokens=256):
+    """
+    Informativeness S_d of every channel.
+
+    Args:
+        tokens [N, T, D], mask [N, T] bool (true = real token).
+        rank: q of the truncated SVD. At `rank >= min(T, D)` the scores are T·Var(channel) exactly.
+        max_tokens: longer streams are thinned to that many evenly spaced tokens.
+
+    Returns:
+        [N, D] in float32, no gradient: only their order is used.
+    """
+    tokens, mask = evenly_spaced(tokens.detach().float(), mask, max_tokens)
+    centred = (tokens - masked_mean(tokens, mask)[:, None]) * mask[..., None]  # (N, T, D)
+    if rank >= min(centred.shape[1:]):
+        return centred.square().sum(1)  # (N, D)
+    if centred.shape[1] <= centred.shape[2]:
+        _, vectors = torch.linalg.eigh(centred @ centred.mT)  # (N, T, T), eigenvalues ascending
+        return (vectors[..., -rank:].mT @ centred).square().sum(1)  # (N, D)
+    values, vectors = torch.linalg.eigh(centred.mT @ centred)  # (N, D), (N, D, D)
+    return (vectors[..., -rank:].square() * values[:, None, -rank:].clamp_min(0)).sum(-1)  # (N, D)
+
+
+def lowest_channels(scores, fraction):
+    """The `fraction` of channels with the lowest scores: [N, D] → [N, D] bool."""
+    k = max(1, round(fraction * scores.shape[-1]))
+    index = scores.topk(k, dim=-1, largest=False, sorted=False).indices  # (N, k)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, index, True)  # (N, D)
+
+
+def inject(receiver, receiver_mask, donor, donor_mask, low, alpha):
+    """
+    Blend the donor's mean into the receiver's `low` channels.
+
+    receiver [N, T, D], donor [N, T', D], masks [N, T] and [N, T'], low [N, D] bool, alpha [D] → [N, T, D].
+    """
+    mean = masked_mean(donor, donor_mask)  # (N, D)
+    with torch.no_grad():
+        low_count = low.sum(-1).float()  # (N,)
+        energy = masked_mean(receiver.float().square(), receiver_mask)  # (N, D)
+        receiver_rms = ((energy * low).sum(-1) / low_count).sqrt()  # (N,)
+        donor_rms = ((mean.float().square() * low).sum(-1) / low_count).sqrt()  # (N,)
+        scale = (receiver_rms / donor_rms.clamp_min(1e-6)).clamp(*SCALE_LIMITS).to(receiver.dtype)  # (N,)
+    # A stream without tokens has nothing to give.
+    blend = alpha.to(receiver.dtype) * (low & donor_mask.any(-1, keepdim=True))  # (N, D)
+    return receiver + blend[:, None] * ((scale[:, None] * mean)[:, None] - receiver)  # (N, T, D)
+
+
+class ChannelRouter(nn.Module):
+    """`streams.image` [N, P, D], `streams.text` [N, Q, D] → the same with their lowest channels refilled."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.fraction = config.channel_fraction
+        self.rank = config.channel_rank
+        self.max_tokens = config.channel_max_tokens
+        dim = config.text_config.hidden_size
+        self.image_blend = nn.Parameter(torch.empty(dim))
+        self.text_blend = nn.Parameter(torch.empty(dim))
+
+    def forward(self, streams: Streams):
+        image, text = streams.image, streams.text
+        image_low = self._lowest(image, streams.image_mask)  # (N, D)
+        text_low = self._lowest(text, streams.text_mask)  # (N, D)
+        new_image = inject(
+            image, streams.image_mask, text, streams.text_mask, image_low, self.image_blend.sigmoid()
+        )  # (N, P, D)
+        new_text = inject(
+            text, streams.text_mask, image, streams.image_mask, text_low, self.text_blend.sigmoid()
+        )  # (N, Q, D)
+        return streams.routed(new_image, new_text), self._own_share(image_low, text_low)
+
+    def _lowest(self, tokens, mask):
+        return lowest_channels(channel_scores(tokens, mask, self.rank, self.max_tokens), self.fraction)
+
+    def _own_share(self, image_low, text_low):
+        """How much of each stream stayed its own, [N, 2] in [0, 1]: 1 − mean blend over all channels."""
+        injected = [
+            (low * blend.sigmoid()).mean(-1)
+            for low, blend in ((image_low, self.image_blend), (text_low, self.text_blend))
+        ]
+        return 1 - torch.stack(injected, dim=-1)  # (N, 2)
+
+    def init_own_weights(self, std):
+        # sigmoid(0) = 0.5, the paper's start.
+        init.zeros_(self.image_blend)
+        init.zeros_(self.text_blend)

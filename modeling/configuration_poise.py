@@ -1,0 +1,209 @@
+"""The configuration of a Poise model: three frozen backbones and what stands between them.
+
+Nested configurations describe the backbones; plain fields describe the projector, the soft prompt and the router. Every
+mistake in a name or a combination is found here, before a single weight is read.
+"""
+
+import copy
+from difflib import get_close_matches
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .information_router import ROUTERS
+from .projectors import PROJECTORS
+from .soft_prompt import PROMPT_POOLINGS, SCORE_ENCODINGS, SOFT_PROMPTS
+
+# Tokens that a vision tower puts before its patches (class token, registers), by `model_type`.
+PREFIX_TOKENS = {
+    "siglip_vision_model": 0,
+    "clip_vision_model": 1,
+    "vit": 1,
+    "dinov2": 1,
+    "dinov2_with_registers": 1,  # plus `num_register_tokens`
+    "dinov3_vit": 1,  # plus `num_register_tokens`
+}
+ROUTER_SCOPES = ("image", "prompt")
+FEATURE_SELECTIONS = ("patch", "full")
+
+
+def check_choice(argument, value, choices):
+    """Raise a `ValueError` that names `argument`, `value` and the nearest of `choices`."""
+    if value in choices:
+        return
+    near = get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{argument}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.{hint}")
+
+
+@strict
+class PoiseConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`PoiseForConditionalGeneration`].
+
+    Args:
+        vision_config, text_config, tag_encoder_config (`dict` or `PreTrainedConfig`, *optional*):
+            The backbones. `text_config` may be decoder-only or encoder-decoder. `tag_encoder_config` is needed only by
+            `soft_prompt_type="dynamic"`.
+        image_token_id (`int`, *optional*, defaults to 0):
+            Placeholder in `input_ids`; one for every image token and every soft-prompt token.
+        vision_feature_layer (`int` or `list[int]`, *optional*):
+            Index into the tower's hidden states; `None` takes its last hidden state. A list gives several layers: the
+            `mlp` projector concatenates them, the `aggregator` lets the last one attend to the others.
+        vision_feature_select (`str`, *optional*, defaults to `"patch"`):
+            `"patch"` drops class and register tokens, `"full"` keeps them.
+        vision_prefix_tokens (`int`, *optional*):
+            How many tokens stand before the patches; known for SigLIP, CLIP, ViT and DINO towers.
+        vision_image_size (`int`, *optional*):
+            Side of the square picture in pixels, where it is not the tower's own `image_size` (DINOv2 interpolates).
+        projector_type (`str`, *optional*, defaults to `"mlp"`): `"mlp"` (LLaVA) or `"aggregator"` (LION).
+        soft_prompt_type (`str`, *optional*, defaults to `"dynamic"`): `"none"`, `"static"` (LION), `"dynamic"`.
+        soft_prompt_length (`int`, *optional*, defaults to 8): number K of prompt tokens.
+        soft_prompt_pooling (`str`, *optional*, defaults to `"queries"`):
+            `"queries"`: K learned queries attend to the tags; `"mean"`: Dynamic LION as published (K = 1).
+        tag_score_encoding (`str`, *optional*, defaults to `"attention_bias"`):
+            How a tag's confidence enters: `"text"` (written after its name), `"embedding"`, `"attention_bias"`.
+        router_type (`str`, *optional*, defaults to `"none"`): `"none"`, `"gate"`, `"channel"` or `"reliability"`.
+        router_scope (`str`, *optional*, defaults to `"image"`):
+            `"image"` routes between image and soft-prompt tokens; `"prompt"` counts the question to the text stream.
+        channel_fraction (`float`, *optional*, defaults to 0.1): share of channels that `channel` refills (MoIR's rho).
+        channel_rank (`int`, *optional*, defaults to 64): rank of its truncated SVD (MoIR's q).
+        channel_max_tokens (`int`, *optional*, defaults to 256): tokens that the SVD sees at most.
+        stream_dropout (`float`, *optional*, defaults to 0.2):
+            Probability that `reliability` drops a whole stream of a sample in training.
+        reliability_slope (`float`, *optional*, defaults to 6.0): steepness of its weight, per standard deviation.
+        reliability_quantile (`float`, *optional*, defaults to 0.999): share of training samples it calls sound.
+        backbones (`dict`, *optional*): Hub ids (or folders) of `vision`, `text`, `tag_encoder`, for the model card.
+
+    Raises:
+        ValueError: a name is unknown, or two fields contradict each other; the message names both and the remedy.
+    """
+
+    model_type = "poise"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="siglip_vision_model"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "tag_encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert", optional=True),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    tag_encoder_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 0
+    vision_feature_layer: int | list[int] | None = None
+    vision_feature_select: str = "patch"
+    vision_prefix_tokens: int | None = None
+    vision_image_size: int | None = None
+    projector_type: str = "mlp"
+    projector_hidden_act: str = "gelu"
+    soft_prompt_type: str = "dynamic"
+    soft_prompt_length: int = 8
+    soft_prompt_pooling: str = "queries"
+    tag_score_encoding: str = "attention_bias"
+    router_type: str = "none"
+    router_scope: str = "image"
+    channel_fraction: float = 0.1
+    channel_rank: int = 64
+    channel_max_tokens: int = 256
+    stream_dropout: float = 0.2
+    reliability_slope: float = 6.0
+    reliability_quantile: float = 0.999
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    backbones: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.soft_prompt_type == "dynamic" and self.tag_encoder_config is None:
+            self.tag_encoder_config = {"model_type": "bert"}
+        super().__post_init__(**kwargs)
+        self.is_encoder_decoder = self.text_config.is_encoder_decoder
+        # The language model ties its own head; the composite only repeats what it says.
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        self._check_choices()
+        self._check_combinations()
+
+    def _check_choices(self):
+        check_choice("projector_type", self.projector_type, tuple(PROJECTORS))
+        check_choice("soft_prompt_type", self.soft_prompt_type, tuple(SOFT_PROMPTS))
+        check_choice("soft_prompt_pooling", self.soft_prompt_pooling, PROMPT_POOLINGS)
+        check_choice("tag_score_encoding", self.tag_score_encoding, SCORE_ENCODINGS)
+        check_choice("router_type", self.router_type, tuple(ROUTERS))
+        check_choice("router_scope", self.router_scope, ROUTER_SCOPES)
+        check_choice("vision_feature_select", self.vision_feature_select, FEATURE_SELECTIONS)
+
+    def _check_combinations(self):
+        if self.soft_prompt_length < 1:
+            raise ValueError(
+                f"soft_prompt_length={self.soft_prompt_length} must be at least 1; "
+                "for a model without a prompt set soft_prompt_type='none'."
+            )
+        if self.soft_prompt_pooling == "mean" and self.soft_prompt_type == "dynamic" and self.soft_prompt_length != 1:
+            raise ValueError(
+                f"soft_prompt_length={self.soft_prompt_length} does not fit soft_prompt_pooling='mean', which makes "
+                "one vector: set soft_prompt_length=1, or soft_prompt_pooling='queries'."
+            )
+        if self.router_type in ("gate", "channel") and self.soft_prompt_type == "none" and self.router_scope == "image":
+            raise ValueError(
+                f"router_type={self.router_type!r} routes between two streams, but soft_prompt_type='none' leaves one: "
+                "choose a soft prompt, or router_scope='prompt'."
+            )
+        if not 0.0 < self.channel_fraction <= 1.0:
+            raise ValueError(f"channel_fraction={self.channel_fraction} must lie in (0, 1].")
+        if not 0.0 <= self.stream_dropout < 1.0:
+            raise ValueError(f"stream_dropout={self.stream_dropout} must lie in [0, 1).")
+        if not 0.5 < self.reliability_quantile < 1.0:
+            raise ValueError(f"reliability_quantile={self.reliability_quantile} must lie in (0.5, 1).")
+
+    def get_text_config(self, decoder=None, encoder=None):
+        """The language model's configuration. T5 counts its decoder's layers apart; a cache needs those."""
+        text_config = self.text_config
+        decoder_layers = getattr(text_config, "num_decoder_layers", None)
+        if decoder and decoder_layers not in (None, text_config.num_hidden_layers):
+            text_config = copy.copy(text_config)
+            text_config.num_hidden_layers = decoder_layers
+        return text_config
+
+    @property
+    def vision_feature_layers(self):
+        """Selected hidden states as a list; `[None]` is the tower's last hidden state."""
+        layers = self.vision_feature_layer
+        return list(layers) if isinstance(layers, list | tuple) else [layers]
+
+    @property
+    def num_prefix_tokens(self):
+        """Tokens before the patches in the tower's output."""
+        if self.vision_prefix_tokens is not None:
+            return self.vision_prefix_tokens
+        model_type = self.vision_config.model_type
+        if model_type not in PREFIX_TOKENS:
+            raise ValueError(
+                f"vision_config.model_type={model_type!r}: it is not known how many class or register tokens this "
+                "tower puts before its patches; set vision_prefix_tokens."
+            )
+        return PREFIX_TOKENS[model_type] + getattr(self.vision_config, "num_register_tokens", 0)
+
+    @property
+    def patch_grid(self):
+        """(rows, columns) of patches of one picture."""
+        size = self.vision_image_size or self.vision_config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        patch = self.vision_config.patch_size
+        patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+        return height // patch_height, width // patch_width
+
+    @property
+    def num_image_tokens(self):
+        """Image tokens of one picture that reach the language model."""
+        rows, columns = self.patch_grid
+        return rows * columns + (self.num_prefix_tokens if self.vision_feature_select == "full" else 0)
+
+    @property
+    def num_prompt_tokens(self):
+        """Soft-prompt tokens of one picture that reach the language model."""
+        if self.soft_prompt_type == "none":
+            return 0
+        return self.soft_prompt_length
+
+
+__all__ = ["PoiseConfig"]

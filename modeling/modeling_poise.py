@@ -1,0 +1,690 @@
+"""The Poise model: frozen backbones, and what routes information between them.
+
+    pixel_values ─ vision tower ─ projector ──────────────┐
+                                                          ├─ information router ─ language model
+    tags + scores ─ tag encoder ─ dynamic soft prompt ────┤
+    input_ids ─ token embeddings ─────────────────────────┘
+
+Every picture owns a run of P + K placeholder tokens in `input_ids`: P image tokens, then K soft-prompt tokens. They are
+made together in `get_image_features`, where the route between those two streams happens; a router that also reads the
+question works where the streams are merged, once, at prefill.
+"""
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .backbones import load_backbones, mark_initialized, quantize_composite
+from .configuration_poise import PoiseConfig
+from .evidence import image_evidence, mean_confidence, tag_evidence
+from .information_router import build_router
+from .outputs_poise import PoiseImageFeatures, PoiseModelOutput, PoiseOutput
+from .projectors import build_projector
+from .soft_prompt import build_soft_prompt
+from .streams import Streams
+from .vision_features import encode_image
+
+
+class PoisePreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialization shared by the two model classes."""
+
+    config: PoiseConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if hasattr(module, "init_own_weights"):
+            module.init_own_weights(self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+
+class PoiseModel(PoisePreTrainedModel):
+    """
+    Everything but the language model's head: merges the streams and returns the language model's hidden states.
+
+    `language_model` is the whole `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`, head included, so that scaling and
+    tying inside the head stay the backbone's own business.
+    """
+
+    def __init__(self, config: PoiseConfig, backbones: dict[str, nn.Module] | None = None):
+        super().__init__(config)
+        backbones = backbones or build_backbones(config)
+        self.vision_tower = without_pooler(backbones["vision"])
+        self.projector = build_projector(config)
+        if config.soft_prompt_type == "dynamic":
+            self.tag_encoder = without_pooler(backbones["tag_encoder"])
+        self.soft_prompt = build_soft_prompt(config)
+        self.router = build_router(config)
+        self.language_model = backbones["text"]
+        # The language model may have copied its configuration; one object keeps resizing and saving in step.
+        config.text_config = self.language_model.config
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_encoder(self, modality=None):
+        return self.vision_tower if modality == "image" else self.language_model.get_encoder()
+
+    def get_decoder(self):
+        return self.language_model.get_decoder()
+
+    def train(self, mode=True):
+        super().train(mode)
+        # A frozen tower is a function: dropout inside it would only blur what the router calls typical.
+        for tower in (self.vision_tower, getattr(self, "tag_encoder", None)):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    # ---- streams -------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        tag_input_ids: torch.LongTensor | None = None,
+        tag_attention_mask: torch.LongTensor | None = None,
+        tag_scores: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoiseImageFeatures:
+        """
+        Image tokens and soft-prompt tokens of N pictures.
+
+        Args:
+            pixel_values (N, 3, H, W): pictures, or `vision_features` (N, S, P, Dv): the tower's features.
+            tag_input_ids, tag_attention_mask, tag_scores (N, L): the pictures' tags as `PoiseProcessor` makes them; an
+                all-zero mask row, or none of the three, is a picture without tags.
+
+        Raises:
+            ValueError: neither pictures nor features, or tags for another number of pictures.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("pixel_values and vision_features: give exactly one of them.")
+        if vision_features is None:
+            vision_features = encode_image(self.vision_tower, pixel_values, self.config)  # (N, S, P, Dv)
+        num_images = vision_features.shape[0]
+        if tag_input_ids is not None and tag_input_ids.shape[0] != num_images:
+            raise ValueError(
+                f"tag_input_ids has {tag_input_ids.shape[0]} rows for {num_images} pictures: give one row of tags per "
+                "picture, all-zero in tag_attention_mask for a picture without tags."
+            )
+        image = self.projector(vision_features.to(self.projector_dtype))  # (N, P, D)
+        tag_mask = None if tag_input_ids is None else tag_attention_mask.bool()  # (N, L)
+        prompt = self._prompt_tokens(num_images, image, tag_input_ids, tag_mask, tag_scores)  # (N, K, D)
+        streams = self._image_streams(image, prompt, vision_features, tag_input_ids, tag_mask, tag_scores)
+        weights = None
+        if self.router is not None and self.config.router_scope == "image":
+            streams, weights = self.router(streams)
+        return PoiseImageFeatures(
+            pooler_output=list(torch.cat([streams.image, streams.text], dim=1)),  # N × (P + K, D)
+            image_hidden_states=streams.image,
+            soft_prompt_hidden_states=streams.text,
+            router_weights=weights,
+            image_evidence=streams.image_evidence,
+            tag_evidence=streams.tag_evidence,
+            has_tags=streams.has_tags,
+            tag_confidence=streams.tag_confidence,
+        )
+
+    @property
+    def projector_dtype(self):
+        return next(self.projector.parameters()).dtype
+
+    def _prompt_tokens(self, num_images, image, tag_input_ids, tag_mask, tag_scores):
+        if self.soft_prompt is None:
+            return image[:, :0]  # (N, 0, D)
+        prompt = self.soft_prompt(num_images, getattr(self, "tag_encoder", None), tag_input_ids, tag_mask, tag_scores)
+        return prompt.to(image.device, image.dtype)  # (N, K, D)
+
+    def _image_streams(self, image, prompt, vision_features, tag_input_ids, tag_mask, tag_scores):
+        """One item per picture: its image tokens against its soft-prompt tokens."""
+        everything = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)  # (N, P)
+        prompt_mask = torch.ones(prompt.shape[:2], dtype=torch.bool, device=image.device)  # (N, K)
+        evidence = {}
+        if self.config.router_type == "reliability":
+            evidence["image_evidence"] = image_evidence(vision_features)  # (N, Ei)
+            evidence.update(self._tag_evidence(image, tag_input_ids, tag_mask, tag_scores))
+        return Streams(image, everything, prompt, prompt_mask, prompt_mask, is_real=everything[:, 0], **evidence)
+
+    def _tag_evidence(self, image, tag_input_ids, tag_mask, tag_scores):
+        if tag_input_ids is None:
+            tag_input_ids = torch.zeros(image.shape[0], 1, dtype=torch.long, device=image.device)  # (N, 1)
+            tag_mask, tag_scores = tag_input_ids.bool(), tag_input_ids.float()
+        return {
+            "tag_evidence": tag_evidence(tag_input_ids, tag_mask, tag_scores),  # (N, Et)
+            "has_tags": tag_mask.any(-1),  # (N,)
+            "tag_confidence": mean_confidence(tag_mask, tag_scores),  # (N,)
+        }
+
+    def get_placeholder_mask(self, input_ids, inputs_embeds, num_features):
+        """
+        Which positions are placeholders, (B, T) bool.
+
+        Raises:
+            ValueError: their number is not that of the features, because text was cut through a picture's run of
+                placeholders or a picture is missing.
+        """
+        if input_ids is None:
+            placeholder = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)  # (B, T)
+        else:
+            mask = input_ids == self.config.image_token_id  # (B, T)
+        torch_compilable_check(
+            mask.sum() == num_features,
+            lambda: (
+                f"input_ids holds {int(mask.sum())} placeholder tokens for {num_features} image and soft-prompt "
+                "tokens: each picture needs one run of them as PoiseProcessor writes it; do not truncate through a picture."
+            ),
+        )
+        return mask
+
+    def embed_streams(
+        self,
+        input_ids=None,
+        inputs_embeds=None,
+        attention_mask=None,
+        features: PoiseImageFeatures | None = None,
+        prompt_mask=None,
+    ):
+        """
+        Embeddings that the language model reads, (B, T, D), and the router's weights.
+
+        `features` fill the placeholders in reading order. `prompt_mask` (B, T') bool marks what a router of scope
+        `"prompt"` may see; positions beyond T' are answer.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids and inputs_embeds: give exactly one of them.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, T, D)
+        if features is None:
+            return (inputs_embeds + self._stand_in() if self.training else inputs_embeds), None
+        tokens = torch.cat(list(features.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)  # (N(P+K), D)
+        placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, tokens.shape[0])  # (B, T)
+        inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None], tokens)  # (B, T, D)
+        if self.router is None or self.config.router_scope == "image":
+            return inputs_embeds, features.router_weights
+        streams = self._prompt_streams(inputs_embeds, placeholders, attention_mask, features, prompt_mask)
+        routed, weights = self.router(streams)
+        merged = torch.where(streams.text_mask[..., None], routed.text, inputs_embeds)  # (B, T, D)
+        return torch.where(streams.image_mask[..., None], routed.image, merged), weights
+
+    def _prompt_streams(self, inputs_embeds, placeholders, attention_mask, features, prompt_mask):
+        """One item per sample: its image tokens against its soft prompt and question, in place in the sequence."""
+        if features.image_hidden_states is None:
+            raise ValueError(
+                "router_scope='prompt' reads the whole prompt at once and cannot run on a part of it: "
+                "generate with prefill_chunk_size=None, or use router_scope='image'."
+            )
+        length = inputs_embeds.shape[1]
+        visible = torch.ones_like(placeholders) if attention_mask is None else attention_mask.bool()  # (B, T)
+        if prompt_mask is not None:
+            visible = visible & nn.functional.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1]))  # (B, T)
+        config = self.config
+        run = config.num_image_tokens + config.num_prompt_tokens
+        place_in_run = (placeholders.cumsum(-1) - 1) % run  # (B, T)
+        is_image = placeholders & (place_in_run < config.num_image_tokens)  # (B, T)
+        is_prompt = placeholders & ~is_image  # (B, T)
+        per_sample = placeholders.sum(-1) // run  # (B,) pictures
+        evidence = {}
+        if features.image_evidence is not None:
+            evidence = self._evidence_per_sample(features, per_sample)
+        return Streams(
+            image=inputs_embeds,
+            image_mask=is_image,
+            text=inputs_embeds,
+            text_mask=(is_prompt | ~placeholders) & visible,
+            prompt_mask=is_prompt,
+            is_real=per_sample > 0,
+            **evidence,
+        )
+
+    def _evidence_per_sample(self, features, per_sample):
+        """Mean evidence over the pictures of each sample."""
+        owner = torch.repeat_interleave(
+            torch.arange(per_sample.shape[0], device=per_sample.device),
+            per_sample,
+            output_size=features.image_evidence.shape[0],
+        )  # (N,)
+        count = per_sample.clamp_min(1).float()  # (B,)
+
+        def mean(values):
+            total = values.new_zeros(per_sample.shape[0], *values.shape[1:]).index_add(0, owner, values)
+            return total / count.view(-1, *[1] * (values.dim() - 1))
+
+        return {
+            "image_evidence": mean(features.image_evidence),  # (B, Ei)
+            "tag_evidence": mean(features.tag_evidence),  # (B, Et)
+            "has_tags": mean(features.has_tags.float()) > 0,  # (B,)
+            "tag_confidence": mean(features.tag_confidence),  # (B,)
+        }
+
+    def _stand_in(self):
+        """
+        Zero, through a blank picture and every trainable module: a text-only batch then still gives each of them a
+        gradient, and processes that wait for one another do not hang.
+        """
+        if not any(parameter.requires_grad for parameter in self.projector.parameters()):
+            return 0.0
+        size = self.config.vision_image_size or self.config.vision_config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        blank = torch.zeros(1, 3, height, width, device=self.device, dtype=self.vision_tower.dtype)
+        tags = {}
+        if self.config.soft_prompt_type == "dynamic":
+            ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            tags = {"tag_input_ids": ids, "tag_attention_mask": ids + 1, "tag_scores": ids.float() + 1}
+        image = self.projector(encode_image(self.vision_tower, blank, self.config).to(self.projector_dtype))
+        tag_mask = tags["tag_attention_mask"].bool() if tags else None
+        prompt = self._prompt_tokens(1, image, tags.get("tag_input_ids"), tag_mask, tags.get("tag_scores"))
+        vision_features = image.new_zeros(1, 1, 1, self.config.vision_config.hidden_size)
+        streams = self._image_streams(
+            image, prompt, vision_features, tags.get("tag_input_ids"), tag_mask, tags.get("tag_scores")
+        )
+        streams.is_real = torch.zeros_like(streams.is_real)
+        if self.router is not None:
+            streams, _ = self.router(streams)
+        untouched = sum(p.sum() for module in (self.soft_prompt, self.router) if module for p in module.parameters())
+        return 0.0 * (streams.image.sum() + streams.text.sum() + untouched)
+
+    # ---- forward -------------------------------------------------------------------------------------------------
+
+    def encode_features(self, mm_encoder_outputs, **inputs):
+        """Features given by `generate` (already encoded once), or encoded here, or `None` for a text-only batch."""
+        given = (mm_encoder_outputs or {}).get("image")
+        has_pictures = inputs["pixel_values"] is not None or inputs["vision_features"] is not None
+        if given is not None and has_pictures:
+            raise ValueError("pixel_values and mm_encoder_outputs: give only one of them.")
+        if given is not None or not has_pictures:
+            return given
+        return self.get_image_features(**inputs, return_dict=True)
+
+    def prompt_mask_for(self, labels, prompt_mask, has_features):
+        """
+        What a router of scope `"prompt"` may see, (B, T) bool, or `None` for everything.
+
+        In training that is what stands before the first supervised label: pooling over the answer would leak it into
+        the prompt.
+        """
+        if prompt_mask is not None or not has_features or self.config.router_scope == "image" or self.router is None:
+            return prompt_mask
+        if self.config.is_encoder_decoder:
+            return None
+        if labels is not None:
+            return (labels != -100).cumsum(-1) == 0  # (B, T)
+        if self.training:
+            raise ValueError(
+                "router_scope='prompt' cannot tell the prompt from the answer in training without labels or "
+                "prompt_mask: pass one of them, or use router_scope='image' (TRL's trainers need that)."
+            )
+        return None
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        tag_input_ids: torch.LongTensor | None = None,
+        tag_attention_mask: torch.LongTensor | None = None,
+        tag_scores: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        prompt_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        encoder_outputs=None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoiseModelOutput:
+        features, weights = None, None
+        if encoder_outputs is None:
+            inputs_embeds, features, weights = self.read_inputs(
+                input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, None, prompt_mask,
+                pixel_values=pixel_values, tag_input_ids=tag_input_ids, tag_attention_mask=tag_attention_mask,
+                tag_scores=tag_scores, vision_features=vision_features,
+            )  # fmt: skip
+        if self.config.is_encoder_decoder:
+            outputs = self._encoder_decoder_states(
+                inputs_embeds, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask,
+                decoder_inputs_embeds, past_key_values, use_cache, **kwargs,
+            )  # fmt: skip
+        else:
+            outputs = self.language_model.base_model(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, use_cache=use_cache, **kwargs,
+            )  # fmt: skip
+        return PoiseModelOutput(**{k: v for k, v in outputs.items() if k in PoiseModelOutput.__dataclass_fields__},
+                                **stream_outputs(features, weights))  # fmt: skip
+
+    def read_inputs(self, input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, labels, prompt_mask, **inputs):
+        """Encode the pictures, merge the streams: (embeddings (B, T, D), features or None, weights or None)."""
+        features = self.encode_features(mm_encoder_outputs, **inputs)
+        prompt_mask = self.prompt_mask_for(labels, prompt_mask, features is not None)
+        embeddings, weights = self.embed_streams(input_ids, inputs_embeds, attention_mask, features, prompt_mask)
+        return embeddings, features, weights
+
+    def _encoder_decoder_states(
+        self, inputs_embeds, attention_mask, encoder_outputs, decoder_input_ids, decoder_attention_mask,
+        decoder_inputs_embeds, past_key_values, use_cache, **kwargs,
+    ):  # fmt: skip
+        """Encoder and decoder of the language model without its head, as `PoiseModelOutput` fields."""
+        if encoder_outputs is None:
+            encoder_outputs = self.language_model.get_encoder()(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, return_dict=True, **kwargs
+            )
+        decoded = self.language_model.get_decoder()(
+            input_ids=decoder_input_ids, attention_mask=decoder_attention_mask, inputs_embeds=decoder_inputs_embeds,
+            encoder_hidden_states=encoder_outputs[0], encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values, use_cache=use_cache, return_dict=True, **kwargs,
+        )  # fmt: skip
+        return PoiseModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs[0],
+            encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),
+            encoder_attentions=getattr(encoder_outputs, "attentions", None),
+        )
+
+
+class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
+    """
+    A vision-language model with an information router and a soft prompt, for captioning, questions and grounding.
+
+    `from_backbones` builds a new one from pretrained parts, `from_pretrained` loads a finished one.
+    """
+
+    def __init__(self, config: PoiseConfig, backbones: dict[str, nn.Module] | None = None):
+        super().__init__(config)
+        self.model = PoiseModel(config, backbones)
+        self.post_init()
+        if self.can_generate():
+            self._inherit_generation_config()
+
+    def _inherit_generation_config(self):
+        """The language model's way to generate, with one more rule: a placeholder is never an answer."""
+        inherited = self.model.language_model.generation_config
+        if inherited is not None:
+            self.generation_config = type(inherited).from_dict(inherited.to_dict())
+        self.generation_config.suppress_tokens = [self.config.image_token_id]
+
+    @classmethod
+    def from_backbones(
+        cls, vision, text, tag_encoder=None, quantization_config=None, dtype=torch.float32, **fields
+    ) -> "PoiseForConditionalGeneration":
+        """
+        Assemble a new model from pretrained, frozen parts; projector, soft prompt and router start untrained.
+
+        Args:
+            vision (`str`): Hub id or folder of the vision tower (of CLIP or SigLIP, the vision half is taken).
+            text (`str`): Hub id or folder of the language model, decoder-only or encoder-decoder.
+            tag_encoder (`str`, *optional*): of the BERT-like tag encoder; needed for `soft_prompt_type="dynamic"`.
+            quantization_config (*optional*): loads the language model in 4 or 8 bits.
+            dtype (`torch.dtype`, defaults to `torch.float32`): of everything that is not quantized.
+            **fields: fields of [`PoiseConfig`].
+
+        Returns:
+            A model in evaluation mode whose backbones are frozen.
+
+        Raises:
+            ValueError: a field contradicts another, or a dynamic soft prompt has no tag encoder.
+        """
+        config, backbones = load_backbones(
+            PoiseConfig, vision, text, tag_encoder, quantization_config=quantization_config, dtype=dtype, **fields
+        )
+        for backbone in backbones.values():
+            mark_initialized(backbone)
+        model = cls(config, backbones)
+        for module in (model.model.projector, model.model.soft_prompt, model.model.router):
+            if module is not None:
+                module.to(device=backbones["text"].device, dtype=dtype)
+        if quantization_config is not None:
+            quantize_composite(model)
+        model.freeze_backbones()
+        return model.eval()
+
+    def freeze_backbones(self):
+        """Stop gradients to the vision tower, the tag encoder and the language model; new modules stay trainable."""
+        for name in ("vision_tower", "tag_encoder", "language_model"):
+            if (module := getattr(self.model, name, None)) is not None:
+                module.requires_grad_(False)
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.model.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.model.language_model.set_output_embeddings(value)
+
+    def get_encoder(self, modality=None):
+        return self.model.get_encoder(modality)
+
+    def get_decoder(self):
+        return self.model.get_decoder()
+
+    def get_image_features(self, *args, **kwargs):
+        return self.model.get_image_features(*args, **kwargs)
+
+    def prepare_decoder_input_ids_from_labels(self, labels):
+        return self.model.language_model.prepare_decoder_input_ids_from_labels(labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        tag_input_ids: torch.LongTensor | None = None,
+        tag_attention_mask: torch.LongTensor | None = None,
+        tag_scores: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        prompt_mask: torch.Tensor | None = None,
+        mm_encoder_outputs: dict | None = None,
+        encoder_outputs=None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> PoiseOutput:
+        """
+        Args:
+            input_ids (B, T), attention_mask (B, T): text with one run of placeholders per picture.
+            pixel_values (N, 3, H, W) or vision_features (N, S, P, Dv): the pictures of the batch in reading order.
+            tag_input_ids, tag_attention_mask, tag_scores (N, L): their tags, see `PoiseModel.get_image_features`.
+            labels (B, T), or (B, T') for an encoder-decoder: -100 where nothing is supervised.
+            prompt_mask (B, T): what the router may see; derived from `labels` when left out.
+            num_items_in_batch: divisor of the summed loss, given by `Trainer` under gradient accumulation.
+
+        Returns:
+            [`PoiseOutput`] with `loss` and `logits` (B, T, V).
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        features, weights = None, None
+        if encoder_outputs is None:
+            inputs_embeds, features, weights = self.model.read_inputs(
+                input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, labels, prompt_mask,
+                pixel_values=pixel_values, tag_input_ids=tag_input_ids, tag_attention_mask=tag_attention_mask,
+                tag_scores=tag_scores, vision_features=vision_features,
+            )  # fmt: skip
+        arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values, "return_dict": True}
+        if self.config.is_encoder_decoder:
+            if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)  # (B, T')
+            arguments.update(
+                inputs_embeds=None if encoder_outputs is not None else inputs_embeds,
+                encoder_outputs=encoder_outputs, decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=decoder_attention_mask, decoder_inputs_embeds=decoder_inputs_embeds,
+                use_cache=False if labels is not None else use_cache,
+            )  # fmt: skip
+        else:
+            arguments.update(
+                inputs_embeds=inputs_embeds, position_ids=position_ids, use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+            )  # fmt: skip
+        outputs = self.model.language_model(**arguments, **kwargs)
+        logits = outputs.logits  # (B, T, V)
+        if self.config.is_encoder_decoder and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = logits[:, kept]
+        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        own = ("loss", "logits")
+        return PoiseOutput(loss=loss, logits=logits, **stream_outputs(features, weights),
+                           **{k: v for k, v in outputs.items()
+                              if k in PoiseOutput.__dataclass_fields__ and k not in own})  # fmt: skip
+
+    def _loss(self, logits, labels, num_items_in_batch):
+        # An encoder-decoder's labels are aligned with its logits already; a decoder's are shifted inside the loss.
+        aligned = {"shift_labels": labels} if self.config.is_encoder_decoder else {}
+        return self.loss_function(
+            logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size,
+            num_items_in_batch=num_items_in_batch, **aligned,
+        )  # fmt: skip
+
+    # ---- generation ----------------------------------------------------------------------------------------------
+
+    def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
+        if (
+            generation_config.prefill_chunk_size is not None
+            and self.config.router_scope == "prompt"
+            and self.model.router is not None
+        ):
+            raise ValueError(
+                f"prefill_chunk_size={generation_config.prefill_chunk_size}: router_scope='prompt' reads the whole "
+                "prompt at once; set prefill_chunk_size=None, or use router_scope='image'."
+            )
+        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
+        # Features computed before take the place of pixels, which is all that the inherited method looks for.
+        features = model_kwargs.pop("vision_features", None)
+        if features is not None:
+            names = ("tag_input_ids", "tag_attention_mask", "tag_scores")
+            tags = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
+            encoded = self.model.get_image_features(vision_features=features, **tags, return_dict=True)
+            model_kwargs["mm_encoder_outputs"] = {"image": encoded}
+            return model_kwargs
+        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor, model_kwargs, model_input_name, generation_config
+    ):
+        if self.config.is_encoder_decoder:
+            if model_kwargs.get("encoder_outputs") is None:
+                self._encode_merged_streams(inputs_tensor, model_kwargs, model_input_name, generation_config)
+            return model_kwargs
+        if self.model.router is not None and self.config.router_scope == "prompt":
+            # Without a cache every step reads the whole sequence again: the router keeps to the prompt.
+            model_kwargs["prompt_mask"] = torch.ones(
+                inputs_tensor.shape[:2], dtype=torch.bool, device=inputs_tensor.device
+            )  # (B, T)
+        return super()._maybe_prepare_encoder_kwargs_for_generation(
+            inputs_tensor, model_kwargs, model_input_name, generation_config
+        )
+
+    def _encode_merged_streams(self, inputs_tensor, model_kwargs, model_input_name, generation_config):
+        """An encoder reads the merged streams once; `generate` then repeats and caches its output."""
+        inputs_embeds = model_kwargs.pop("inputs_embeds", None)
+        from_ids = inputs_embeds is None and not inputs_tensor.is_floating_point()
+        if not from_ids and inputs_embeds is None:
+            inputs_embeds = inputs_tensor
+        model_kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        features = model_kwargs.pop("mm_encoder_outputs", {}).get("image")
+        merged, _ = self.model.embed_streams(
+            input_ids=inputs_tensor if from_ids else None,
+            inputs_embeds=inputs_embeds,
+            attention_mask=model_kwargs.get("attention_mask"),
+            features=features,
+        )  # (B, T, D)
+        model_kwargs["inputs_embeds"] = merged
+        self._prepare_text_encoder_decoder_kwargs_for_generation(
+            None, model_kwargs, model_input_name, generation_config
+        )
+        model_kwargs.pop("inputs_embeds", None)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # One class serves three Auto classes; transformers writes only the registered one into `auto_map`.
+        module = type(self).__module__.split(".")[-1]
+        reference = f"{module}.{type(self).__name__}"
+        self.config.auto_map = {
+            **(getattr(self.config, "auto_map", None) or {}),
+            "AutoModelForMultimodalLM": reference,
+            "AutoModel": f"{module}.{PoiseModel.__name__}",
+        }
+        return super().save_pretrained(save_directory, **kwargs)
+
+
+def build_backbones(config):
+    """Untrained backbones of the configured shapes; `from_pretrained` fills them."""
+    language_model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    backbones = {
+        "vision": AutoModel.from_config(config.vision_config),
+        "text": language_model_class.from_config(config.text_config),
+    }
+    if config.soft_prompt_type == "dynamic":
+        backbones["tag_encoder"] = AutoModel.from_config(config.tag_encoder_config)
+    return backbones
+
+
+def without_pooler(tower):
+    """The tower without its pooling layer, which nothing reads and which would never get a gradient."""
+    if getattr(tower, "pooler", None) is not None:
+        tower.pooler = None
+    return tower
+
+
+def stream_outputs(features, weights):
+    """The streams' part of an output."""
+    if features is None:
+        return {}
+    return {
+        "image_hidden_states": features.image_hidden_states,
+        "soft_prompt_hidden_states": features.soft_prompt_hidden_states,
+        "router_weights": weights,
+    }
+
+
+PoiseConfig.register_for_auto_class()
+PoiseModel.register_for_auto_class("AutoModel")
+PoiseForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["PoiseForConditionalGeneration", "PoiseModel", "PoisePreTrainedModel"]

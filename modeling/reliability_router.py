@@ -1,0 +1,115 @@
+"""The reliability router: a stream that is unlike anything seen in training fades, and the other one stands in for it.
+
+Gates and channel routers are learned, so they can only react to failures that training showed them. This one asks the
+question that needs no failures: is the stream *typical* (`typicality.py`)? Three Gaussians answer it: over image
+evidence, over tag evidence, and over both together, whose conditional tells whether two sound streams speak of the same
+picture. A stream with weight w becomes w·x + (1 − w)·(null + complement), where `null` is a learned token and the
+complement is what the null token finds by attending to the other stream.
+
+Whole streams are dropped to their null tokens at random in training: that, not the detector, is how the language model
+learns to live without either of them.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from .evidence import TAG_EVIDENCE_DIM
+from .streams import Streams
+from .typicality import Typicality
+from .zero_linear import ZeroLinear
+
+
+class Complement(nn.Module):
+    """A learned null token of one stream attends to the other stream: [N, T, D], [N, T] → [N, 1, D]."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.null = nn.Parameter(torch.empty(dim))
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        # The complement starts at zero: a faded stream is at first nothing but its null token.
+        self.out = ZeroLinear(dim, dim, bias=False)
+
+    def forward(self, other, other_mask):
+        query = self.query(self.null)  # (D,)
+        logits = self.key(other) @ query / math.sqrt(query.shape[0])  # (N, T)
+        weights = logits.masked_fill(~other_mask, torch.finfo(logits.dtype).min).softmax(-1)  # (N, T)
+        weights = weights * other_mask.any(-1, keepdim=True)  # nothing to attend to gives nothing
+        found = self.out(weights[:, None] @ other)  # (N, 1, D)
+        return self.null + found  # (N, 1, D)
+
+    def init_own_weights(self, std):
+        init.zeros_(self.null)
+
+
+class ReliabilityRouter(nn.Module):
+    """
+    `streams.image` [N, P, D], `streams.text` [N, Q, D] → the same, faded by weights [N, 2] in [0, 1].
+
+    In training the statistics are updated and streams are dropped; in evaluation the weights come from typicality.
+    Before anything was observed every weight is 1, and the router is the identity.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        dim = config.text_config.hidden_size
+        image_dim = 2 * config.vision_config.hidden_size
+        settings = {"slope": config.reliability_slope, "quantile": config.reliability_quantile}
+        self.image_typicality = Typicality(image_dim, **settings)
+        self.uses_tags = config.soft_prompt_type == "dynamic"
+        if self.uses_tags:
+            self.tag_typicality = Typicality(TAG_EVIDENCE_DIM, **settings)
+            self.pair_typicality = Typicality(image_dim + TAG_EVIDENCE_DIM, **settings)
+        self.image_complement = Complement(dim)
+        self.text_complement = Complement(dim)
+        # `nn.Dropout` draws the whole-stream drops, so that whoever switches dropout off switches these off too.
+        self.stream_dropout = nn.Dropout(config.stream_dropout)
+
+    def forward(self, streams: Streams):
+        if self.training:
+            if torch.is_grad_enabled():
+                self.observe(streams)
+            weights = self.draw_drops(streams)  # (N, 2)
+        else:
+            weights = self.weigh(streams)  # (N, 2)
+        image_weight, text_weight = weights.to(streams.image.dtype)[..., None, None].unbind(1)  # (N, 1, 1) each
+        image_null = self.image_complement(streams.text, streams.text_mask)  # (N, 1, D)
+        text_null = self.text_complement(streams.image, streams.image_mask)  # (N, 1, D)
+        # The question is a source for the complement, but nothing fades it: without it there is no task.
+        text_weight = torch.where(streams.prompt_mask[..., None], text_weight, 1.0)  # (N, Q, 1)
+        image = image_weight * streams.image + (1 - image_weight) * image_null  # (N, P, D)
+        text = text_weight * streams.text + (1 - text_weight) * text_null  # (N, Q, D)
+        return streams.routed(image, text), weights
+
+    def draw_drops(self, streams):
+        """Training weights, [N, 2] of 0 and 1: each stream is dropped at random, never both at once."""
+        kept = self.stream_dropout(torch.ones(streams.num_items, 2, device=streams.image.device)) > 0  # (N, 2)
+        kept = kept | ~kept.any(-1, keepdim=True)  # (N, 2)
+        return kept.float()
+
+    @torch.no_grad()
+    def observe(self, streams):
+        """Add a training batch to the statistics."""
+        self.image_typicality.observe(streams.image_evidence[streams.is_real])
+        if self.uses_tags:
+            tagged = streams.has_tags & streams.is_real  # (N,)
+            self.tag_typicality.observe(streams.tag_evidence[tagged])
+            self.pair_typicality.observe(torch.cat([streams.image_evidence, streams.tag_evidence], -1)[tagged])
+
+    @torch.no_grad()
+    def weigh(self, streams):
+        """Inference weights, [N, 2]: typicality of each stream, then blame for a disagreement of two typical ones."""
+        image = self.image_typicality(streams.image_evidence)  # (N,)
+        if not self.uses_tags:
+            return torch.stack([image, torch.ones_like(image)], dim=-1)
+        tags = torch.where(streams.has_tags, self.tag_typicality(streams.tag_evidence), 1.0)  # (N,)
+        pair = self.pair_typicality(torch.cat([streams.image_evidence, streams.tag_evidence], -1))  # (N,)
+        # A pair that is strange although both of its halves are sound: the streams speak of different pictures. The
+        # tags' own confidence is the probability that they are the ones who are right.
+        disagreement = (1 - pair) * image * tags * streams.has_tags  # (N,)
+        image = image * (1 - disagreement * streams.tag_confidence)  # (N,)
+        tags = tags * (1 - disagreement * (1 - streams.tag_confidence))  # (N,)
+        return torch.stack([image, tags], dim=-1)  # (N, 2)

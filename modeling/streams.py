@@ -1,0 +1,47 @@
+"""The two streams that an information router stands between."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass
+class Streams:
+    """
+    What a router may see: prompt positions only, never an answer token.
+
+    Attributes:
+        image [N, P, D]: image tokens. image_mask [N, P] bool: which are real.
+        text [N, Q, D]: soft-prompt tokens, and the question's in `router_scope="prompt"`. text_mask [N, Q] bool.
+        prompt_mask [N, Q] bool: which text positions are soft-prompt tokens (a question is never faded away).
+        image_evidence [N, Ei], tag_evidence [N, Et]: statistics of the frozen features, see `typicality.py`.
+        has_tags [N] bool, tag_confidence [N]: whether a picture came with tags, and their mean score.
+        is_real [N] bool: false for the stand-in picture of a batch that has none.
+    N counts pictures (`router_scope="image"`) or samples (`"prompt"`).
+    """
+
+    image: torch.Tensor
+    image_mask: torch.Tensor
+    text: torch.Tensor
+    text_mask: torch.Tensor
+    prompt_mask: torch.Tensor
+    image_evidence: torch.Tensor | None = None
+    tag_evidence: torch.Tensor | None = None
+    has_tags: torch.Tensor | None = None
+    tag_confidence: torch.Tensor | None = None
+    is_real: torch.Tensor | None = None
+
+    def routed(self, image, text):
+        """The same streams with new tokens."""
+        return replace(self, image=image, text=text)
+
+    @property
+    def num_items(self):
+        return self.image.shape[0]
+
+
+def masked_mean(tokens, mask):
+    """Mean over the real tokens, [N, T, D] and [N, T] → [N, D]; zero where a stream has none."""
+    weights = mask.to(tokens.dtype)  # (N, T)
+    total = weights.sum(-1, keepdim=True).clamp_min(1.0)  # (N, 1)
+    return (weights[:, None] @ tokens)[:, 0] / total  # (N, D)

@@ -1,0 +1,150 @@
+"""Typicality: how far a sample lies from anything seen in training.
+
+A frozen tower's features do not move during training, so their running mean and covariance describe what a sound input
+looks like, and the Mahalanobis distance to them tells at inference that an input is not one (Lee et al., arXiv
+1807.03888, without their classes). No degraded example is ever needed.
+
+A threshold needs distances of samples that the covariance was *not* fitted to: with fewer samples than dimensions every
+new picture looks strange. So a tenth of the stream is held out for calibration, chosen by a hash of the features
+themselves: the same picture stays on its side in every epoch and in every process.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+HELD_OUT = 0.1  # share of the training stream that calibrates
+CALIBRATION_SIZE = 512  # held-out samples that are kept; a ring, the newest replace the oldest
+MIN_CALIBRATION = 32  # fewer give no verdict: everything counts as typical
+SHRINKAGE = 0.1  # weight of the covariance's own diagonal
+
+
+def gather_rows(rows):
+    """All processes' rows of a [n, E] tensor, in rank order; n may differ between processes and may be zero."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    world = torch.distributed.get_world_size()
+    count = torch.tensor([rows.shape[0]], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(world)]
+    torch.distributed.all_gather(counts, count)
+    longest = int(max(counts))
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: rows.shape[0]] = rows
+    parts = [torch.zeros_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
+
+
+def held_out_by_hash(rows):
+    """Which rows calibrate, [n, E] → [n] bool: a pure function of each row, stable against rounding noise."""
+    index = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float64)
+    direction = torch.sin(1.7 * index + 0.3)  # (E,)
+    cosine = nn.functional.normalize(rows.double(), dim=-1) @ direction  # (n,)
+    return (cosine * 1e3).frac().abs() < HELD_OUT
+
+
+class Typicality(nn.Module):
+    """
+    Running Gaussian over evidence vectors of `dim` numbers, and the distance scale that its held-out samples set.
+
+    The state is exact and does not depend on how samples were batched or accumulated (Chan et al.'s parallel update);
+    with several processes every one of them sees all samples. All of it is float32 buffers.
+    """
+
+    def __init__(self, dim, slope, quantile):
+        super().__init__()
+        self.dim, self.slope, self.quantile = dim, slope, quantile
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scatter", torch.zeros(dim, dim))
+        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim))
+        self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
+        # Derived by `fit`; stored, so that a loaded model needs no factorization and compiles without a graph break.
+        self.register_buffer("whitener", torch.zeros(dim, dim))
+        self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0]))
+        self.stale = True
+
+    def init_own_weights(self, std):
+        for buffer in (self.count, self.mean, self.scatter, self.calibration, self.calibration_count, self.whitener):
+            init.zeros_(buffer)
+        init.copy_(self.centre_scale_threshold, torch.tensor([0.0, 1.0, 0.0]))
+
+    def _apply(self, fn, recurse=True):
+        # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
+        def keep_dtype(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    @torch.no_grad()
+    def observe(self, rows):
+        """Add training samples, [n, E]. Every process must call it, with its own (possibly no) rows."""
+        rows = gather_rows(rows.detach().float())  # (n, E)
+        held_out = held_out_by_hash(rows)  # (n,)
+        self._merge(rows[~held_out])
+        self._keep(rows[held_out])
+        self.stale = True
+
+    def _merge(self, rows):
+        added = rows.shape[0]
+        if added == 0:
+            return
+        total = self.count + added
+        row_mean = rows.mean(0)  # (E,)
+        centred = rows - row_mean  # (n, E)
+        shift = row_mean - self.mean  # (E,)
+        self.scatter += centred.mT @ centred + torch.outer(shift, shift) * (self.count * added / total)
+        self.mean += shift * (added / total)
+        self.count += added
+
+    def _keep(self, rows):
+        slots = (self.calibration_count + torch.arange(rows.shape[0], device=rows.device)) % CALIBRATION_SIZE
+        self.calibration[slots] = rows
+        self.calibration_count += rows.shape[0]
+
+    @property
+    def ready(self):
+        """Whether enough was held out for a verdict, a bool tensor of shape ()."""
+        return self.calibration_count >= MIN_CALIBRATION
+
+    def train(self, mode=True):
+        # The factorization is paid where training turns into inference, not at every step.
+        super().train(mode)
+        if not mode and self.stale:
+            self.fit()
+        return self
+
+    @torch.no_grad()
+    def fit(self):
+        """Derive whitening, and centre, scale and threshold of the log distance, from what was observed."""
+        if self.mean.is_meta or not bool(self.ready) or int(self.count) < 2:
+            return
+        covariance = self.scatter / (self.count - 1)  # (E, E)
+        diagonal = covariance.diagonal()  # (E,)
+        floor = 1e-6 * diagonal.mean().clamp_min(1e-12)
+        shrunk = (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * diagonal + floor)  # (E, E)
+        factor = torch.linalg.cholesky(shrunk)  # (E, E)
+        identity = torch.eye(self.dim, device=factor.device)
+        self.whitener.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
+        kept = self.calibration[: min(int(self.calibration_count), CALIBRATION_SIZE)]  # (C, E)
+        distance = self.log_distance(kept)  # (C,)
+        centre, scale = distance.mean(), distance.std().clamp_min(1e-3)
+        # The tail of a few hundred samples is thin: never below what a normal tail of that mass would give.
+        normal_tail = math.sqrt(2) * torch.erfinv(torch.tensor(2 * self.quantile - 1)).item()
+        empirical = ((distance - centre) / scale).quantile(self.quantile)
+        self.centre_scale_threshold.copy_(torch.stack([centre, scale, empirical.clamp_min(normal_tail)]))
+        self.stale = False
+
+    def log_distance(self, rows):
+        """Log Mahalanobis distance, [n, E] → [n]."""
+        whitened = (rows.float() - self.mean) @ self.whitener.mT  # (n, E)
+        return whitened.square().sum(-1).clamp_min(1e-12).log() / 2  # (n,)
+
+    def forward(self, rows):
+        """Weight of each sample, [n, E] → [n]: sigmoid(slope · (t − d)), near 1 for what training has seen."""
+        centre, scale, threshold = self.centre_scale_threshold.unbind()
+        distance = (self.log_distance(rows) - centre) / scale  # (n,) in standard deviations of held-out samples
+        return torch.where(self.ready, torch.sigmoid(self.slope * (threshold - distance)), 1.0)  # (n,)

@@ -1,0 +1,24 @@
+"""Frozen vision features: chosen hidden states of the tower, patches only, in one layout for every tower."""
+
+import torch
+
+# Towers whose position table must be stretched by request when the picture is not of their own size.
+INTERPOLATE_ON_REQUEST = ("siglip_vision_model", "clip_vision_model", "vit")
+
+
+def encode_image(vision_tower, pixel_values, config):
+    """
+    `pixel_values` [N, 3, H, W] → features [N, S, P, Dv] of the S layers in `config.vision_feature_layers`.
+
+    No graph is kept while the tower is frozen.
+    """
+    layers = config.vision_feature_layers
+    arguments = {"output_hidden_states": True} if any(layer is not None for layer in layers) else {}
+    if config.vision_image_size is not None and config.vision_config.model_type in INTERPOLATE_ON_REQUEST:
+        arguments["interpolate_pos_encoding"] = True
+    trainable = any(parameter.requires_grad for parameter in vision_tower.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and trainable):
+        outputs = vision_tower(pixel_values.to(vision_tower.dtype), return_dict=True, **arguments)
+    selected = [outputs.last_hidden_state if layer is None else outputs.hidden_states[layer] for layer in layers]
+    features = torch.stack(selected, dim=1)  # (N, S, prefix + P, Dv)
+    return features[:, :, config.num_prefix_tokens :] if config.vision_feature_select == "patch" else features
