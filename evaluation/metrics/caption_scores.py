@@ -168,7 +168,9 @@ def cider_d_scores(
             similarity = 0.0
             for vector, norm, other, other_norm in zip(vectors, norms, other_vectors, other_norms, strict=True):
                 if norm and other_norm:
-                    product = sum(min(weight, other[gram]) * other[gram] for gram, weight in vector.items() if gram in other)
+                    product = sum(
+                        min(weight, other[gram]) * other[gram] for gram, weight in vector.items() if gram in other
+                    )
                     similarity += product / (norm * other_norm)
             bigrams_apart = max(0, len(hypothesis) - 1) - max(0, len(caption) - 1)
             similarity *= math.exp(-(bigrams_apart**2) / (2 * sigma**2))
