@@ -1,1 +1,80 @@
-"""What goes into the model: processor, tags, task records, collators, scenes."""
+"""What goes into the model: processor, tags, task records, collators, scenes.
+
+Names are fetched from their files when they are first used, so that reading a box or a tag does not import torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .batch_description import describe_batch
+    from .chat_templates import CHAT_TEMPLATES, choose_chat_template
+    from .collators import GenerationCollator, TrainingCollator
+    from .grounding_text import box_to_text, text_to_box
+    from .image_loading import open_image
+    from .photo_annotations import convert_photo_annotations
+    from .processing_poise import PoiseProcessor
+    from .prompts import Prompts, reference_texts, target_text
+    from .scenes import Scenes
+    from .tags import Tag, check_tags, parse_tags
+    from .task_record import TaskRecord, TaskRecordError, check_task_record
+    from .task_record_files import TaskRecords, load_task_records, write_task_records
+
+_HOME = {
+    "CHAT_TEMPLATES": "chat_templates",
+    "GenerationCollator": "collators",
+    "PoiseProcessor": "processing_poise",
+    "Prompts": "prompts",
+    "Scenes": "scenes",
+    "Tag": "tags",
+    "TaskRecord": "task_record",
+    "TaskRecordError": "task_record",
+    "TaskRecords": "task_record_files",
+    "TrainingCollator": "collators",
+    "box_to_text": "grounding_text",
+    "check_tags": "tags",
+    "check_task_record": "task_record",
+    "choose_chat_template": "chat_templates",
+    "convert_photo_annotations": "photo_annotations",
+    "describe_batch": "batch_description",
+    "load_task_records": "task_record_files",
+    "open_image": "image_loading",
+    "parse_tags": "tags",
+    "reference_texts": "prompts",
+    "target_text": "prompts",
+    "text_to_box": "grounding_text",
+    "write_task_records": "task_record_files",
+}
+__all__ = [
+    "CHAT_TEMPLATES",
+    "GenerationCollator",
+    "PoiseProcessor",
+    "Prompts",
+    "Scenes",
+    "Tag",
+    "TaskRecord",
+    "TaskRecordError",
+    "TaskRecords",
+    "TrainingCollator",
+    "box_to_text",
+    "check_tags",
+    "check_task_record",
+    "choose_chat_template",
+    "convert_photo_annotations",
+    "describe_batch",
+    "load_task_records",
+    "open_image",
+    "parse_tags",
+    "reference_texts",
+    "target_text",
+    "text_to_box",
+    "write_task_records",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

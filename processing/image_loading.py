@@ -1,0 +1,134 @@
+"""Opening an image so that a bad one ends in one clear line, before a bomb is decoded."""
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000  # a 50-megapixel image takes 150 MB as RGB; a small file can claim to be far larger
+
+
+def open_image(
+    source: str | os.PathLike | Image.Image,
+    max_pixels: int = MAX_PIXELS,
+    turn_upright: bool = True,
+    argument: str = "image",
+) -> Image.Image:
+    """Reads and decodes an image as RGB.
+
+    Args:
+        source: a file, or a PIL image (which may not be decoded yet).
+        max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused before they are decoded.
+        turn_upright (`bool`, *optional*, defaults to `True`):
+            Whether to obey the camera's orientation. `False` where boxes are in pixels of the stored image.
+        argument (`str`, *optional*, defaults to `"image"`): what the error calls the image.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no image, zero-size, truncated, or more than `max_pixels`.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, max_pixels, turn_upright, argument, repr(source.size))
+    with _open(source, argument) as image:
+        return _decode(image, max_pixels, turn_upright, argument, repr(str(source)))
+
+
+def image_size(source: str | os.PathLike | Image.Image, max_pixels: int = MAX_PIXELS, argument: str = "image"):
+    """(width, height) in pixels of the stored image, read from its header alone. Raises as `open_image`."""
+    if isinstance(source, Image.Image):
+        _check_size(source, max_pixels, argument, repr(source.size))
+        return source.size
+    with _open(source, argument) as image:
+        _check_size(image, max_pixels, argument, repr(str(source)))
+        return image.size
+
+
+def _open(source: str | os.PathLike, argument: str) -> ImageFile.ImageFile:
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument}={str(source)!r}: there is no such file; check the path.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{argument}={str(source)!r} is an empty file; copy or download it again.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` says it better
+            return Image.open(path)
+    except UnidentifiedImageError:
+        raise ValueError(
+            f"{argument}={str(source)!r} is not an image in a known format; give JPEG, PNG or WebP."
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{argument}={str(source)!r} is far too large to decode safely: {error}") from None
+
+
+def _check_size(image: Image.Image, max_pixels: int, argument: str, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ValueError(f"{argument}={name} is {width}×{height} pixels; give an image with at least one pixel.")
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{argument}={name} is {width}×{height} = {width * height / 1e6:.0f} megapixels, more than "
+            f"max_pixels={max_pixels / 1e6:.0f} megapixels: shrink it, or raise max_pixels."
+        )
+
+
+def _decode(image: Image.Image, max_pixels: int, turn_upright: bool, argument: str, name: str) -> Image.Image:
+    _check_size(image, max_pixels, argument, name)
+    try:
+        image.load()
+    except (OSError, SyntaxError, EOFError) as error:  # the decoders' ways to say that data ends or is damaged
+        raise ValueError(f"{argument}={name} is truncated or damaged ({error}); copy or download it again.") from None
+    if turn_upright:
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGB")
+
+
+def flat_image_list(images: Any, fetch: Callable[[str], Any], max_pixels: int = MAX_PIXELS) -> list[Any]:
+    """The images of a call as one list in reading order.
+
+    Args:
+        images: `None`, one image, or a list of images and of such lists: PIL images, files, addresses or base64 texts,
+            arrays or tensors (of three dimensions; four are taken apart). `None` entries are left out.
+        fetch: what opens addresses and base64 texts, such as the image processor's `fetch_images`.
+        max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`, naming the image's place.
+        TypeError: something is no image.
+    """
+    leaves: list[Any] = []
+    _collect(images, leaves)
+    opened = []
+    for place, leaf in enumerate(leaves):
+        argument = f"images[{place}]"
+        if isinstance(leaf, str) and (leaf.startswith(("http://", "https://", "data:")) or _is_base64(leaf)):
+            opened.append(fetch(leaf))
+        elif isinstance(leaf, str | os.PathLike | Image.Image):
+            opened.append(open_image(leaf, max_pixels, argument=argument))
+        elif hasattr(leaf, "shape") and len(leaf.shape) in (2, 3):
+            if 0 in leaf.shape:
+                raise ValueError(
+                    f"{argument} has the shape {tuple(leaf.shape)}: give an image with at least one pixel."
+                )
+            opened.append(leaf)
+        else:
+            raise TypeError(f"{argument} is a {type(leaf).__name__}: give a PIL image, a file, an address or an array.")
+    return opened
+
+
+def _collect(images: Any, leaves: list[Any]) -> None:
+    if images is None:
+        return
+    if isinstance(images, list | tuple) or len(getattr(images, "shape", ())) == 4:
+        for entry in images:
+            _collect(entry, leaves)
+    else:
+        leaves.append(images)
+
+
+def _is_base64(text: str) -> bool:
+    # Base64 of even a small image is longer than file systems let a name be, or has the line breaks that names lack.
+    return len(text) > 1024 or "\n" in text

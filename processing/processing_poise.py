@@ -1,0 +1,384 @@
+"""The processor: images, prompts and tags in; what the model reads out."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
+from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.utils import logging
+
+from .chat_templates import choose_chat_template
+from .image_loading import MAX_PIXELS, flat_image_list
+from .tag_tokens import SCORE_ENCODINGS, tag_prompt_words, tokenize_tags
+from .tags import Tag, check_tags_of_images
+from .text_truncation import positions_to_keep
+
+logger = logging.get_logger(__name__)
+
+TAG_INPUTS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
+TAG_TOKENIZER_FOLDER = "tag_tokenizer"
+_CUTTING = (True, "longest_first", "only_first")
+
+
+class PoiseProcessor(ProcessorMixin):
+    r"""
+    Turns images, prompts and tags into the inputs of `PoiseForConditionalGeneration`.
+
+    Every `<image>` of a prompt becomes `num_image_tokens + num_prompt_tokens` placeholders, one for each image token
+    and each soft-prompt token of that picture. With `tag_words` the names of the picture's tags follow as words:
+    `"tags : dog , ball ."`.
+
+    Args:
+        image_processor: the vision tower's image processor; the ones that need only PIL will do.
+        tokenizer: the language model's tokenizer, which must know `image_token`.
+        tag_tokenizer (*optional*):
+            The tag encoder's tokenizer (a fast one). Without it tags are words of the prompt or nothing.
+        chat_template (`str`, *optional*): how messages become a prompt; the tokenizer's own by default.
+        num_image_tokens (`int`): image tokens of one picture, the model's `config.num_image_tokens`.
+        num_prompt_tokens (`int`, *optional*, defaults to 0): the model's `config.num_prompt_tokens`.
+        tag_score_encoding (`str`, *optional*, defaults to `"attention_bias"`):
+            How scores reach the tag encoder: `"text"` writes them after the names ("dog 0.97"); `"embedding"` and
+            `"attention_bias"` leave the text alone, the model reads `tag_scores`.
+        tag_words (`bool`, *optional*, defaults to `True`): whether tag names are words of the prompt, too.
+        max_tags (`int`, *optional*, defaults to 64): of more tags on a picture the highest-scoring are kept.
+        image_token (`str`, *optional*, defaults to `"<image>"`): the placeholder.
+        max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused before they are decoded.
+
+    Raises:
+        ValueError: a choice is unknown, a number not positive, or the tokenizer does not know `image_token`.
+    """
+
+    # A model that was not asked for them does not take them; tokenizers of the BERT kind give them unasked.
+    text_kwargs = {"return_token_type_ids": False}
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        tag_tokenizer=None,
+        chat_template=None,
+        num_image_tokens=None,
+        num_prompt_tokens=0,
+        tag_score_encoding="attention_bias",
+        tag_words=True,
+        max_tags=64,
+        image_token="<image>",
+        max_pixels=MAX_PIXELS,
+    ):
+        if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
+            raise ValueError(f"num_image_tokens={num_image_tokens!r} must be the model's config.num_image_tokens.")
+        if num_prompt_tokens < 0:
+            raise ValueError(f"num_prompt_tokens={num_prompt_tokens} must be 0 (no soft prompt) or more.")
+        if tag_score_encoding not in SCORE_ENCODINGS:
+            raise ValueError(
+                f"tag_score_encoding={tag_score_encoding!r} is not known: choose one of {SCORE_ENCODINGS}."
+            )
+        if max_tags < 1:
+            raise ValueError(f"max_tags={max_tags} must be at least 1; for a model without tags, give none.")
+        if tag_tokenizer is not None and not tag_tokenizer.is_fast:
+            raise ValueError(
+                f"tag_tokenizer={type(tag_tokenizer).__name__} tells no character offsets, which tie scores to tokens: "
+                "load it with AutoTokenizer and the `tokenizers` library."
+            )
+        image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if image_token_id is None or image_token_id == tokenizer.unk_token_id:
+            raise ValueError(
+                f"image_token={image_token!r} is not in the tokenizer's vocabulary: load the tokenizer with "
+                f"AutoTokenizer.from_pretrained(..., image_token={image_token!r}), or call from_backbones."
+            )
+        self.tag_tokenizer = tag_tokenizer
+        self.num_image_tokens = num_image_tokens
+        self.num_prompt_tokens = num_prompt_tokens
+        self.tag_score_encoding = tag_score_encoding
+        self.tag_words = tag_words
+        self.max_tags = max_tags
+        self.image_token = image_token
+        self.image_token_id = image_token_id
+        self.max_pixels = max_pixels
+        chat_template = tokenizer.chat_template if chat_template is None else chat_template
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images=None, text=None, videos=None, audio=None, tags=None, **kwargs) -> BatchFeature:
+        r"""
+        Prepares one sample or a batch.
+
+        Args:
+            images: one image or a (nested) list: PIL images, files, addresses, arrays; in reading order of the prompts.
+            text (`str` or `list[str]`, *optional*): prompts with one `<image>` for each image.
+            tags (`list`, *optional*): per image a list of (name, score) pairs, such as `[[("dog", 0.97)]]`.
+            **kwargs: as every transformers processor (`padding`, `truncation`, `max_length`, `return_tensors`, ...).
+                `truncation` cuts ordinary text at the tokenizer's `truncation_side`, no placeholder, no special token.
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` [B, T], `pixel_values` [N, 3, H, W] over the N images
+            of the batch in reading order, and if one of them has tags and there is a tag tokenizer, `tag_input_ids`,
+            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags).
+
+        Raises:
+            ValueError: images, placeholders and tags do not match in number; a tag or an image is bad; the placeholders
+                alone exceed `max_length`.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("videos and audio are not understood by PoiseProcessor: give images.")
+        if images is None and text is None:
+            raise ValueError("images and text are both None: give at least one of them.")
+        images = flat_image_list(images, self.image_processor.fetch_images, self.max_pixels)
+        tags_of_images = [self._kept_tags(tags) for tags in check_tags_of_images(tags, len(images))]
+        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+
+        data: dict[str, Any] = {}
+        if text is not None:
+            data.update(self._tokenized_prompts([text] if isinstance(text, str) else text, tags_of_images, merged))
+        if images:
+            data.update(self.image_processor(images, **merged["images_kwargs"]))
+        data.update(self._tag_inputs(tags_of_images, merged["text_kwargs"].get("return_tensors")))
+        return BatchFeature(
+            data,
+            tensor_type=merged["text_kwargs"].get("return_tensors"),
+            skip_tensor_conversion=self.skip_tensor_conversion,
+        )
+
+    def replace_image_token(self, image_inputs: dict | None = None, image_idx: int = 0, **kwargs) -> str:
+        """What one `<image>` becomes: placeholders for the image tokens and the soft-prompt tokens of one picture."""
+        return self.image_token * (self.num_image_tokens + self.num_prompt_tokens)
+
+    def _kept_tags(self, tags: list[Tag]) -> list[Tag]:
+        if len(tags) > self.max_tags:
+            logger.warning_once(
+                f"An image has more than max_tags={self.max_tags} tags: only the highest-scoring are kept (said once)."
+            )
+        return tags[: self.max_tags]
+
+    def _tokenized_prompts(self, prompts: list[str], tags_of_images: list[list[Tag]], merged: dict) -> dict[str, Any]:
+        """Expands the placeholders of B prompts, adds tag words, tokenizes and truncates."""
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"text={prompts!r} must be a string or a list of strings.")
+        expanded, offsets = self._expanded(prompts, tags_of_images)
+        text_kwargs = dict(merged["text_kwargs"])
+        # Both settings also arrive inside text_kwargs, where transformers still puts them for older callers.
+        with_token_types = text_kwargs.pop("return_mm_token_type_ids", merged["return_mm_token_type_ids"])
+        with_offsets = text_kwargs.pop("return_text_replacement_offsets", merged["return_text_replacement_offsets"])
+        if text_kwargs.get("truncation") in _CUTTING:
+            encoded = self._truncated(expanded, text_kwargs)
+        else:
+            encoded = self.tokenizer(expanded, **text_kwargs)
+        if with_offsets:
+            encoded["text_replacement_offsets"] = offsets
+        if with_token_types:
+            encoded["mm_token_type_ids"] = self.create_mm_token_type_ids(encoded["input_ids"])
+        return encoded
+
+    def _expanded(self, prompts: list[str], tags_of_images: list[list[Tag]]) -> tuple[list[str], list[list[dict]]]:
+        """B prompts with placeholders and tag words written out, and where (for masks over characters)."""
+        most = sum(prompt.count(self.image_token) for prompt in prompts)
+        # A first pass replaces each placeholder by itself: it finds those that count (user text can be marked as not
+        # meant), and which character follows, since words must not run into it.
+        _, found = self.get_text_with_replacements(list(prompts), [self.image_token] * most)
+        followers = [
+            prompt[place["span"][1] : place["span"][1] + 1]
+            for prompt, places in zip(prompts, found, strict=True)
+            for place in places
+        ]
+        if len(followers) != len(tags_of_images):
+            raise ValueError(
+                f"text holds {len(followers)} {self.image_token} placeholders for {len(tags_of_images)} images: write "
+                f"one {self.image_token} where each image belongs."
+            )
+        replacements = []
+        for index, (tags, follower) in enumerate(zip(tags_of_images, followers, strict=True)):
+            words = self._words(tags, index)
+            gap = " " if words and follower and not follower.isspace() else ""
+            replacements.append(self.replace_image_token(image_idx=index) + words + gap)
+        return self.get_text_with_replacements(list(prompts), replacements)
+
+    def _words(self, tags: list[Tag], index: int) -> str:
+        if not self.tag_words or not tags:
+            return ""
+        for tag in tags:
+            for token in self.tokenizer.all_special_tokens:
+                if token in tag.name:
+                    raise ValueError(
+                        f"tags[{index}] names {tag.name!r}, which holds the special token {token!r}: rename the tag."
+                    )
+        return " " + tag_prompt_words(tags)
+
+    def _truncated(self, prompts: list[str], text_kwargs: dict) -> BatchFeature:
+        """Tokenizes B prompts and cuts their ordinary text to `max_length`, the tokenizer's own limit by default."""
+        options = dict(text_kwargs)
+        padding = {
+            name: options.pop(name) for name in ("padding", "pad_to_multiple_of", "padding_side") if name in options
+        }
+        max_length = options.pop("max_length", None) or self.tokenizer.model_max_length
+        for name in ("truncation", "return_tensors", "stride"):
+            options.pop(name, None)
+        encoded = self.tokenizer(prompts, **{**options, "padding": False, "verbose": False})
+        side, kept_ids = self.tokenizer.truncation_side, self.uncut_token_ids
+        kept = [positions_to_keep(row, kept_ids, max_length, side) for row in encoded["input_ids"]]
+        rows = {
+            name: [[row[position] for position in positions] for row, positions in zip(values, kept, strict=True)]
+            for name, values in encoded.items()
+        }
+        if not padding.get("padding"):
+            return BatchFeature(rows)
+        offsets = rows.pop("offset_mapping", None)  # the one thing that `pad` leaves ragged
+        if padding["padding"] == "max_length":
+            padding["max_length"] = max_length
+        padded = self.tokenizer.pad(rows, **padding)
+        if offsets is not None:
+            on_the_left = padding.get("padding_side", self.tokenizer.padding_side) == "left"
+            gaps = [[(0, 0)] * (len(ids) - len(row)) for ids, row in zip(padded["input_ids"], offsets, strict=True)]
+            padded["offset_mapping"] = [
+                gap + row if on_the_left else row + gap for gap, row in zip(gaps, offsets, strict=True)
+            ]
+        return padded
+
+    def _tag_inputs(self, tags_of_images: list[list[Tag]], return_tensors: str | None) -> dict[str, Any]:
+        if not any(tags_of_images):
+            return {}
+        if self.tag_tokenizer is None:
+            if not self.tag_words:
+                logger.warning_once(
+                    "tags are given, but this processor has neither a tag_tokenizer nor tag_words: ignored."
+                )
+            return {}
+        arrays = tokenize_tags(tags_of_images, self.tag_tokenizer, with_scores=self.tag_score_encoding == "text")
+        return {name: array if return_tensors else array.tolist() for name, array in arrays.items()}
+
+    @property
+    def uncut_token_ids(self) -> frozenset[int]:
+        """Ids that truncation never cuts: the placeholder and the special tokens (an unknown word is text)."""
+        names = {name: token for name, token in self.tokenizer.special_tokens_map.items() if name != "unk_token"}
+        tokens = [*names.values(), *self.tokenizer.extra_special_tokens, self.image_token]
+        return frozenset(self.tokenizer.convert_tokens_to_ids(tokens))
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of everything that the processor can return for the model."""
+        text_names = [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
+        tag_names = TAG_INPUTS if self.tag_tokenizer is not None else ()
+        return list(dict.fromkeys([*text_names, *self.image_processor.model_input_names, *tag_names]))
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        """Placeholders for images of the given sizes; every picture takes the same number."""
+        if image_sizes is None:
+            return MultiModalData()
+        placeholders = [self.num_image_tokens + self.num_prompt_tokens] * len(image_sizes)
+        return MultiModalData(num_image_tokens=placeholders, num_image_patches=[1] * len(image_sizes))
+
+    def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
+        """Collects the tags of `{"type": "image", "image": ..., "tags": [...]}` entries beside the images."""
+        images, videos, audios, others = super()._multimodal_inputs_from_conversations(
+            conversations, audio_loading_params, load_audio_from_video
+        )
+        tags = [
+            part.get("tags")
+            for conversation in conversations
+            for message in conversation
+            if not isinstance(message.get("content") or "", str)
+            for part in message["content"]
+            if part["type"] == "image"
+        ]
+        return images, videos, audios, {**others, "tags": tags} if any(tags) else others
+
+    # Saving and loading. ProcessorMixin does both for every tokenizer it knows of, but cannot bear that one is None.
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts that ProcessorMixin saves and loads; the optional tag tokenizer is saved and loaded below."""
+        return ["image_processor", "tokenizer"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds."""
+        without_tag_tokenizer = copy.copy(self)
+        del without_tag_tokenizer.tag_tokenizer
+        output = super(PoiseProcessor, without_tag_tokenizer).to_dict()
+        output["tag_tokenizer_folder"] = None if self.tag_tokenizer is None else TAG_TOKENIZER_FOLDER
+        return output
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Saves everything that `from_pretrained` needs; the tag tokenizer goes into a folder of its own."""
+        files = super().save_pretrained(save_directory)
+        if self.tag_tokenizer is not None:
+            self.tag_tokenizer.save_pretrained(os.path.join(save_directory, TAG_TOKENIZER_FOLDER))
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+        return files
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        arguments = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+        folder = (processor_dict or {}).get("tag_tokenizer_folder")
+        if folder is None:
+            return [*arguments, None]
+        subfolder = os.path.join(kwargs.pop("subfolder", ""), folder)
+        return [*arguments, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)]
+
+    @classmethod
+    def from_backbones(cls, vision, text, tag_encoder=None, config=None, **fields) -> "PoiseProcessor":
+        r"""
+        The processor of a model that `PoiseForConditionalGeneration.from_backbones` assembles from pretrained parts.
+
+        `image_token` is added at the end of the vocabulary where the tokenizer lacks it. A tokenizer without a padding
+        token pads with its end-of-text token (masks tell the two apart), which is logged. Prompts of a decoder-only
+        model are padded on the left.
+
+        Args:
+            vision, text, tag_encoder (`str`): Hub ids or folders.
+            config (`PoiseConfig`, *optional*): the model's configuration; gives numbers of tokens and the encoding.
+            **fields: arguments of `PoiseProcessor`, which win over `config`. `chat_template` may also be a name in
+                `CHAT_TEMPLATES`.
+
+        Raises:
+            ValueError: without `config` and `num_image_tokens`; or the image processor's pictures are not of the size
+                that `config` expects.
+        """
+        image_processor = AutoImageProcessor.from_pretrained(vision)
+        image_token = fields.setdefault("image_token", "<image>")
+        tokenizer = AutoTokenizer.from_pretrained(text, image_token=image_token)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ValueError(f"text={str(text)!r}: its tokenizer has neither a padding nor an end-of-text token.")
+            logger.warning(f"The tokenizer of {text} has no padding token; it pads with {tokenizer.eos_token!r}.")
+            tokenizer.pad_token = tokenizer.eos_token
+        if config is None and "num_image_tokens" not in fields:
+            raise ValueError("num_image_tokens is not known: give config=model.config, or num_image_tokens itself.")
+        if config is not None:
+            _check_picture_size(image_processor, config)
+            fields.setdefault("num_image_tokens", config.num_image_tokens)
+            fields.setdefault("num_prompt_tokens", config.num_prompt_tokens)
+            fields.setdefault("tag_score_encoding", config.tag_score_encoding)
+            if not config.is_encoder_decoder:
+                tokenizer.padding_side = "left"
+        tag_tokenizer = None
+        if tag_encoder is not None and (config is None or config.soft_prompt_type == "dynamic"):
+            tag_tokenizer = AutoTokenizer.from_pretrained(tag_encoder)
+            if config is not None:
+                # Some checkpoints name no limit in their tokenizer, or one that their positions do not reach.
+                positions = getattr(
+                    config.tag_encoder_config, "max_position_embeddings", tag_tokenizer.model_max_length
+                )
+                tag_tokenizer.model_max_length = min(tag_tokenizer.model_max_length, positions)
+        tokenizer.chat_template = choose_chat_template(tokenizer, image_token, fields.pop("chat_template", None))
+        return cls(image_processor, tokenizer, tag_tokenizer, **fields)
+
+
+def _check_picture_size(image_processor: Any, config: Any) -> None:
+    """Raises a `ValueError` unless the image processor makes pictures of the size that `config` counts tokens for."""
+    made = image_processor([Image.new("RGB", (64, 48))], return_tensors="np")
+    rows, columns = config.patch_grid
+    patch = config.vision_config.patch_size
+    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+    height, width = made["pixel_values"].shape[-2:]
+    if (height // patch_height, width // patch_width) != (rows, columns):
+        raise ValueError(
+            f"The image processor makes {height}×{width} pictures, but the configuration expects "
+            f"{rows * patch_height}×{columns * patch_width}: set vision_image_size={height}."
+        )
+
+
+PoiseProcessor.register_for_auto_class()  # a saved processor carries its code
+
+__all__ = ["PoiseProcessor"]
