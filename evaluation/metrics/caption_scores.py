@@ -35,8 +35,8 @@ def bleu_statistics(hypotheses: Sequence[Tokens], references: Corpus) -> np.ndar
     """What BLEU adds up over a corpus, per caption.
 
     Returns:
-        `np.ndarray` (N, 10): clipped n-gram matches for n = 1..4, n-grams of the hypothesis for n = 1..4, its length, the
-        length of the closest reference (the shorter one of two equally close).
+        `np.ndarray` (N, 10): clipped n-gram matches for n = 1..4, n-grams of the hypothesis for n = 1..4, its length,
+        the length of the closest reference (the shorter one of two equally close).
     """
     _check(hypotheses, references)
     rows = np.zeros((len(hypotheses), 2 * MAX_ORDER + 2))  # (N, 10)
@@ -168,9 +168,8 @@ def cider_d_scores(
             similarity = 0.0
             for vector, norm, other, other_norm in zip(vectors, norms, other_vectors, other_norms, strict=True):
                 if norm and other_norm:
-                    product = sum(
-                        min(weight, other[gram]) * other[gram] for gram, weight in vector.items() if gram in other
-                    )
+                    shared = vector.keys() & other.keys()
+                    product = sum(min(vector[gram], other[gram]) * other[gram] for gram in shared)
                     similarity += product / (norm * other_norm)
             bigrams_apart = max(0, len(hypothesis) - 1) - max(0, len(caption) - 1)
             similarity *= math.exp(-(bigrams_apart**2) / (2 * sigma**2))

@@ -15,14 +15,14 @@ CITATION = (
 )
 INPUTS = """
 Args:
-    predictions: per expression, generated text with a box in it (`str`, "[x1,y1,x2,y2]" in 0-999 of the image's sides), or
-        a box (`list[float]`, [x, y, w, h] in pixels; an empty list where there is none).
+    predictions: per expression, generated text with a box in it (`str`, "[x1,y1,x2,y2]" in 0-999 of the image's
+        sides), or a box (`list[float]`, [x, y, w, h] in pixels; an empty list where there is none).
     references: per expression, for text `{"bbox": [x, y, w, h], "width": int, "height": int}` in pixels of the image;
         for boxes `[x, y, w, h]`.
     thresholds (`list[float]`, *optional*, defaults to `[0.5]`): IoU values in (0, 1] that count as found.
 
 Returns:
-    `dict[str, float]`: accuracy@T for every threshold, mean_iou, unparsable_share. A prediction without a box has IoU 0.
+    `dict[str, float]`: accuracy@T for every threshold, mean_iou, unparsable_share. Without a box the IoU is 0.
 """
 
 Box = Sequence[float]
@@ -48,7 +48,7 @@ def threshold_name(threshold: float) -> str:
 def grounding_scores(
     boxes: Sequence[Box | None], references: Sequence[Box], thresholds: Sequence[float] = (0.5,)
 ) -> dict[str, np.ndarray]:
-    """Per expression: accuracy@T for every threshold, mean_iou (the IoU), unparsable_share (1 without a box); each (N,).
+    """Per expression: accuracy@T for every threshold, mean_iou (the IoU), unparsable_share (1 without box); each (N,).
 
     Args:
         boxes: predicted [x, y, w, h], or `None` where the text held no box.

@@ -15,8 +15,8 @@ Args:
     num_tokens (`list[list[int]]`, *optional*): per question, the number of tokens of each choice.
 
 Returns:
-    `dict[str, float]`: accuracy; correct_probability (the right choice's share of the likelihood); with `num_tokens` also
-    accuracy_per_token (log-likelihoods divided by the number of tokens, which does not favour short choices).
+    `dict[str, float]`: accuracy; correct_probability (the right choice's share of the likelihood); with `num_tokens`
+    also accuracy_per_token (log-likelihoods divided by the number of tokens, which does not favour short choices).
 """
 
 

@@ -13,9 +13,9 @@ INPUTS = """
 Args:
     predictions (`list[str]`): the model's answers, as text.
     references (`list[str]`): "yes" or "no".
-    published_rule (`bool`, *optional*, defaults to `False`): read answers as POPE's own script does: "no" where the first
-        sentence holds the word "no" or "not", else "yes", whatever it says. By default an answer counts as yes or no
-        only if it says so, and anything else is wrong and shown in `unparsable_share`.
+    published_rule (`bool`, *optional*, defaults to `False`): read answers as POPE's own script does: "no" where the
+        first sentence holds the word "no" or "not", else "yes", whatever it says. By default an answer counts as yes or
+        no only if it says so, and anything else is wrong and shown in `unparsable_share`.
 
 Returns:
     `dict[str, float]`: accuracy, precision, recall, f1, yes_ratio, unparsable_share.
@@ -40,8 +40,8 @@ def read_yes_no(answer: str, published_rule: bool = False) -> int | None:
 def pope_counts(predictions: Sequence[str], references: Sequence[str], published_rule: bool = False) -> np.ndarray:
     """Per answer: true positive, false positive, true negative, false negative, said yes, unparsable.
 
-    An unparsable answer to a question whose answer is yes is a false negative (it was not found); to one whose answer is
-    no it is neither a false positive nor a true negative, so it costs accuracy but not precision.
+    An unparsable answer to a question whose answer is yes is a false negative (it was not found); to one whose answer
+    is no it is neither a false positive nor a true negative, so it costs accuracy but not precision.
 
     Returns:
         `np.ndarray` (N, 6) of 0 and 1.

@@ -19,8 +19,8 @@ DROPPED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "
 ABBREVIATIONS = """
 adm al ala apr ariz ark assn aug ave bancorp bldg blvd bros calif capt cf cie cmdr co col colo conn corp cos cpl dak dec
 del dept dr drs elec esq est etc ext feb fla fri ft ga gen gov hon inc ind intl jan jos jr jul jun kan ky la lt ltd maj
-mar mass messrs mfg mich minn miss mme mo mon mont mr mrs ms mt natl neb nev nov oct okla ore pa penn ph plc pres prof rd
-rep rev sen sep sept seq sgt sq sr st ste tel tenn tex thu thurs tue tues univ va vs vt wash wed wis wm wyo
+mar mass messrs mfg mich minn miss mme mo mon mont mr mrs ms mt natl neb nev nov oct okla ore pa penn ph plc pres prof
+rd rep rev sen sep sept seq sgt sq sr st ste tel tenn tex thu thurs tue tues univ va vs vt wash wed wis wm wyo
 """.split()
 # These are ordinary words too ("ill", "miss", "la", "mass"), so the reference asks for a capital.
 CAPITAL_ONLY = frozenset(

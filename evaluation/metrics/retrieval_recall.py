@@ -17,8 +17,8 @@ Args:
     top_k (`list[int]`, *optional*, defaults to `[1, 5, 10]`)
 
 Returns:
-    `dict[str, float]`: image_to_text_recall@K (one of the image's texts is among the first K) and text_to_image_recall@K
-    for every k, and mean_recall over all of them.
+    `dict[str, float]`: image_to_text_recall@K (one of the image's texts is among the first K) and
+    text_to_image_recall@K for every k, and mean_recall over all of them.
 """
 
 

@@ -38,8 +38,8 @@ def triplet_scores(anchors: np.ndarray, positives: np.ndarray, negatives: np.nda
     anchors, positives, negatives = (np.asarray(rows, dtype=np.float64) for rows in (anchors, positives, negatives))
     if anchors.ndim != 2 or anchors.size == 0 or not anchors.shape == positives.shape == negatives.shape:
         raise ValueError(
-            f"predictions {anchors.shape}, positives {positives.shape}, negatives {negatives.shape}: give three arrays of "
-            "one shape (triplets, dimensions)."
+            f"predictions {anchors.shape}, positives {positives.shape}, negatives {negatives.shape}: give three arrays "
+            "of one shape (triplets, dimensions)."
         )
     for name, rows in (("predictions", anchors), ("positives", positives), ("negatives", negatives)):
         if not np.isfinite(rows).all():

@@ -1,7 +1,7 @@
 """VQA accuracy of one answer, with the normalization of the official VQA evaluation.
 
-Source: S. Antol et al., "VQA: Visual Question Answering", ICCV 2015, section 3.3, and the evaluation code published with
-the data set. Kept from that code because published figures include it: answers are normalized only where the human
+Source: S. Antol et al., "VQA: Visual Question Answering", ICCV 2015, section 3.3, and the evaluation code published
+with the data set. Kept from that code because published figures include it: answers are normalized only where the human
 answers differ among themselves, and of each answer the first 32 full stops are removed.
 
 Not kept: there, an empty answer equals every answer that normalization empties ("the", "?"). Here an answer that comes
@@ -76,17 +76,17 @@ def vqa_accuracy(
 ) -> float:
     """Share of humans who would agree, in [0, 1].
 
-    With a list of human answers: the mean over leaving one of them out of min(1, matches among the others / 3). With fewer
-    than four answers that could never reach 1, so the divisor is then the number of the others. A single answer counts
-    as it is, always normalized. Where several answers are right in themselves, give a mapping with score 1 for each.
+    With a list of human answers: the mean over leaving one of them out of min(1, matches among the others / 3). With
+    fewer than four answers that could never reach 1, so the divisor is then the number of the others. A single answer
+    counts as it is, always normalized. Where several answers are right in themselves, give a mapping with score 1 each.
 
-    With a mapping answer -> score (OK-VQA's soft labels): the score of the answer that matches, the highest if several do.
+    With a mapping answer -> score (OK-VQA's soft labels): the score of the answer that matches, the highest of several.
 
     Args:
         prediction (`str`): the model's answer.
         answers (`Sequence[str]` or `Mapping[str, float]`): human answers, repeated as given, or soft scores in [0, 1].
-        always_normalize (`bool`, *optional*, defaults to `False`): normalize even where all human answers are equal (the
-            official code does not, so that "Yes." misses ten times "yes"). Soft scores are always normalized.
+        always_normalize (`bool`, *optional*, defaults to `False`): normalize even where all human answers are equal
+            (the official code does not, so that "Yes." misses ten times "yes"). Soft scores are always normalized.
 
     Raises:
         ValueError: no answers, or a score outside [0, 1].
