@@ -108,11 +108,7 @@ class AutoRegistration(MetaPathFinder):
                 self._ask_again = False
                 for module in [name for name in self.pending if name in sys.modules]:
                     # Registering imports, and those imports end here again: they find the lock taken and go on.
-                    try:
-                        self.pending[module]()
-                    except ModuleNotFoundError as error:  # TEMPORARY while the rooms are being written
-                        if not str(error.name).startswith("poise."):
-                            raise
+                    self.pending[module]()
                     del self.pending[module]
                 if not self.pending and self in sys.meta_path:
                     sys.meta_path.remove(self)
