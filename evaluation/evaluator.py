@@ -1,0 +1,157 @@
+"""The habit of every evaluator: model, processor and records in, a flat dict out; streamed, resumable."""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from poise.evaluation.prediction_log import PredictionLog, Row, weights_fingerprint
+
+logger = logging.getLogger(__name__)
+
+Record = Mapping[str, Any]
+
+
+class Evaluator(ABC):
+    """Predicts something for every record, once, and scores all of it.
+
+    A subclass says what a batch's rows are (`predict`) and what the rows are worth (`score`).
+
+    Args:
+        batch_size (`int`, *optional*, defaults to 16): records per forward pass.
+        output_dir (*optional*): where predictions are kept; a later call with the same settings skips what is done.
+        num_workers (`int`, *optional*, defaults to 0): processes that read records.
+        progress (`bool`, *optional*, defaults to `True`): show a progress bar on stderr.
+        restart (`bool`, *optional*, defaults to `False`): forget what is kept in `output_dir`.
+
+    Attributes:
+        primary_metric (`str`): key of the returned dict that stands for all.
+        greater_is_better (`bool`): of the primary metric.
+    """
+
+    primary_metric: str
+    greater_is_better: bool = True
+
+    def __init__(
+        self,
+        batch_size: int = 16,
+        output_dir: str | os.PathLike | None = None,
+        num_workers: int = 0,
+        progress: bool = True,
+        restart: bool = False,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be 1 or more.")
+        self.batch_size, self.output_dir, self.num_workers = batch_size, output_dir, num_workers
+        self.progress, self.restart = progress, restart
+
+    @abstractmethod
+    def row(self, record: Record) -> Row | None:
+        """What is known of a record before the model sees it, with its `id`; `None` for one that is not asked about."""
+
+    @abstractmethod
+    def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
+        """Adds the model's predictions to the rows of one batch."""
+
+    @abstractmethod
+    def score(self, rows: list[Row]) -> dict[str, float]:
+        """The flat dict; may add `scores` to rows."""
+
+    def settings(self) -> dict[str, Any]:
+        """What predictions depend on besides the weights; a resumed run must agree."""
+        return {"evaluator": type(self).__name__}
+
+    def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
+        """Evaluates.
+
+        Args:
+            model (`PreTrainedModel`): put into evaluation mode meanwhile.
+            processor: made for the model.
+            records (`Iterable`): task records; a map-style data set, a list, or a stream.
+
+        Returns:
+            `dict[str, float]`: scores by name.
+
+        Raises:
+            ValueError: no record to evaluate, an id that occurs twice, or an `output_dir` of another run.
+        """
+        rows: list[Row] = []
+        was_training = model.training
+        model.eval()
+        try:
+            with self._log(model) as log:
+                for batch in self._unfinished_batches(records, {} if log is None else log.rows, rows):
+                    batch_records, batch_rows = [record for record, _ in batch], [row for _, row in batch]
+                    with torch.no_grad():
+                        self.predict(model, processor, batch_records, batch_rows)
+                    if log is not None:
+                        log.append(batch_rows)
+        finally:
+            model.train(was_training)
+        if not rows:
+            raise ValueError(f"records holds nothing for {self.describe()}: check the data and the task.")
+        metrics = self.score(rows)
+        if log is not None:
+            log.rewrite(rows)
+        return metrics
+
+    def describe(self) -> str:
+        """What is evaluated, for messages."""
+        return type(self).__name__
+
+    def _log(self, model: Any) -> Any:
+        if self.output_dir is None:
+            return nullcontext()
+        settings = {**self.settings(), "weights": weights_fingerprint(model)}
+        return PredictionLog(self.output_dir, settings, self.restart)
+
+    def _unfinished_batches(
+        self, records: Iterable[Record], finished: Mapping[str, Row], rows: list[Row]
+    ) -> Iterator[list[tuple[Record, Row]]]:
+        """Batches of records that have no prediction yet; meanwhile `rows` grows by every record's row, in order."""
+        seen: set[str] = set()
+        size = len(records) if hasattr(records, "__len__") else None
+        with tqdm(total=size, desc=self.describe(), unit="sample", disable=not self.progress) as bar:
+            for batch in self._batches(records):
+                open_pairs = []
+                for record in batch:
+                    row = self.row(record)
+                    if row is None:
+                        continue
+                    if row["id"] in seen:
+                        raise ValueError(f"records holds the id {row['id']!r} twice: give every record its own id.")
+                    seen.add(row["id"])
+                    earlier = finished.get(row["id"])
+                    if earlier is not None:
+                        self._check_same(row, earlier)
+                        row = earlier
+                    else:
+                        open_pairs.append((record, row))
+                    rows.append(row)
+                if open_pairs:
+                    yield open_pairs
+                bar.update(len(batch))
+
+    def _check_same(self, row: Row, earlier: Row) -> None:
+        differing = [name for name, value in row.items() if earlier.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"output_dir={str(self.output_dir)!r} holds a prediction for id {row['id']!r} whose {differing[0]} is "
+                f"{earlier.get(differing[0])!r}, not {row[differing[0]]!r}: the data changed; "
+                "name another folder, or restart."
+            )
+
+    def _batches(self, records: Iterable[Record]) -> Iterator[Sequence[Record]]:
+        if hasattr(records, "__getitem__") and hasattr(records, "__len__"):
+            return iter(
+                DataLoader(records, batch_size=self.batch_size, collate_fn=list, num_workers=self.num_workers)  # type: ignore[arg-type]
+            )
+        stream = iter(records)
+        return iter(lambda: list(islice(stream, self.batch_size)), [])

@@ -1,0 +1,244 @@
+"""Generates an answer to every task record and scores the answers by their task."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from poise.evaluation.choice_likelihood import answer_log_likelihoods
+from poise.evaluation.evaluator import Evaluator, Record
+from poise.evaluation.metrics.vqa_answers import normalize_answer
+from poise.evaluation.prediction_log import Row
+from poise.evaluation.task_scores import TaskScorer, primary_score
+from poise.processing.collators import GenerationCollator, TrainingCollator
+from poise.processing.prompts import Prompts
+
+logger = logging.getLogger(__name__)
+
+# What a user may ask for; the last two are ways to look at vqa records.
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+# Longest answers in tokens. A spoken box is four numbers; word-level tokenizers spell their digits.
+MAX_NEW_TOKENS = {"caption": 48, "vqa": 16, "grounding": 24, "pope": 8}
+
+
+class GenerationEvaluator(Evaluator):
+    """Greedy answers to task records; every task scored by its own metrics, with bootstrap intervals.
+
+    | task | scored by |
+    |---|---|
+    | `caption` | CIDEr-D, BLEU-1..4, ROUGE-L |
+    | `vqa` | VQA accuracy (of `metadata["answer_scores"]`, answer -> score, where given) |
+    | `grounding` | accuracy at IoU thresholds, mean IoU, share of answers without a box |
+    | `pope` | vqa records answered yes or no: F1, accuracy, precision, recall, share of yes |
+    | `multiple_choice` | vqa records with `metadata["choices"]` and `["correct_choice_idx"]`: highest log-likelihood |
+
+    Keys of the result are `TASK_SCORE`, `TASK_SCORE_low` and `_high` for the interval, `TASK_samples`, and with
+    `group_by` `TASK_PRIMARY/GROUP`. The primary metric is the task's, or `primary_mean` over the tasks of the records.
+
+    Args:
+        task (`str`, *optional*): one of `TASKS`; records of other tasks are skipped. By default every record is
+            scored by the task it names.
+        max_new_tokens (`int`, *optional*): longest answer; by default what the task needs.
+        thresholds (`Sequence[float]`, *optional*, defaults to `(0.1, 0.5, 0.75)`): IoU values of grounding.
+        group_by (`str`, *optional*): a field of `metadata` by which the primary score is also given.
+        cluster_by (`str`, *optional*, defaults to `"image_id"`): a field of `metadata` that says which records belong
+            together, such as the questions about one image; the bootstrap draws them together.
+        prompts ([`Prompts`], *optional*): the instructions around captions and expressions.
+        max_prompt_length (`int`, *optional*): longer prompts lose text.
+        generation (`Mapping`, *optional*): more arguments of `generate`, such as `{"num_beams": 3}`.
+        resamples, confidence, seed (*optional*): of the bootstrap, see [`bootstrap_interval`].
+        **options: of [`Evaluator`].
+
+    Raises:
+        ValueError: an unknown task.
+    """
+
+    def __init__(
+        self,
+        task: str | None = None,
+        max_new_tokens: int | None = None,
+        thresholds: Sequence[float] = (0.1, 0.5, 0.75),
+        group_by: str | None = None,
+        cluster_by: str = "image_id",
+        prompts: Prompts | None = None,
+        max_prompt_length: int | None = None,
+        generation: Mapping[str, Any] | None = None,
+        resamples: int = 1000,
+        confidence: float = 0.95,
+        seed: int = 0,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        if task is not None and task not in TASKS:
+            raise ValueError(f"task={task!r} is not known: choose one of {', '.join(TASKS)}.")
+        self.task, self.max_new_tokens, self.group_by, self.cluster_by = task, max_new_tokens, group_by, cluster_by
+        self.prompts, self.max_prompt_length = prompts or Prompts(), max_prompt_length
+        self.generation = dict(generation or {})
+        self.scorer = TaskScorer(tuple(thresholds), resamples, confidence, seed)
+        self.intervals: dict[str, tuple[float, float]] = {}
+
+    @property
+    def primary_metric(self) -> str:  # type: ignore[override]
+        return f"{self.task}_{primary_score(self.task, self.scorer.thresholds)}" if self.task else "primary_mean"
+
+    def describe(self) -> str:
+        return self.task or "tasks"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            **super().settings(),
+            "task": self.task,
+            "max_new_tokens": self.max_new_tokens,
+            "max_prompt_length": self.max_prompt_length,
+            "generation": self.generation,
+            "prompts": vars(self.prompts),
+        }
+
+    def row(self, record: Record) -> Row | None:
+        metadata = record.get("metadata") or {}
+        task = self._task_of(record, metadata)
+        if task is None:
+            return None
+        row: Row = {"id": str(record["id"]), "task": task, "question": self.prompts.question(record)}
+        if task == "caption":
+            row["captions"] = _needed(record, "captions")
+        elif task == "grounding":
+            image = record["image"]
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"record {record['id']!r}: a box needs its image, whose size it is relative to.")
+            row |= {"bbox": _needed(record, "bbox"), "width": image.width, "height": image.height}
+        else:
+            row["answers"] = _needed(record, "answers")
+            if metadata.get("answer_scores"):
+                row["answer_scores"] = dict(metadata["answer_scores"])
+        if task == "multiple_choice":
+            row |= {"choices": list(metadata["choices"]), "correct_choice_idx": int(metadata["correct_choice_idx"])}
+        if self.cluster_by in metadata:
+            row["group"] = metadata[self.cluster_by]
+        if self.group_by is not None:
+            row["by"] = metadata.get(self.group_by)
+        return row
+
+    def _task_of(self, record: Record, metadata: Mapping[str, Any]) -> str | None:
+        task = str(record["task"])
+        if self.task in ("pope", "multiple_choice"):
+            if task != "vqa":
+                return None
+            if self.task == "multiple_choice":
+                return self.task if metadata.get("choices") else None
+            answers = {normalize_answer(answer) for answer in _needed(record, "answers")}
+            return self.task if answers in ({"yes"}, {"no"}) else None
+        return task if self.task in (None, task) else None
+
+    def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
+        if "image" not in model.input_modalities:
+            raise ValueError(
+                f"model={type(model).__name__} takes {'/'.join(model.input_modalities)}, no images: name an "
+                "image-text-to-text model."
+            )
+        by_task: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_task.setdefault(row["task"], []).append(index)
+        for task, indices in by_task.items():
+            some_records, some_rows = [records[i] for i in indices], [rows[i] for i in indices]
+            if task == "multiple_choice":
+                self._weigh_choices(model, processor, some_records, some_rows)
+            else:
+                self._generate(model, processor, some_records, some_rows, self.max_new_tokens or MAX_NEW_TOKENS[task])
+
+    def _generate(
+        self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row], max_new_tokens: int
+    ) -> None:
+        encoder_decoder = model.config.is_encoder_decoder
+        collator = GenerationCollator(processor, self.max_prompt_length, encoder_decoder, self.prompts)
+        inputs, _ = collator(records)
+        inputs = inputs.to(model.device)
+        settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **self.generation}
+        tokens = model.generate(**inputs, **settings)  # (B, T)
+        # A decoder-only model repeats the prompt, an encoder-decoder puts its start token before the answer.
+        tokens = tokens[:, 1 if encoder_decoder else inputs["input_ids"].shape[1] :]  # (B, T_answer)
+        texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ends = _end_tokens(model, processor)
+        for row, text, answer in zip(rows, texts, tokens.tolist(), strict=True):
+            row["prediction"] = text.strip()
+            row["finished"] = len(answer) < max_new_tokens or not ends.isdisjoint(answer)
+
+    def _weigh_choices(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
+        collator = TrainingCollator(
+            processor,
+            is_encoder_decoder=model.config.is_encoder_decoder,
+            prompts=self.prompts,
+            return_prompt_mask=True,
+        )
+        pairs = [(i, choice) for i, row in enumerate(rows) for choice in row["choices"]]
+        for row in rows:
+            row |= {"log_likelihoods": [], "num_tokens": []}
+        for first in range(0, len(pairs), self.batch_size):
+            part = pairs[first : first + self.batch_size]
+            likelihoods, counts = answer_log_likelihoods(
+                model, collator, [records[i] for i, _ in part], [choice for _, choice in part]
+            )
+            for (i, _), likelihood, count in zip(part, likelihoods, counts, strict=True):
+                rows[i]["log_likelihoods"].append(likelihood)
+                rows[i]["num_tokens"].append(count)
+        for row in rows:
+            row["prediction"] = row["choices"][int(np.argmax(row["log_likelihoods"]))]
+
+    def score(self, rows: list[Row]) -> dict[str, float]:
+        """Scores of rows that carry predictions, as `predictions.jsonl` holds them; needs no model."""
+        metrics: dict[str, float] = {}
+        self.intervals = {}
+        primaries = []
+        for task in sorted({row["task"] for row in rows}, key=TASKS.index):
+            some = [row for row in rows if row["task"] == task]
+            scores = self.scorer(task, some)
+            primary = primary_score(task, self.scorer.thresholds)
+            for name, value in scores.values.items():
+                metrics[f"{task}_{name}"] = value
+                if name in scores.intervals:
+                    self.intervals[f"{task}_{name}"] = scores.intervals[name]
+            metrics[f"{task}_samples"] = float(len(some))
+            primaries.append(metrics[f"{task}_{primary}"])
+            for i, row in enumerate(some):
+                row["scores"] = {name: float(values[i]) for name, values in scores.per_sample.items()}
+            metrics |= self._by_group(task, primary, some)
+        for name, (low, high) in self.intervals.items():
+            metrics |= {f"{name}_low": low, f"{name}_high": high}
+        if self.task is None:
+            metrics["primary_mean"] = float(np.mean(primaries))
+        return metrics
+
+    def _by_group(self, task: str, primary: str, rows: Sequence[Row]) -> dict[str, float]:
+        if self.group_by is None:
+            return {}
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.get("by") is not None:
+                groups.setdefault(str(row["by"]), []).append(row)
+        result = {}
+        for group, some in sorted(groups.items()):
+            # The mean of the samples' scores where there are any: CIDEr-D with the idf of a part compares to nothing.
+            per_sample = [row["scores"].get(primary) for row in some]
+            if None in per_sample:
+                result[f"{task}_{primary}/{group}"] = self.scorer(task, some).values[primary]
+            else:
+                result[f"{task}_{primary}/{group}"] = float(np.mean(per_sample))
+        return result
+
+
+def _needed(record: Record, field: str) -> list[Any]:
+    values = record.get(field)
+    if not values:
+        raise ValueError(
+            f"record {record['id']!r} has no {field}, so nothing to score against: add them or leave it out."
+        )
+    return list(values)
+
+
+def _end_tokens(model: Any, processor: Any) -> set[int]:
+    """Ids after which an answer is over."""
+    ends = model.generation_config.eos_token_id
+    ends = [ends] if isinstance(ends, int) else list(ends or [])
+    return {*ends, processor.tokenizer.eos_token_id} - {None}

@@ -1,0 +1,139 @@
+"""From rows of predictions to a task's scores, with bootstrap intervals; needs no model.
+
+A row is what `predictions.jsonl` holds: `id`, `task`, `prediction`, and the references of its task.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from poise.evaluation.bootstrap import Statistic, bootstrap_interval
+from poise.evaluation.metrics.caption_scores import (
+    bleu_from_statistics,
+    bleu_statistics,
+    cider_d_scores,
+    rouge_l_scores,
+)
+from poise.evaluation.metrics.captions import tokenize_captions
+from poise.evaluation.metrics.grounding_accuracy import grounding_scores, threshold_name
+from poise.evaluation.metrics.multiple_choice import multiple_choice_scores
+from poise.evaluation.metrics.pope import pope_counts, pope_from_counts
+from poise.evaluation.metrics.vqa_answers import normalize_answer, vqa_accuracy
+from poise.processing.grounding_text import text_to_box
+
+Rows = Sequence[dict[str, Any]]
+
+
+@dataclass
+class Scores:
+    """Scores of one task: values and, where samples can be resampled, intervals by name; per-sample scores by name."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    per_sample: dict[str, np.ndarray] = field(default_factory=dict)  # each (N,)
+
+
+@dataclass
+class TaskScorer:
+    """Scores rows of one task.
+
+    Args:
+        thresholds (`Sequence[float]`, *optional*): IoU values of grounding.
+        resamples (`int`, *optional*, defaults to 1000): of the bootstrap.
+        confidence (`float`, *optional*, defaults to 0.95): of the intervals.
+        seed (`int`, *optional*, defaults to 0): of the bootstrap.
+    """
+
+    thresholds: Sequence[float] = (0.1, 0.5, 0.75)
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __call__(self, task: str, rows: Rows) -> Scores:
+        """Scores of `rows`, all of one task."""
+        scores: Scores = getattr(self, f"_{task}")(rows)
+        shared = {"empty_share": np.array([float(not row["prediction"].strip()) for row in rows])}
+        if task == "multiple_choice":
+            shared = {}
+        elif all("finished" in row for row in rows):
+            shared["unfinished_share"] = np.array([float(not row["finished"]) for row in rows])
+        scores.values |= {name: float(values.mean()) for name, values in shared.items()}
+        return scores
+
+    def _means(self, rows: Rows, per_sample: dict[str, np.ndarray]) -> Scores:
+        scores = Scores(per_sample=per_sample)
+        for name, values in per_sample.items():
+            scores.values[name] = float(values.mean())
+            self._interval(scores, name, rows, values)
+        return scores
+
+    def _interval(
+        self, scores: Scores, name: str, rows: Rows, addends: np.ndarray, statistic: Statistic | None = None
+    ) -> None:
+        options: dict[str, Any] = {} if statistic is None else {"statistic": statistic}
+        groups = [row.get("group", row["id"]) for row in rows]
+        low, high = bootstrap_interval(
+            addends, groups=groups, confidence=self.confidence, resamples=self.resamples, seed=self.seed, **options
+        )
+        if not np.isnan(low):
+            scores.intervals[name] = (low, high)
+
+    def _caption(self, rows: Rows) -> Scores:
+        hypotheses, references = tokenize_captions(
+            [row["prediction"] for row in rows], [row["captions"] for row in rows]
+        )
+        scores = self._means(
+            rows,
+            {"cider_d": cider_d_scores(hypotheses, references), "rouge_l": rouge_l_scores(hypotheses, references)},
+        )
+        statistics = bleu_statistics(hypotheses, references)  # (N, 10)
+        values = bleu_from_statistics(statistics.sum(axis=0))  # (4,)
+        for order in range(1, 5):
+            scores.values[f"bleu_{order}"] = float(values[order - 1])
+            self._interval(scores, f"bleu_{order}", rows, statistics, _bleu_of_order(order))
+        return scores
+
+    def _vqa(self, rows: Rows) -> Scores:
+        accuracy = [vqa_accuracy(row["prediction"], row.get("answer_scores") or row["answers"]) for row in rows]
+        return self._means(rows, {"accuracy": np.array(accuracy)})
+
+    def _pope(self, rows: Rows) -> Scores:
+        truths = [normalize_answer(row["answers"][0]) for row in rows]
+        counts = pope_counts([row["prediction"] for row in rows], truths)  # (N, 6)
+        scores = Scores(per_sample={"accuracy": counts[:, 0] + counts[:, 2]})
+        for name, value in pope_from_counts(counts.sum(axis=0), len(rows)).items():
+            scores.values[name] = float(value)
+            self._interval(scores, name, rows, counts, _pope_score(name))
+        return scores
+
+    def _multiple_choice(self, rows: Rows) -> Scores:
+        return self._means(
+            rows,
+            multiple_choice_scores(
+                [row["log_likelihoods"] for row in rows],
+                [row["correct_choice_idx"] for row in rows],
+                [row["num_tokens"] for row in rows],
+            ),
+        )
+
+    def _grounding(self, rows: Rows) -> Scores:
+        boxes = [text_to_box(row["prediction"], row["width"], row["height"]) for row in rows]
+        return self._means(rows, grounding_scores(boxes, [row["bbox"] for row in rows], self.thresholds))
+
+
+def primary_score(task: str, thresholds: Sequence[float]) -> str:
+    """Name of the score that stands for a task."""
+    if task == "grounding":
+        # The middle one of the usual three is the one that papers report.
+        return threshold_name(0.5 if 0.5 in thresholds else sorted(thresholds)[len(thresholds) // 2])
+    return {"caption": "cider_d", "vqa": "accuracy", "pope": "f1", "multiple_choice": "accuracy"}[task]
+
+
+def _bleu_of_order(order: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda sums, sizes: bleu_from_statistics(sums)[:, order - 1]
+
+
+def _pope_score(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    return lambda sums, sizes: pope_from_counts(sums, sizes)[name]
