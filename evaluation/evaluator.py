@@ -64,6 +64,10 @@ class Evaluator(ABC):
     def score(self, rows: list[Row]) -> dict[str, float]:
         """The flat dict; may add `scores` to rows."""
 
+    def batch_key(self, row: Row) -> str:
+        """Rows of different keys never share a batch, such as tasks whose answers differ in length."""
+        return ""
+
     def settings(self) -> dict[str, Any]:
         """What predictions depend on besides the weights; a resumed run must agree."""
         return {"evaluator": type(self).__name__}
@@ -117,10 +121,10 @@ class Evaluator(ABC):
     ) -> Iterator[list[tuple[Record, Row]]]:
         """Batches of records that have no prediction yet; meanwhile `rows` grows by every record's row, in order."""
         seen: set[str] = set()
+        waiting: dict[str, list[tuple[Record, Row]]] = {}
         size = len(records) if hasattr(records, "__len__") else None
         with tqdm(total=size, desc=self.describe(), unit="sample", disable=not self.progress) as bar:
             for batch in self._batches(records):
-                open_pairs = []
                 for record in batch:
                     row = self.row(record)
                     if row is None:
@@ -133,11 +137,13 @@ class Evaluator(ABC):
                         self._check_same(row, earlier)
                         row = earlier
                     else:
-                        open_pairs.append((record, row))
+                        waiting.setdefault(self.batch_key(row), []).append((record, row))
                     rows.append(row)
-                if open_pairs:
-                    yield open_pairs
+                for key in [key for key, pairs in waiting.items() if len(pairs) >= self.batch_size]:
+                    yield waiting[key][: self.batch_size]
+                    waiting[key] = waiting[key][self.batch_size :]
                 bar.update(len(batch))
+            yield from (pairs for pairs in waiting.values() if pairs)
 
     def _check_same(self, row: Row, earlier: Row) -> None:
         differing = [name for name, value in row.items() if earlier.get(name) != value]

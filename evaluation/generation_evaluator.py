@@ -132,21 +132,20 @@ class GenerationEvaluator(Evaluator):
             return self.task if answers in ({"yes"}, {"no"}) else None
         return task if self.task in (None, task) else None
 
+    def batch_key(self, row: Row) -> str:
+        return str(row["task"])
+
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         if "image" not in model.input_modalities:
             raise ValueError(
                 f"model={type(model).__name__} takes {'/'.join(model.input_modalities)}, no images: name an "
                 "image-text-to-text model."
             )
-        by_task: dict[str, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_task.setdefault(row["task"], []).append(index)
-        for task, indices in by_task.items():
-            some_records, some_rows = [records[i] for i in indices], [rows[i] for i in indices]
-            if task == "multiple_choice":
-                self._weigh_choices(model, processor, some_records, some_rows)
-            else:
-                self._generate(model, processor, some_records, some_rows, self.max_new_tokens or MAX_NEW_TOKENS[task])
+        task = self.batch_key(rows[0])
+        if task == "multiple_choice":
+            self._weigh_choices(model, processor, records, rows)
+        else:
+            self._generate(model, processor, records, rows, self.max_new_tokens or MAX_NEW_TOKENS[task])
 
     def _generate(
         self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row], max_new_tokens: int

@@ -41,7 +41,7 @@ class TaskScorer:
 
     Args:
         thresholds (`Sequence[float]`, *optional*): IoU values of grounding.
-        resamples (`int`, *optional*, defaults to 1000): of the bootstrap.
+        resamples (`int`, *optional*, defaults to 1000): of the bootstrap; 0 for no intervals.
         confidence (`float`, *optional*, defaults to 0.95): of the intervals.
         seed (`int`, *optional*, defaults to 0): of the bootstrap.
     """
@@ -72,6 +72,8 @@ class TaskScorer:
     def _interval(
         self, scores: Scores, name: str, rows: Rows, addends: np.ndarray, statistic: Statistic | None = None
     ) -> None:
+        if self.resamples == 0:
+            return
         options: dict[str, Any] = {} if statistic is None else {"statistic": statistic}
         groups = [row.get("group", row["id"]) for row in rows]
         low, high = bootstrap_interval(

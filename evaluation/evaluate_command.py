@@ -1,0 +1,135 @@
+"""`poise evaluate MODEL --data ...`: generates answers, scores them, writes predictions and scores."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise evaluate",
+        description="Score a model's answers to task records, with bootstrap intervals.",
+        epilog="example: poise evaluate outputs/demo/model --data scenes:prior_broken --task vqa --group-by question_type",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        help="JSON lines of task records, a folder of annotated photos, or scenes:SPLIT[,name=value...]",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        help="score only this; pope and multiple_choice are ways to look at vqa records (default: each record's task)",
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="default: outputs/evaluate/MODEL/SOURCE-TASK")
+    parser.add_argument("--restart", action="store_true", help="forget predictions that the folder already holds")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="records per batch (default 16)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: by task)")
+    parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams of the search (default 1: greedy)")
+    parser.add_argument(
+        "--iou", type=float, nargs="+", default=[0.1, 0.5, 0.75], metavar="T", help="IoU thresholds of grounding"
+    )
+    parser.add_argument("--group-by", metavar="FIELD", help="also score by this field of the records' metadata")
+    parser.add_argument(
+        "--cluster-by",
+        default="image_id",
+        metavar="FIELD",
+        help="metadata field of what belongs together, drawn together by the bootstrap (default image_id)",
+    )
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; 0 for none")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints the scores. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.evaluation.data_sources import load_data_source
+    from poise.evaluation.generation_evaluator import GenerationEvaluator
+    from poise.evaluation.prediction_log import write_whole
+    from poise.evaluation.score_table import score_table
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    folder = Path(arguments.output or _default_folder(arguments))
+    evaluator = GenerationEvaluator(
+        task=arguments.task,
+        max_new_tokens=arguments.max_new_tokens,
+        thresholds=arguments.iou,
+        group_by=arguments.group_by,
+        cluster_by=arguments.cluster_by,
+        generation={} if arguments.num_beams == 1 else {"num_beams": arguments.num_beams},
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        output_dir=folder,
+        restart=arguments.restart,
+        progress=sys.stderr.isatty(),
+    )
+    records = load_data_source(arguments.data, arguments.limit)
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    metrics = evaluator(model, processor, records)
+
+    summary = {
+        "model": arguments.model,
+        "data": arguments.data,
+        "task": arguments.task,
+        "primary_metric": evaluator.primary_metric,
+        "greater_is_better": evaluator.greater_is_better,
+        "metrics": metrics,
+    }
+    written = json.dumps(summary, indent=2, ensure_ascii=False)
+    write_whole(folder / "metrics.json", written + "\n")
+    sys.stdout.write((written if arguments.json else score_table(metrics)) + "\n")
+    sys.stderr.write(f"scores in {folder / 'metrics.json'}, predictions in {folder / 'predictions.jsonl'}\n")
+    return 0
+
+
+def load_model(
+    name: str, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Model in evaluation mode, and its processor.
+
+    Args:
+        name (`str`): folder or Hub repository.
+        device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`); a quantized model stays where its
+            library puts it.
+        dtype (`str`, *optional*, defaults to `"auto"`): of the weights; `"auto"` is as they are stored.
+
+    Raises:
+        ValueError: a folder without a model, or one that takes no images.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    if Path(name).is_dir() and not any(
+        (Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")
+    ):
+        raise ValueError(f"model={name!r} is a folder without config.json; name the folder of a saved model.")
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if getattr(processor, "image_processor", None) is None:
+        raise ValueError(
+            f"model={name!r} has no image processor, so it takes no images; name an image-text-to-text model."
+        )
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    if not getattr(model, "is_quantized", False):
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval(), processor
+
+
+def _default_folder(arguments: argparse.Namespace) -> Path:
+    parts = [Path(arguments.model).name, f"{Path(arguments.data).stem}-{arguments.task or 'tasks'}"]
+    return Path("outputs", "evaluate", *(re.sub(r"[^\w.=-]+", "-", part) for part in parts))
