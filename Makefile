@@ -16,6 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help install demo test test-slow lint format clean
 
 help:
+	@echo "make install    make $(VENV) with everything in it, which the others do too"
 	@echo "make demo       fine-tune two tiny models on drawn scenes, compare them, publish one (about 5 minutes)"
 	@echo "make test       every test but the slow ones (at most 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests marked slow"

@@ -44,10 +44,36 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
+            "demo",
+            "poise.demo",
+            "train two tiny models on drawn scenes, compare them, publish one (about 5 minutes)",
+            "poise demo",
+            one_thread=True,
+        ),
+        Command(
+            "sft",
+            "poise.training.sft",
+            "fine-tune a model on task records",
+            "poise sft --config demo --router_type reliability",
+        ),
+        Command(
+            "evaluate",
+            "poise.evaluation.evaluate_command",
+            "let a model answer a data set and score the answers",
+            "poise evaluate outputs/demo/model --data scenes:prior_broken --task vqa",
+        ),
+        Command(
             "ask",
             "poise.ask",
             "answer a question about an image",
             'poise ask outputs/demo/model photo.jpg "what color is the ball?" --tags "dog:0.97,ball:0.6"',
+        ),
+        Command(
+            "backbones",
+            "poise.training.tiny_backbones",
+            "rebuild or check the tiny backbones of the demo",
+            "poise backbones --check",
+            one_thread=True,
         ),
         Command(
             "completion",

@@ -45,8 +45,12 @@ BEGINNINGS = {
 # Every beginning needs a process that has imported nothing of ours. They are forked off one that holds the libraries
 # below, for these take most of the time.
 FORKS = """
-import json, os, sys
-import numpy, torch, PIL.Image, tokenizers, huggingface_hub, safetensors.torch, accelerate, pandas
+import contextlib, importlib, json, os, sys
+import PIL.Image, huggingface_hub, safetensors.torch, accelerate
+import torch._dynamo, torch.distributed.tensor, torch.distributed.checkpoint
+for name in ("scipy.optimize", "sklearn.metrics"):  # transformers uses them where they are installed
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
 beginnings, report = json.loads(sys.argv[2])
 for name, beginning in beginnings.items():
     sys.stdout.flush()

@@ -17,10 +17,19 @@ PACKAGE_DIR = PYPROJECT["tool"]["setuptools"]["package-dir"]
 # An arrow points down: a room may use itself and the rooms with a lower number.
 FLOORS = {"poise": 4, "hub_cards": 3, "training": 2, "evaluation": 1, "processing": 0, "modeling": 0}
 GROUND_FLOOR = [room for room, floor in FLOORS.items() if floor == 0]
-# What a machine has that has only transformers with torch.
-REMOTE_CODE_LIBRARIES = {"torch", "transformers", "numpy", "PIL", "tokenizers", "huggingface_hub", "safetensors"}
+# What a machine has that has only transformers with torch (which brings jinja2) and PIL.
+REMOTE_CODE_LIBRARIES = {
+    "torch",
+    "transformers",
+    "numpy",
+    "PIL",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "jinja2",
+}
 # Files of the ground floor that are not copied next to the weights may use these too.
-GROUND_FLOOR_LIBRARIES = REMOTE_CODE_LIBRARIES | {"datasets"}
+GROUND_FLOOR_LIBRARIES = REMOTE_CODE_LIBRARIES | {"datasets", "matplotlib"}
 REMOTE_CODE_ROOTS = {"modeling": ["modeling_poise"], "processing": ["processing_poise"]}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
