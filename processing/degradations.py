@@ -101,14 +101,15 @@ def degrade(
     """A copy of a task record in which one stream is degraded; answers and all else stay.
 
     Args:
-        record (`dict`): a task record with an `id` and an opened picture (records without picture, tags or question pass
-            unchanged through what would hit those).
+        record (`dict`): a task record with an `id` and an opened picture (a record without a picture passes unchanged
+            through what would hit that).
         name (`str`): a key of `DEGRADATION_STREAMS`.
         severity (`int`): 1 (mild) to 5 (worst).
         seed (`int`, *optional*, defaults to 0): another seed is another accident for every sample.
         donor (`PIL.Image.Image`, *optional*): another sample's picture, for "swapped_image".
-        prior_tags (`Sequence[str]`, *optional*): plausible false tag names, the likeliest first, for "tags_invented" and
-            "tags_adversarial"; by default `record["metadata"]["prior_tags"]`, which scenes carry.
+        prior_tags (`Sequence[str]`, *optional*): plausible false names, the likeliest first, for "tags_invented" and
+            "tags_adversarial" (which uses the first); by default what scenes carry in their metadata, `prior_tags` and
+            `misleading_tag`.
 
     Raises:
         ValueError: unknown name (the nearest one is suggested), severity outside 1–5, record without `id`, donor or
@@ -123,7 +124,10 @@ def degrade(
         changed["question"] = degrade_question(record["question"], name, severity, seed, record["id"])
     elif stream == "tags":
         if prior_tags is None:
-            prior_tags = record.get("metadata", {}).get("prior_tags")
+            known = record.get("metadata") or {}
+            prior_tags = known.get("prior_tags")
+            if name == "tags_adversarial" and known.get("misleading_tag"):
+                prior_tags = [known["misleading_tag"]]
         changed["tags"] = degrade_tags(record.get("tags") or [], name, severity, seed, record["id"], prior_tags)
     elif record.get("image") is not None:
         if not isinstance(record["image"], Image.Image):

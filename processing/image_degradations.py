@@ -1,9 +1,9 @@
 """Degradations of pictures, severity 1–5, for PIL images of any size: what can happen between a lens and a model.
 
 Each function takes (image, severity, rng, donor) and returns an RGB image. The random numbers do not depend on the
-severity, so a stronger severity is the same accident made worse: the occluded region grows, the noise is scaled. The kinds
-and the five steps follow the habit of ImageNet-C (Hendrycks & Dietterich 2019, section 4); sizes that are lengths are
-shares of the shorter side, so that a 48-pixel scene and a photograph suffer alike.
+severity, so a stronger severity is the same accident made worse: the occluded region grows, the noise is scaled. The
+kinds and the five steps follow the habit of ImageNet-C (Hendrycks & Dietterich 2019, section 4); sizes that are lengths
+are shares of the shorter side, so that a 48-pixel scene and a photograph suffer alike.
 """
 
 import io
@@ -72,7 +72,7 @@ def _blank(image: Image.Image, severity: int, rng: np.random.Generator, donor: I
 def _swapped_image(
     image: Image.Image, severity: int, rng: np.random.Generator, donor: Image.Image | None
 ) -> Image.Image:
-    """Another picture in place of this one, for a share severity/5 of the samples; those swapped at 2 are swapped at 3."""
+    """Another picture instead, for a share severity/5 of the samples; those swapped at 2 are swapped at 3, too."""
     if donor is None:
         raise ValueError("donor=None, but 'swapped_image' needs the other picture: pass donor=another sample's image")
     return donor.convert("RGB") if rng.random() < severity / 5 else image

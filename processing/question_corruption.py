@@ -1,7 +1,7 @@
 """Corruptions of a question's words, severity 1–5: typing errors, missing words, another way to ask.
 
-Each function takes (question, severity, rng) and returns the new text. The random numbers of a word do not depend on the
-severity, so a stronger severity hits the same words and more.
+Each function takes (question, severity, rng) and returns the new text. The random numbers of a word do not depend on
+the severity, so a stronger severity hits the same words and more.
 """
 
 import re
@@ -73,7 +73,7 @@ _INDIRECT = (
 
 
 def _paraphrase(question: str, severity: int, rng: np.random.Generator) -> str:
-    """1: a polite opening. 2: other words. 3: both. 4: rarer words, opening. 5: rarer words, an indirect opening, a closing."""
+    """1: a polite opening. 2: other words. 3: both. 4: rarer words, opening. 5: rarer words, an indirect frame."""
     choice = int(rng.integers(0, 3))
     body = question.strip().rstrip("?").rstrip()
     mark = question.strip()[len(body) :]

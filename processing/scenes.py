@@ -1,8 +1,8 @@
 """`Scenes`: the embedded data set. Coloured shapes on a textured ground, drawn from a seed, no download.
 
-Made so that modality dominance can be measured: shape predicts colour as strongly as `prior_strength` says, in the split
-`prior_broken` it never does, tags repeat the picture with some errors that follow the prior, and every stream can be
-degraded at will. Scene i of (split, seed) is a pure function of i.
+Made so that modality dominance can be measured: shape predicts colour as strongly as `prior_strength` says, in the
+split `prior_broken` it never does, tags repeat the picture with some errors that follow the prior, and every stream can
+be degraded at will. Scene i of (split, seed) is a pure function of i.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,22 +53,24 @@ class Scenes(torch.utils.data.Dataset):
         prior_strength (`float`, *optional*, defaults to 0.9): probability that an object takes its shape's prior colour
             instead of a uniform one. Without meaning in "prior_broken".
         tasks (`Sequence[str]`, *optional*): among "vqa", "caption", "grounding"; drawn evenly.
-        question_types (`Sequence[str]`, *optional*): among "color", "shape", "count", "place", "presence"; drawn evenly.
-        image_degradation, tag_corruption, question_corruption (`str`, *optional*): a degradation of that stream by name,
-            see `degradations`.
+        question_types (`Sequence[str]`, *optional*): among "color", "shape", "count", "place", "presence"; drawn
+            evenly.
+        image_degradation, tag_corruption, question_corruption (`str`, *optional*): a degradation of that stream by
+            name, see `degradations`.
         severity (`int`, *optional*, defaults to 3): its strength, 1 to 5.
         degradation_seed (`int`, *optional*, defaults to 0): draws other accidents on the same scenes.
         tag_miss_rate (`float`, *optional*, defaults to 0.1): probability that an object gets no tag.
         tag_invention_rate (`float`, *optional*, defaults to 0.3): probability, for each of two slots, of a false tag in
             the prior colour of its shape.
-        tag_sharpness (`float`, *optional*, defaults to 1.0): how well scores tell true tags from invented ones; 0 not at
-            all, 1 Beta(8, 2) against Beta(2, 6).
+        tag_sharpness (`float`, *optional*, defaults to 1.0): how well scores tell true tags from invented ones; 0 not
+            at all, 1 Beta(8, 2) against Beta(2, 6).
 
     Every record holds `id`, `image` (PIL, RGB, 48×48), `task`, `question`, `answers` (vqa), `captions` (always four),
-    `bbox` ([x, y, w, h] in pixels, grounding), `tags` ([[name, score], ...], best first) and `metadata`: `objects` (dicts
-    with `shape`, `color`, `place`, `cell`, `bbox`, in reading order), `target` (index of the object that is asked about,
-    None if none is), `question_type`, `prior_answer` (the prior's answer to a colour or shape question, else None),
-    `prior_tags` (false tags that the prior would invent, likeliest first), `scene` (index).
+    `bbox` ([x, y, w, h] in pixels, grounding), `tags` ([[name, score], ...], best first) and `metadata`: `objects`
+    (dicts with `shape`, `color`, `place`, `cell`, `bbox`, in reading order), `target` (index of the object that is
+    asked about, None if none is), `question_type`, `prior_answer` (the prior's answer to a colour or shape question,
+    else None), `prior_tags` (false tags that the prior would invent, likeliest first), `misleading_tag` (a tag that
+    suggests a wrong answer to this question: the prior's where that is wrong), `scene` (index).
 
     Raises:
         ValueError: unknown split, task, question type or degradation (the nearest name is suggested), size < 1, rate
@@ -218,12 +220,14 @@ class Scenes(torch.utils.data.Dataset):
         tags = self.tags(layout)
         order = np.argsort(np.where(layout.cell < 0, NUM_CELLS, layout.cell), axis=1)  # (B, 4) reading order
         # Plain lists: indexing numpy scalars one by one would take most of the time.
+        boxes = object_boxes(self.key, layout)
+        words = random_uniforms(stable_hash(self.key, "words"), layout.indices, 3)
         columns = [
             values.tolist()
             for values in (
-                layout.indices, layout.num_objects, layout.shape, layout.color, layout.cell, object_boxes(self.key, layout), order,
-                layout.task, layout.question_type, layout.asked_shape, layout.asked_color, layout.present,
-                tags["shape"], tags["color"], tags["score"], random_uniforms(stable_hash(self.key, "words"), layout.indices, 3),
+                layout.indices, layout.num_objects, layout.shape, layout.color, layout.cell, boxes, order, layout.task,
+                layout.question_type, layout.asked_shape, layout.asked_color, layout.present,
+                tags["shape"], tags["color"], tags["score"], words,
             )
         ]  # fmt: skip
         records = []
@@ -233,8 +237,8 @@ class Scenes(torch.utils.data.Dataset):
         return records
 
     def _record(
-        self, image, index, num_objects, shapes, colors, cells, boxes, order, task_id, type_id, shape_id, color_id, present,
-        tag_shapes, tag_colors, tag_scores, u,
+        self, image, index, num_objects, shapes, colors, cells, boxes, order, task_id, type_id, shape_id, color_id,
+        present, tag_shapes, tag_colors, tag_scores, u,
     ) -> dict:  # fmt: skip
         slots = order[:num_objects]
         objects = [
@@ -283,10 +287,22 @@ class Scenes(torch.utils.data.Dataset):
         else:
             target_index = None
         true = {(item["color"], item["shape"]) for item in objects}
-        # What the prior would say first: the asked shape in its prior colour, then the scene's other shapes, then the rest.
+        # What the prior would say: first the target's shape in its prior colour, then the scene's other shapes, then
+        # all.
         likely = dict.fromkeys(
             [target["shape"], *(item["shape"] for item in objects), *SHAPES[index % 8 :], *SHAPES[: index % 8]]
         )
+        wrong_color = PRIOR_COLOR_OF_SHAPE[target["shape"]]
+        if wrong_color == target["color"]:
+            wrong_color = COLORS[(COLORS.index(wrong_color) + 1 + int(u[2] * 7)) % 8]
+        misleading = f"{wrong_color} {target['shape']}"
+        if question_type == "shape":
+            wrong_shape = (
+                prior_answer if prior_answer != target["shape"] else SHAPES[(shapes[0] + 1 + int(u[2] * 7)) % 8]
+            )
+            misleading = f"{target['color']} {wrong_shape}"
+        elif question_type == "presence" and not present:
+            misleading = f"{color} {shape}"
         record["metadata"] = {
             "objects": objects,
             "target": target_index,
@@ -297,6 +313,7 @@ class Scenes(torch.utils.data.Dataset):
                 for shape in likely
                 if (PRIOR_COLOR_OF_SHAPE[shape], shape) not in true
             ],
+            "misleading_tag": misleading,
             "scene": index,
         }
         return record

@@ -11,6 +11,8 @@ IMAGE_SIZE = 48
 CELL_SIZE = 16
 GRID = 3
 RADII = (4.5, 5.0, 5.5, 6.0)  # pixels from the centre of a shape to its rim
+_NOISE_LEVELS = 6  # pixel noise is uniform within ± this many levels of 255
+_CHUNK = 16  # scenes drawn together; more do not fit into a core's cache as float32
 MAX_JITTER = 2  # pixels a centre may be off the centre of its cell; 6 + 2 just stays inside
 
 #: Mean RGB of each colour name, 0–255; a drawn object varies around it.
@@ -80,10 +82,15 @@ def shape_masks() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _upsampling() -> np.ndarray:
-    """Cosine interpolation from 4 knots to 48 pixels, `(48, 4)`."""
+    """Cosine interpolation from 4×4 knots to the pixels of the nine cells, float32 `(16, 9 * 16 * 16)`."""
     place = (np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 3
     distance = np.abs(place[:, None] - np.arange(4)[None])
-    return np.where(distance < 1, (1 + np.cos(np.pi * distance)) / 2, 0).astype(np.float32)
+    line = np.where(distance < 1, (1 + np.cos(np.pi * distance)) / 2, 0).astype(np.float32)  # (48, 4)
+    plane = np.einsum("yi,xj->ijyx", line, line)  # (4, 4, 48, 48)
+    cells = plane.reshape(16, GRID, CELL_SIZE, GRID, CELL_SIZE).swapaxes(2, 3)  # (16, 3, 3, 16, 16)
+    # Multiples of 1/1024, and knots of 1/16, keep every sum within float32's 24 bits: the product of the two is exact,
+    # so a picture does not depend on how many others a matrix product draws with it, nor on the machine.
+    return np.ascontiguousarray((cells.reshape(16, -1) * 1024).round() / 1024)
 
 
 def object_looks(key: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -111,37 +118,34 @@ def draw_images(key: int, layout: SceneLayout) -> np.ndarray:
     and a little in hue; at last every pixel gets noise of up to ±6 levels. So no two pixels of a natural scene are
     exactly alike, and a blank or a noisy picture is visibly another distribution.
     """
-    size = len(layout.indices)
-    u = random_uniforms(stable_hash(key, "ground"), layout.indices, 4 + 4 * 4 * 4).astype(np.float32)  # (B, 68)
-    brightness = 40 + 70 * u[:, :1]  # (B, 1) grey levels
-    tint = (u[:, 1:4] - 0.5) * 24  # (B, 3)
-    knots = (u[:, 4:].reshape(size, 4, 4, 4) - 0.5) * np.array([56, 14, 14, 14], dtype=np.float32)  # (B, 4, 4, 1 + 3)
-    knots = knots[..., 1:] + knots[..., :1] + (brightness + tint)[:, None, None]  # (B, 4, 4, 3)
-    rows = _upsampling()
-    ground = rows @ knots.reshape(size, 4, 12)  # (B, 48, 12) all rows
-    ground = np.swapaxes(ground.reshape(size, IMAGE_SIZE, 4, 3), 1, 2).reshape(size, 4, IMAGE_SIZE * 3)
-    images = (rows @ ground).reshape(size, IMAGE_SIZE, IMAGE_SIZE, 3)  # (B, x, y, 3)
-    images = np.ascontiguousarray(np.swapaxes(images, 1, 2))  # (B, 48, 48, 3)
+    if not len(layout.indices):
+        return np.empty((0, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    rows = np.arange(len(layout.indices))
+    return np.concatenate([_draw(key, layout, rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)])
 
-    masks = shape_masks()[0]
-    radius, down, right, variation = object_looks(key, layout.indices)
-    # Cells as an axis of their own, so that an object is one indexed assignment; objects never share a cell.
-    cells = (
-        images.reshape(size, GRID, CELL_SIZE, GRID, CELL_SIZE, 3)
-        .swapaxes(2, 3)
-        .reshape(size, NUM_CELLS, CELL_SIZE, CELL_SIZE, 3)
-    )
-    scene, slot = np.nonzero(layout.shape >= 0)  # (M,), (M,)
-    shape, color, cell = (values[scene, slot] for values in (layout.shape, layout.color, layout.cell))
-    cover = masks[shape, radius[scene, slot], down[scene, slot], right[scene, slot]][..., None]  # (M, 16, 16, 1)
+
+def _draw(key: int, layout: SceneLayout, rows: np.ndarray) -> np.ndarray:
+    size, indices = len(rows), layout.indices[rows]
+    u = random_uniforms(stable_hash(key, "ground"), indices, 4 + 16 * 4).astype(np.float32)  # (b, 68)
+    base = 40 + 70 * u[:, :1] + (u[:, 1:4] - 0.5) * 24  # (b, 3) brightness and tint in levels of 255
+    knots = u[:, 4:].reshape(size, 4, 16) - 0.5  # (b, 1 + 3, 16) one for all channels, one for each
+    knots = 56 * knots[:, :1] + 14 * knots[:, 1:] + base[:, :, None]  # (b, 3, 16)
+    knots = (knots * 16).round() / 16
+    # Pixels lie by channel and cell until the end, so that an object is one indexed assignment.
+    pixels = (knots.reshape(size * 3, 16) @ _upsampling()).reshape(size, 3, NUM_CELLS, CELL_SIZE, CELL_SIZE)
+
+    radius, down, right, variation = object_looks(key, indices)
+    scene, slot = np.nonzero(layout.shape[rows] >= 0)  # (M,), (M,)
+    shape, color, cell = (values[rows[scene], slot] for values in (layout.shape, layout.color, layout.cell))
+    cover = shape_masks()[0][shape, radius[scene, slot], down[scene, slot], right[scene, slot]]  # (M, 16, 16)
     vary = variation[scene, slot].astype(np.float32)  # (M, 4)
     paint = COLOR_VALUES[color] * (1 + 0.1 * vary[:, :1]) + 10 * vary[:, 1:]  # (M, 3)
-    under = cells[scene, cell]  # (M, 16, 16, 3)
-    cells[scene, cell] = under + cover * (paint[:, None, None] - under)
-    images = (
-        cells.reshape(size, GRID, GRID, CELL_SIZE, CELL_SIZE, 3).swapaxes(2, 3).reshape(size, IMAGE_SIZE, IMAGE_SIZE, 3)
-    )
+    under = pixels[scene, :, cell]  # (M, 3, 16, 16)
+    pixels[scene, :, cell] = under + cover[:, None] * (paint[:, :, None, None] - under)
 
-    noise = random_bytes(stable_hash(key, "pixels"), layout.indices, IMAGE_SIZE * IMAGE_SIZE * 3)
-    images += (noise.reshape(images.shape).astype(np.float32) - 127.5) * np.float32(6 / 127.5)
-    return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+    noise = random_bytes(stable_hash(key, "pixels"), indices, pixels[0].size).reshape(pixels.shape)
+    pixels += noise * np.float32(2 * _NOISE_LEVELS / 255)
+    pixels -= _NOISE_LEVELS - 0.5  # the half rounds what the cast below truncates
+    np.clip(pixels, 0, 255, out=pixels)
+    pixels = pixels.astype(np.uint8).reshape(size, 3, GRID, GRID, CELL_SIZE, CELL_SIZE)  # (b, 3, 3, 3, 16, 16)
+    return pixels.transpose(0, 2, 4, 3, 5, 1).reshape(size, IMAGE_SIZE, IMAGE_SIZE, 3)

@@ -1,9 +1,9 @@
 """What is in a scene and what is asked about it: objects, the prior, the question's target. Arrays only, no pixels.
 
-The prior is the point of the data set. Each shape has one prior colour and each colour one prior shape; with probability
-`prior_strength` an object takes its shape's prior colour, else one of the eight colours at random. In the split
-`prior_broken` the colour is never the prior's. A model that answers from the prior instead of from the picture is right
-with probability `prior_strength + (1 - prior_strength) / 8` on the other splits and never on that one.
+The prior is the point of the data set. Each shape has one prior colour and each colour one prior shape; with
+probability `prior_strength` an object takes its shape's prior colour, else one of the eight colours at random. In the
+split `prior_broken` the colour is never the prior's. A model that answers from the prior instead of from the picture is
+right with probability `prior_strength + (1 - prior_strength) / 8` on the other splits and never on that one.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,8 @@ def draw_layout(
     slots = np.arange(MAX_OBJECTS)[None]
     shape = shapes[rows[:, None], slots, choice]
     color = colors[rows[:, None], slots, choice]
-    # Where every candidate failed, take the next shape in its prior colour (or its follower): differs from the target in both.
+    # Where every candidate failed, take the following shape in the following colour: it differs from the target in
+    # both.
     failed = ~allowed.any(axis=2)
     failed[:, 0] = False
     shape = np.where(failed, (target_shape[:, None] + slots) % len(SHAPES), shape)

@@ -1,8 +1,8 @@
 """Counter-based random numbers: what is drawn for sample i depends on its key and on i alone.
 
 A sequential generator makes sample i depend on every sample before it. Here each number is the SplitMix64 output at an
-explicit position (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", section 4), computed for a
-whole batch at once with numpy's wrapping 64-bit integers.
+explicit position (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", section 4), computed for
+a whole batch at once with numpy's wrapping 64-bit integers.
 """
 
 import hashlib

@@ -28,9 +28,9 @@ def draw_tags(key: int, layout: SceneLayout, miss_rate: float, invention_rate: f
     """Tags of the scenes of a layout.
 
     An object's tag is missed with probability `miss_rate`. Each of two slots invents a tag with probability
-    `invention_rate`: a shape, one of the scene's own in half of the cases, in the prior colour of that shape; a slot whose
-    tag happens to be true says nothing. Scores are Beta(2 + 6s, 2) for true tags and Beta(2, 2 + 4s) for invented ones
-    with s = `sharpness`: Beta(8, 2) and Beta(2, 6) at 1, the same law for both at 0.
+    `invention_rate`: a shape, one of the scene's own in half of the cases, in the prior colour of that shape; a slot
+    whose tag happens to be true says nothing. Scores are Beta(2 + 6s, 2) for true tags and Beta(2, 2 + 4s) for invented
+    ones with s = `sharpness`: Beta(8, 2) and Beta(2, 6) at 1, the same law for both at 0.
 
     Returns:
         dict of arrays over 4 + 2 slots: `color`, `shape` int64 `(B, 6)` (-1 where there is no tag), `score` float64
