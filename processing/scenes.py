@@ -292,17 +292,15 @@ class Scenes(torch.utils.data.Dataset):
         likely = dict.fromkeys(
             [target["shape"], *(item["shape"] for item in objects), *SHAPES[index % 8 :], *SHAPES[: index % 8]]
         )
-        wrong_color = PRIOR_COLOR_OF_SHAPE[target["shape"]]
-        if wrong_color == target["color"]:
-            wrong_color = COLORS[(COLORS.index(wrong_color) + 1 + int(u[2] * 7)) % 8]
-        misleading = f"{wrong_color} {target['shape']}"
-        if question_type == "shape":
-            wrong_shape = (
-                prior_answer if prior_answer != target["shape"] else SHAPES[(shapes[0] + 1 + int(u[2] * 7)) % 8]
-            )
-            misleading = f"{target['color']} {wrong_shape}"
-        elif question_type == "presence" and not present:
-            misleading = f"{color} {shape}"
+        if question_type == "presence" and not present:
+            misleading = (color, shape)
+        else:
+            # The target in the prior's colour (or the colour on the prior's shape), else in another that is not there.
+            turn = int(u[2] * 8)
+            wrong = [(c, target["shape"]) for c in (PRIOR_COLOR_OF_SHAPE[target["shape"]], *COLORS[turn:], *COLORS)]
+            if question_type == "shape":
+                wrong = [(target["color"], s) for s in (prior_answer, *SHAPES[turn:], *SHAPES)]
+            misleading = next(pair for pair in wrong if pair not in true)
         record["metadata"] = {
             "objects": objects,
             "target": target_index,
@@ -313,7 +311,7 @@ class Scenes(torch.utils.data.Dataset):
                 for shape in likely
                 if (PRIOR_COLOR_OF_SHAPE[shape], shape) not in true
             ],
-            "misleading_tag": misleading,
+            "misleading_tag": " ".join(misleading),
             "scene": index,
         }
         return record
