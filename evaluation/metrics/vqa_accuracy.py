@@ -34,9 +34,10 @@ class VqaAccuracyMetric(evaluate.Metric):
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS,
+            # The first that fits is taken, and a dict would pass for a list of its keys.
             features=[
-                datasets.Features({"predictions": text, "references": texts}),
                 datasets.Features({"predictions": text, "references": soft}),
+                datasets.Features({"predictions": text, "references": texts}),
             ],
         )
 
