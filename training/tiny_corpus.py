@@ -3,12 +3,12 @@
 It comes from scenes with prior strength 0.9, so the models come to hold the prior as a language model holds that
 bananas are yellow. The mixture, by share of the documents:
 
-* 35 % a question without any context: only the prior can answer it ("question : what color is the square ? answer :
+* 30 % a question without any context: only the prior can answer it ("question : what color is the square ? answer :
   red");
-* 30 % a caption, then a question about it: the skill to read a context, without which no soft prompt would help a
-  frozen model. Half of these come from scenes without a prior, as a text that speaks of a green banana means it;
+* 35 % a caption, then a question about it: the skill to read a context, without which no soft prompt would help a
+  frozen model. Most of these come from scenes without a prior, as a text that speaks of a green banana means it;
 * 15 % tags, then a question: the tags miss and invent as the scenes' tagger does, one in three times with their scores,
-  so a tag is evidence here, not the answer. They stand before the question or at its beginning;
+  so a tag is evidence here, not the answer;
 * 10 % a picture to describe, half of them from tags;
 *  5 % a box to say for a referring expression, of which only the form can be learnt;
 *  5 % a caption alone.
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from poise.processing.grounding_text import box_to_text
+from poise.processing.prompts import Prompts
 from poise.processing.scenes import Scenes
 from poise.processing.scenes_drawing import IMAGE_SIZE
 from poise.processing.scenes_random import random_uniforms, stable_hash
@@ -29,9 +30,9 @@ from poise.processing.scenes_random import random_uniforms, stable_hash
 CORPUS_SIZE = 2**30  # scenes are functions of their number, so this costs nothing: no document is seen twice
 _SPACE_BEFORE_MARK = re.compile(r" ([?,.:])")
 _SHARES = {
-    "question": 0.35,
-    "read_caption": 0.15,
-    "read_news": 0.15,
+    "question": 0.30,
+    "read_caption": 0.10,
+    "read_news": 0.25,
     "read_tags": 0.15,
     "describe": 0.10,
     "box": 0.05,
@@ -75,30 +76,30 @@ def tight(text: str) -> str:
 
 
 def _document(kind: str, record: dict, u: list[float]) -> tuple[str, str]:
-    question, captions = record["question"], record["captions"]
+    """Prompt and answer; `u` chooses scores, caption and context."""
+    question = record["question"]
     tags = tags_in_words(record["tags"], with_scores=u[0] < 1 / 3)
-    caption = captions[int(u[1] * 4)]
+    caption = record["captions"][int(u[1] * 4)]
     if kind == "caption":
         return "", caption
     if kind == "describe":
-        context = tags if u[2] < 0.5 else ""
-        return _prompt(context, question, inside=u[2] < 0.25), caption
+        return prompt_words(question, tags if u[2] < 0.5 else ""), caption
     if kind == "box":
-        return _prompt("", question), box_to_text(record["bbox"], IMAGE_SIZE, IMAGE_SIZE)
+        question = question if u[2] < 0.5 else Prompts().grounding.format(expression=question).lower()
+        return prompt_words(question), box_to_text(record["bbox"], IMAGE_SIZE, IMAGE_SIZE)
     answer = record["answers"][0]
     if kind == "question":
-        return _prompt("", question), answer
+        return prompt_words(question), answer
     if kind == "read_tags":
-        return _prompt(tags, question, inside=u[2] < 0.5), answer
+        return prompt_words(question, tags), answer
     # Only the caption with places can answer where something is.
-    caption = captions[3] if record["metadata"]["question_type"] == "place" else caption
-    return _prompt(f"{caption} .", question, inside=u[2] < 0.25), answer
+    caption = record["captions"][3] if record["metadata"]["question_type"] == "place" else caption
+    return prompt_words(question, f"{caption} ."), answer
 
 
-def _prompt(context: str, question: str, inside: bool = False) -> str:
-    """The model's prompt; `inside` puts the context behind "question :", where a processor may put the tags' words."""
-    words = ("question :", context, question) if inside else (context, "question :", question)
-    return " ".join(word for word in (*words, "answer :") if word)
+def prompt_words(question: str, context: str = "") -> str:
+    """What the language models read before they answer: "tags : red square . question : ... answer :"."""
+    return f"{context} question : {question} answer :".lstrip()
 
 
 def batches(size: int, seed: int = 0, pool: int = 8) -> Iterator[list[tuple[str, str]]]:

@@ -16,7 +16,7 @@ from transformers import (
 
 from poise.processing.scenes import Scenes
 
-from .tiny_corpus import batches, documents, tags_in_words
+from .tiny_corpus import batches, documents, prompt_words, tags_in_words
 from .tiny_pretraining import pretrain
 from .tiny_tokenizers import train_text_tokenizer
 
@@ -160,23 +160,23 @@ def check_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerF
     broken = Scenes("prior_broken", size=count, tasks=["vqa"], question_types=["color", "shape"], tag_miss_rate=0.0,
                     tag_invention_rate=0.0)  # fmt: skip
     records = broken.records(np.arange(count), images=False)
-    questions = [f"question : {record['question']} answer :" for record in records]
+    questions = [record["question"] for record in records]
     truth = [record["answers"][0] for record in records]
     mixed = Scenes("test", size=count, tasks=["vqa"]).records(np.arange(count), images=False)
 
-    def share(prompts: list[str], expected: list[str]) -> float:
+    def share(contexts: list[str], asked: list[str], expected: list[str]) -> float:
+        prompts = [prompt_words(question, context) for question, context in zip(asked, contexts, strict=True)]
         said = answers(model, tokenizer, prompts)
         return sum(a == b for a, b in zip(said, expected, strict=True)) / len(expected)
 
-    def after(contexts: list[str], asked: list[str]) -> list[str]:
-        return [f"{context} {question}" for context, question in zip(contexts, asked, strict=True)]
-
+    captions = [f"{record['captions'][0]} ." for record in records]
+    tags = [tags_in_words(record["tags"]) for record in records]
+    places = [f"{record['captions'][3]} ." for record in mixed]
     return {
-        "prior": share(questions, [record["metadata"]["prior_answer"] for record in records]),
-        "caption_read": share(after([f"{record['captions'][0]} ." for record in records], questions), truth),
-        "tags_read": share(after([tags_in_words(record["tags"]) for record in records], questions), truth),
+        "prior": share([""] * count, questions, [record["metadata"]["prior_answer"] for record in records]),
+        "caption_read": share(captions, questions, truth),
+        "tags_read": share(tags, questions, truth),
         "caption_read_all": share(
-            [f"{record['captions'][3]} . question : {record['question']} answer :" for record in mixed],
-            [record["answers"][0] for record in mixed],
+            places, [record["question"] for record in mixed], [record["answers"][0] for record in mixed]
         ),
     }

@@ -47,6 +47,9 @@ def train_tag_encoder(steps: int, seed: int = 0, batch_size: int = 64) -> tuple[
         pad_token_id=tokenizer.pad_token_id,
     )
     model = BertForMaskedLM(config)
+    # With the pooler, which this training leaves as it is: without one the saved encoder would load with a warning.
+    model.bert = BertModel(config)
+    model.tie_weights()
     generator = torch.Generator().manual_seed(seed)
 
     def batches() -> Iterator[dict[str, torch.Tensor]]:
