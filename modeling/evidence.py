@@ -1,8 +1,8 @@
 """Evidence: a fixed summary of each stream's *frozen* side, for the reliability router to judge.
 
 It must be stationary: a summary of anything that training moves would drift away from its own statistics. Image
-evidence comes from the frozen tower. The tag encoder may be fine-tuned, so tag evidence comes from the tags' token ids through
-fixed pseudo-random directions (random indexing; Kanerva et al., 2000), which need no table and no state.
+evidence comes from the frozen tower. The tag encoder may be fine-tuned, so tag evidence comes from the tags' token ids
+through fixed pseudo-random directions (random indexing; Kanerva et al., 2000), which need no table and no state.
 """
 
 import torch
@@ -43,7 +43,8 @@ def tag_evidence(tag_input_ids, tag_mask, tag_scores):
     weight = mask * tag_scores.float()  # (N, L)
     total = weight.sum(-1, keepdim=True).clamp_min(1e-4)  # (N, 1)
     unigrams = hashed_directions(tag_input_ids)  # (N, L, R)
-    following = torch.roll(tag_input_ids, -1, dims=-1) * tag_mask  # (N, L)
+    # The last tag is followed by nothing, however wide the batch's padding is.
+    following = torch.nn.functional.pad((tag_input_ids * tag_mask)[:, 1:], (0, 1))  # (N, L)
     bigrams = hashed_directions(tag_input_ids * 31337 + following + 1)  # (N, L, R)
     words = (weight[:, None] @ torch.cat([unigrams, bigrams], dim=-1))[:, 0] / total  # (N, 2R)
     count = mask.sum(-1).clamp_min(1.0)  # (N,)

@@ -229,7 +229,9 @@ class PoiseModel(PoisePreTrainedModel):
             return inputs_embeds, features.router_weights
         streams = self._prompt_streams(inputs_embeds, placeholders, attention_mask, features, prompt_mask)
         routed, weights = self.router(streams)
-        merged = torch.where(streams.text_mask[..., None], routed.text, inputs_embeds)  # (B, T, D)
+        # A row of text alone has nothing to route, as in a batch without pictures.
+        routed_text = streams.text_mask & streams.is_real[:, None]  # (B, T)
+        merged = torch.where(routed_text[..., None], routed.text, inputs_embeds)  # (B, T, D)
         return torch.where(streams.image_mask[..., None], routed.image, merged), weights
 
     def _prompt_streams(self, inputs_embeds, placeholders, attention_mask, features, prompt_mask):
