@@ -139,8 +139,12 @@ class TrainingCollator(PromptTokens):
             kept = positions_to_keep(prompt, kept_ids, self.max_length, "left")
             return [prompt[position] for position in kept], answer[: self.max_length]
         num_uncut = sum(token in kept_ids for token in prompt)
-        room = max(self.max_length - num_uncut, 1)  # for the answer; with too little the next line says so
-        answer = answer[:room]
+        if num_uncut >= self.max_length:
+            raise ValueError(
+                f"max_length={self.max_length} leaves no room for an answer beside the {num_uncut} image placeholders "
+                f"and special tokens, which are never cut: set it to more than {num_uncut}."
+            )
+        answer = answer[: self.max_length - num_uncut]
         kept = positions_to_keep(prompt, kept_ids, self.max_length - len(answer), "left")
         return [prompt[position] for position in kept], answer
 

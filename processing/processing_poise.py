@@ -337,7 +337,9 @@ class PoiseProcessor(ProcessorMixin):
         """
         image_processor = AutoImageProcessor.from_pretrained(vision)
         image_token = fields.setdefault("image_token", "<image>")
-        tokenizer = AutoTokenizer.from_pretrained(text, image_token=image_token)
+        # Given at loading, since only what a tokenizer was made with is saved with it.
+        side = {} if config is None or config.is_encoder_decoder else {"padding_side": "left"}
+        tokenizer = AutoTokenizer.from_pretrained(text, image_token=image_token, **side)
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ValueError(f"text={str(text)!r}: its tokenizer has neither a padding nor an end-of-text token.")
@@ -350,8 +352,6 @@ class PoiseProcessor(ProcessorMixin):
             fields.setdefault("num_image_tokens", config.num_image_tokens)
             fields.setdefault("num_prompt_tokens", config.num_prompt_tokens)
             fields.setdefault("tag_score_encoding", config.tag_score_encoding)
-            if not config.is_encoder_decoder:
-                tokenizer.padding_side = "left"
         tag_tokenizer = None
         if tag_encoder is not None and (config is None or config.soft_prompt_type == "dynamic"):
             tag_tokenizer = AutoTokenizer.from_pretrained(tag_encoder)
