@@ -18,11 +18,18 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 #: Text parts of a user's turn are joined in their order; a system turn is plain text in front.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string else message['content']
--%} {%- set words = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%} {%- if
-message['role'] == 'user' -%} {%- for part in parts if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%} {{ '
-question : ' + words + ' answer :' }} {%- elif message['role'] == 'assistant' -%} {{ ' ' + words + eos_token }} {%- else
--%} {{ ' ' + words }} {%- endif -%} {%- endfor -%}
+{%- set content = message['content'] -%}
+{%- set parts = [{'type': 'text', 'text': content}] if content is string else content -%}
+{%- set words = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') -%}
+{%- if message['role'] == 'user' -%}
+{%- for part in parts if part['type'] == 'image' -%}{{ '<image>' }}{%- endfor -%}
+{{ ' question : ' + words + ' answer :' }}
+{%- elif message['role'] == 'assistant' -%}
+{{ ' ' + words + eos_token }}
+{%- else -%}
+{{ ' ' + words }}
+{%- endif -%}
+{%- endfor -%}
 """
 
 
