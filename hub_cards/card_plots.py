@@ -1,0 +1,80 @@
+"""The pictures of a card: scores by condition with their intervals, and the training loss."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from poise.hub_cards.card_data import EvaluationRow
+
+BAR, INTERVAL = "#2563eb", "#1f2937"
+
+
+def draw_plots(folder: Path, robustness: Sequence[EvaluationRow], losses: Sequence[Sequence[float]]) -> dict[str, str]:
+    """
+    Draw what there is data for.
+
+    Args:
+        folder: of the repository; the pictures go into `plots/` there.
+        robustness (`Sequence[EvaluationRow]`): one bar each of the first metric.
+        losses: `[[step, loss], ...]`.
+
+    Returns:
+        `dict[str, str]`: paths within the repository by name: "robustness", "loss".
+    """
+    drawn = {}
+    if robustness:
+        drawn["robustness"] = _saved(_conditions(robustness), folder, "robustness")
+    if len(losses) > 1:
+        drawn["loss"] = _saved(_loss_curve(losses), folder, "loss")
+    return drawn
+
+
+def _saved(figure: Figure, folder: Path, name: str) -> str:
+    path = folder / "plots" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    # No date, no version: the same data gives the same file, and publishing it again changes nothing.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    return path.relative_to(folder).as_posix()
+
+
+def _conditions(rows: Sequence[EvaluationRow]) -> Figure:
+    metric = rows[0].metric
+    rows = [row for row in rows if row.metric == metric]
+    figure = Figure(figsize=(8, 1.2 + 0.34 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows))
+    axes.barh(places, [row.value for row in rows], height=0.65, color=BAR)
+    known = [
+        (place, row) for place, row in zip(places, rows, strict=True) if row.low is not None and row.high is not None
+    ]
+    if known:
+        errors = [[row.value - row.low for _, row in known], [row.high - row.value for _, row in known]]
+        axes.errorbar(
+            [row.value for _, row in known],
+            [place for place, _ in known],
+            xerr=[[max(0.0, error) for error in side] for side in errors],
+            fmt="none",
+            ecolor=INTERVAL,
+            elinewidth=1,
+            capsize=2.5,
+        )
+    axes.set_yticks(places, [row.condition for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel(metric + (" (lines: 95 % interval)" if known else ""))
+    if all(0 <= row.value <= 1 for row in rows):
+        axes.set_xlim(0, 1)
+    axes.set_title("What happens to the answers when a stream fails", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _loss_curve(losses: Sequence[Sequence[float]]) -> Figure:
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([step for step, _ in losses], [loss for _, loss in losses], color=BAR, linewidth=1.5)
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,285 @@
+"""The model card: metadata that the Hub's parser accepts, and sections that say only what is known."""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from poise.hub_cards.backbone_names import ROLES, base_models, in_words, public_name
+from poise.hub_cards.card_data import CardData, EvaluationRow
+from poise.hub_cards.cited_works import works_behind
+
+TEMPLATE = "model_card.md.jinja"
+VARIANTS = ("finetune", "adapter", "quantized")
+# Names of our scores -> names of the metrics that the Hub lists.
+HUB_METRICS = {
+    "vqa_accuracy": "accuracy",
+    "grounding_accuracy": "accuracy",
+    "pope_accuracy": "accuracy",
+    "pope_f1": "f1",
+    "caption_cider": "cider",
+    "caption_bleu": "bleu",
+    "caption_rouge_l": "rouge",
+}
+PROJECTORS = {
+    "mlp": "a two-layer MLP on the patch features, as in LLaVA",
+    "aggregator": "LION's aggregator: the deep features attend to middle layers of the tower",
+}
+SOFT_PROMPTS = {
+    "none": "none: the language model reads image tokens and text only",
+    "static": "static: {length} learned vectors, the same for every picture (LION)",
+    "dynamic": "dynamic: {length} tokens made from the picture's tags and their scores",
+}
+ROUTERS = {
+    "none": "none: both streams reach the language model as they are",
+    "gate": "gate: one weight per stream from the pooled features of both, which scales it",
+    "channel": "channel (MoIR): channels that say little in one stream are refilled from the other",
+    "reliability": (
+        "reliability: a stream that is unlike anything seen in training fades towards a learned null token, "
+        "and the other stream's complement is brought in by cross-attention"
+    ),
+}
+SCORE_ENCODINGS = {
+    "text": "written after the tag's name",
+    "embedding": "added to the tag's tokens as an embedding",
+    "attention_bias": "added to the attention over the tags as log-scores",
+}
+
+
+def build_card(
+    config: Any,
+    card_data: CardData,
+    repository: str,
+    variant: str = "finetune",
+    plots: Mapping[str, str] | None = None,
+    sample: Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """
+    The card of a model.
+
+    Args:
+        config (`PoiseConfig`): of the model.
+        card_data ([`CardData`]): what is known about it.
+        repository (`str`): `user/name`, or the folder's name for a model that is published nowhere.
+        variant (`str`, *optional*, defaults to `"finetune"`): relation to the backbones; "finetune", "adapter" or
+            "quantized".
+        plots (*optional*): paths in the repository by name: "robustness", "loss".
+        sample (*optional*): `{"image": path in the repository, "question", "tags", "answer"}`.
+
+    Returns:
+        `huggingface_hub.ModelCard`, parsed by the Hub's own parser.
+
+    Raises:
+        ValueError: an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is not known: choose one of {', '.join(VARIANTS)}")
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters.update(cell=cell, number=number, interval=interval, duration=duration)
+    template = environment.from_string((files("poise.hub_cards") / TEMPLATE).read_text(encoding="utf-8"))
+    name = card_data.model_name or repository.split("/")[-1]
+    metadata = build_metadata(config, card_data, name, variant)
+    content = template.render(
+        metadata=metadata.to_yaml(),
+        name=name,
+        repository=repository,
+        variant=variant,
+        config=config,
+        card=card_data,
+        backbones=_backbones_in_words(config),
+        treatment=_treatment(card_data, variant),
+        architecture=_architecture(config),
+        datasets=[_data_in_words(data) for data in card_data.datasets],
+        training=_training_facts(card_data),
+        tables={name: metric_table(getattr(card_data, name)) for name in ("evaluation", "robustness", "dominance")},
+        plots=dict(plots or {}),
+        sample=None if sample is None else dict(sample),
+        example=dict(sample or {"image": "picture.png", "question": "what is in the picture ?", "tags": []}),
+        licenses=_licenses(config, card_data),
+        works=works_behind(config, _uses_lora(card_data, variant)),
+    )
+    return ModelCard(content)
+
+
+def build_metadata(config: Any, card_data: CardData, name: str, variant: str) -> ModelCardData:
+    """The YAML block at the top of a card."""
+    bases = base_models(config.backbones)
+    tags = ["poise", "vision-language", "image-to-text", f"router-{config.router_type}"]
+    tags += [f"soft-prompt-{config.soft_prompt_type}", *(["lora"] if variant == "adapter" else [])]
+    rows = card_data.evaluation
+    metrics = list(dict.fromkeys(HUB_METRICS.get(row.metric, row.metric) for row in rows))
+    return ModelCardData(
+        model_name=name if rows else None,
+        library_name="peft" if variant == "adapter" else "transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=bases or None,
+        base_model_relation=variant if bases else None,
+        language=card_data.language or None,
+        license=card_data.license,
+        datasets=[data["hub_id"] for data in card_data.datasets if data.get("hub_id")] or None,
+        metrics=metrics or None,
+        tags=tags,
+        eval_results=[_eval_result(row, card_data) for row in rows] or None,
+    )
+
+
+def _eval_result(row: EvaluationRow, card_data: CardData) -> EvalResult:
+    name = row.dataset or (card_data.datasets[0]["name"] if card_data.datasets else "unnamed")
+    hub_ids = {data["name"]: data["hub_id"] for data in card_data.datasets if data.get("hub_id")}
+    return EvalResult(
+        task_type="image-text-to-text",
+        dataset_type=hub_ids.get(name, name.lower().replace(" ", "-")),
+        dataset_name=f"{name} ({row.condition})",
+        metric_type=HUB_METRICS.get(row.metric, row.metric),
+        metric_name=row.metric,
+        metric_value=round(row.value, 6),
+    )
+
+
+def metric_table(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
+    """Rows laid out for reading: one line per data set and condition, one column per metric."""
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    lines: dict[tuple[str | None, str], dict[str, EvaluationRow]] = {}
+    for row in rows:
+        lines.setdefault((row.dataset, row.condition), {})[row.metric] = row
+    return {
+        "metrics": metrics,
+        "named": any(row.dataset for row in rows),
+        "lines": [
+            {
+                "dataset": dataset or "",
+                "condition": condition,
+                "cells": [found.get(metric) for metric in metrics],
+                "n": next((row.n for row in found.values() if row.n is not None), None),
+            }
+            for (dataset, condition), found in lines.items()
+        ],
+    }
+
+
+def _backbones_in_words(config: Any) -> list[tuple[str, str]]:
+    names = config.backbones or {}
+    uses_tags = config.soft_prompt_type == "dynamic"
+    return [(ROLES[role], in_words(role, names.get(role))) for role in ROLES if role != "tag_encoder" or uses_tags]
+
+
+def _uses_lora(card_data: CardData, variant: str) -> bool:
+    return variant == "adapter" or "adapters" in card_data.parameters or bool((card_data.recipe or {}).get("lora"))
+
+
+def _treatment(card_data: CardData, variant: str) -> dict[str, str]:
+    """What training did to each backbone, as far as it is known."""
+    if not card_data.parameters:
+        return dict.fromkeys(ROLES.values(), "")
+    lora = ", frozen, with LoRA adapters" + ("" if variant == "adapter" else " merged in")
+    return {
+        ROLES["vision"]: ", fine-tuned" if "vision_tower" in card_data.parameters else ", frozen",
+        ROLES["tag_encoder"]: ", fine-tuned" if "tag_encoder" in card_data.parameters else ", frozen",
+        ROLES["text"]: lora if _uses_lora(card_data, variant) else ", frozen",
+    }
+
+
+def _data_in_words(data: Mapping[str, Any]) -> str:
+    parts = [data["name"]]
+    if data.get("split"):
+        parts.append(f"split {data['split']}")
+    if data.get("records"):
+        parts.append(f"{data['records']:,} records")
+    description = data.get("description")
+    return ", ".join(parts) + (f": {description}" if description else "")
+
+
+def _architecture(config: Any) -> list[tuple[str, str]]:
+    prompt = SOFT_PROMPTS.get(config.soft_prompt_type, config.soft_prompt_type)
+    rows = [
+        ("projector", PROJECTORS.get(config.projector_type, config.projector_type)),
+        ("soft prompt", prompt.format(length=config.soft_prompt_length)),
+    ]
+    if config.soft_prompt_type == "dynamic":
+        pooling = {"queries": "learned queries attend to the tags", "mean": "the mean over the tags (Dynamic LION)"}
+        rows.append(("pooling of the tags", pooling.get(config.soft_prompt_pooling, config.soft_prompt_pooling)))
+        rows.append(("tag scores", SCORE_ENCODINGS.get(config.tag_score_encoding, config.tag_score_encoding)))
+    router = ROUTERS.get(config.router_type, config.router_type)
+    scope = {"image": "image tokens and soft prompt", "prompt": "image tokens, and soft prompt with the question"}
+    rows.append(("information router", router))
+    if config.router_type != "none":
+        rows.append(("streams that it routes between", scope.get(config.router_scope, config.router_scope)))
+    tokens = f"{config.num_image_tokens} image tokens + {config.num_prompt_tokens} soft-prompt tokens"
+    return [*rows, ("tokens per picture", tokens)]
+
+
+def _training_facts(card_data: CardData) -> list[tuple[str, str]]:
+    """Rows of the training table; only what is known."""
+    recipe = card_data.recipe or {}
+    training = recipe.get("training") or {}
+    parameters = dict(card_data.parameters)
+    total = parameters.pop("total", None)
+    trained = sum(parameters.values())
+    groups = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
+    rates = ", ".join(f"{name} {number(rate)}" for name, rate in (recipe.get("learning_rates") or {}).items())
+    lora = recipe.get("lora")
+    batch = training.get("per_device_train_batch_size")
+    accumulation = training.get("gradient_accumulation_steps", 1)
+    facts = [
+        ("parameters trained", f"{trained:,} of {total:,} ({groups})" if total and parameters else None),
+        ("steps", f"{card_data.steps:,}" if card_data.steps else None),
+        ("epochs", number(card_data.epochs) if card_data.epochs else None),
+        ("batch size", f"{batch} per process × {accumulation} accumulated" if batch else None),
+        ("learning rates", rates or None),
+        ("LoRA", f"rank {lora['r']}, alpha {lora['alpha']}" if lora else None),
+        ("precision of the frozen language model", (recipe.get("model") or {}).get("quantization")),
+        ("hardware", card_data.hardware),
+        ("processes", card_data.processes),
+        ("time", duration(card_data.seconds) if card_data.seconds else None),
+        ("first → last training loss", _ends(card_data.losses)),
+        ("first → last evaluation loss", _ends(card_data.eval_losses)),
+        ("libraries", ", ".join(f"{name} {version}" for name, version in card_data.versions.items()) or None),
+    ]
+    unquantized = ("precision of the frozen language model", "none")
+    return [(name, str(value)) for name, value in facts if value is not None and (name, value) != unquantized]
+
+
+def _ends(losses: Sequence[Sequence[float]]) -> str | None:
+    if not losses:
+        return None
+    return " → ".join(f"{number(loss)} (step {int(step)})" for step, loss in (losses[0], losses[-1]))
+
+
+def _licenses(config: Any, card_data: CardData) -> list[tuple[str, str]]:
+    names = [public_name(name) for name in (config.backbones or {}).values() if name]
+    shipped = "apache-2.0, as Poise itself"
+    return [
+        (name, shipped if name.startswith("tiny:") else card_data.backbone_licenses.get(name, "see its own card"))
+        for name in dict.fromkeys(name for name in names if name)
+    ]
+
+
+def cell(text: Any) -> str:
+    """Text that may stand in a cell of a Markdown table."""
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def interval(row: EvaluationRow | None) -> str:
+    """A value with its interval: `0.512 [0.47, 0.55]`."""
+    if row is None:
+        return "–"
+    bounds = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.value:.3f}{bounds}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a reader would say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
