@@ -35,7 +35,7 @@ PRIOR_COLOR_IDS = np.array([COLORS.index(PRIOR_COLOR_OF_SHAPE[shape]) for shape 
 
 MAX_OBJECTS = 4
 NUM_CELLS = 9
-_CANDIDATES = 8  # draws per object until it obeys the question's uniqueness; all fail with probability < 1e-3
+_CANDIDATES = 8  # draws per object until it obeys the question's uniqueness; all fail once in ten million times
 
 
 @dataclass
@@ -113,12 +113,16 @@ def draw_layout(
     slots = np.arange(MAX_OBJECTS)[None]
     shape = shapes[rows[:, None], slots, choice]
     color = colors[rows[:, None], slots, choice]
-    # Where every candidate failed, take the following shape in the following colour: it differs from the target in
-    # both.
+    # Where every candidate failed, take the following shape and colour: they differ from the target's.
     failed = ~allowed.any(axis=2)
     failed[:, 0] = False
     shape = np.where(failed, (target_shape[:, None] + slots) % len(SHAPES), shape)
-    color = np.where(failed, (target_color[:, None] + slots) % len(COLORS), color)
+    next_color = (target_color[:, None] + slots) % len(COLORS)
+    if prior_broken:
+        next_color = np.where(
+            next_color == PRIOR_COLOR_IDS[shape], (next_color + MAX_OBJECTS) % len(COLORS), next_color
+        )
+    color = np.where(failed, next_color, color)
     shape[:, 0], color[:, 0] = target_shape, target_color
 
     # Count questions: the first `wanted` slots have the asked shape; with 0 wanted it is a shape that is not there.
@@ -148,11 +152,10 @@ def draw_layout(
     wrong = random_uniforms(stable_hash(key, "absent"), indices, 3 * 2 * _CANDIDATES).reshape(size, -1, 3)  # (B, 2C, 3)
     wrong_shape = (wrong[..., 0] * len(SHAPES)).astype(np.int64)
     wrong_color = _colors_by_prior(wrong_shape, wrong[..., 1], wrong[..., 2], prior_strength, prior_broken)
-    absent = (wrong_shape * len(COLORS) + wrong_color)[:, :, None] != np.where(empty, -1, pair)[
-        :, None, :
-    ]  # (B, 2C, 4)
-    first = absent.all(axis=2).argmax(axis=1)
-    present = ~is_type["presence"] | (u[:, 5] < 0.5) | ~absent.all(axis=2).any(axis=1)
+    wrong_pair = wrong_shape * len(COLORS) + wrong_color  # (B, 2C)
+    absent = (wrong_pair[:, :, None] != pair[:, None, :]).all(axis=2)  # (B, 2C); empty slots hold -9
+    first = absent.argmax(axis=1)
+    present = ~is_type["presence"] | (u[:, 5] < 0.5) | ~absent.any(axis=1)
     asked_shape = np.where(present, target_shape, wrong_shape[rows, first])
     asked_color = np.where(present, target_color, wrong_color[rows, first])
     asked_shape = np.where(is_type["shape"], -1, asked_shape)

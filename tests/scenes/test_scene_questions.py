@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from poise.processing import scenes_layout
 from poise.processing.scenes import Scenes
 from poise.processing.scenes_drawing import draw_images, object_boxes
 from poise.processing.scenes_layout import COLORS, PRIOR_COLOR_OF_SHAPE, QUESTION_TYPES, SHAPES, SPLITS
@@ -141,10 +142,16 @@ def test_objects_lie_in_distinct_cells_and_reading_order_hides_the_target():
     assert 0.15 < first < 0.35
 
 
-def test_other_shapes_and_colours_fill_the_scene_even_when_every_candidate_fails():
-    """With one prior and full strength all colours of a shape agree; scenes of 100,000 indices stay unambiguous."""
-    for kind in ("color", "shape", "place"):
-        scenes = Scenes(size=100_000, prior_strength=1.0, tasks=["vqa"], question_types=[kind])
-        layout = scenes.layout(range(100_000))
+@pytest.mark.parametrize("candidates", [1, 8])
+@pytest.mark.parametrize("kind", ["color", "shape", "place"])
+def test_questions_stay_unambiguous_where_candidates_fail(monkeypatch, kind, candidates):
+    """With one candidate an object the fallback is needed in one scene of three, with eight practically never."""
+    monkeypatch.setattr(scenes_layout, "_CANDIDATES", candidates)
+    prior = np.array([COLORS.index(PRIOR_COLOR_OF_SHAPE[shape]) for shape in SHAPES])
+    for split in ("train", "prior_broken"):
+        layout = Scenes(split, size=5000, prior_strength=1.0, tasks=["vqa"], question_types=[kind]).layout(range(5000))
         same = {"color": layout.shape, "shape": layout.color, "place": layout.shape * 8 + layout.color}[kind]
-        assert not ((same[:, 1:] == same[:, :1]) & (layout.shape[:, 1:] >= 0)).any()
+        there = layout.shape >= 0
+        assert not ((same[:, 1:] == same[:, :1]) & there[:, 1:]).any()
+        if split == "prior_broken":
+            assert (layout.color[there] != prior[layout.shape[there]]).all()
