@@ -39,6 +39,7 @@ from .scenes_text import (
 )
 
 DEFAULT_SIZES = {"train": 20_000, "validation": 1_000, "test": 1_000, "prior_broken": 1_000}
+Indices = Sequence[int] | np.ndarray
 _BLOCK = 256  # scenes drawn together when iterating: large enough for numpy, small enough for memory
 
 
@@ -136,11 +137,10 @@ class Scenes(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+    def __getitems__(self, indices: Indices) -> list[dict]:
         """Records of many scenes, drawn together; torch's DataLoader calls this for every batch."""
-        indices = self._checked(indices)
-        layout = self.layout(indices)
-        donors = self._donors(indices)
+        layout = self.layout(self._checked(indices))
+        donors = self._donors(layout.indices)
         records = self._records(layout, draw_images(self.key, layout))
         for name in self.degradations:
             records = [
@@ -153,7 +153,7 @@ class Scenes(torch.utils.data.Dataset):
         for start in range(0, self.size, _BLOCK):
             yield from self.__getitems__(range(start, min(start + _BLOCK, self.size)))
 
-    def _checked(self, indices: Sequence[int]) -> np.ndarray:
+    def _checked(self, indices: Indices) -> np.ndarray:
         array = np.asarray(indices, dtype=np.int64).reshape(-1)  # (B,)
         array = np.where(array < 0, array + self.size, array)
         if array.size and (array.min() < 0 or array.max() >= self.size):
@@ -173,7 +173,7 @@ class Scenes(torch.utils.data.Dataset):
         others = (indices + step.astype(np.int64)) % max(self.size, 2)
         return [Image.fromarray(pixels) for pixels in draw_images(self.key, self.layout(others))]
 
-    def layout(self, indices: Sequence[int]) -> SceneLayout:
+    def layout(self, indices: Indices) -> SceneLayout:
         """Objects and questions of scenes as arrays, without pixels or words (fast enough for text-only training)."""
         return draw_layout(
             self.key,
@@ -188,7 +188,7 @@ class Scenes(torch.utils.data.Dataset):
         """Tags of a layout as arrays, see [`draw_tags`]."""
         return draw_tags(self.key, layout, self.tag_miss_rate, self.tag_invention_rate, self.tag_sharpness)
 
-    def batch(self, indices: Sequence[int]) -> dict:
+    def batch(self, indices: Indices) -> dict:
         """Clean scenes as arrays, for training on pixels without going through records.
 
         Returns:
@@ -211,7 +211,7 @@ class Scenes(torch.utils.data.Dataset):
             **cells,
         }
 
-    def records(self, indices: Sequence[int], images: bool = True) -> list[dict]:
+    def records(self, indices: Indices, images: bool = True) -> list[dict]:
         """Clean records of scenes; without pictures (`image` None) much faster, for text-only training."""
         layout = self.layout(self._checked(indices))
         return self._records(layout, draw_images(self.key, layout) if images else None)
@@ -293,7 +293,7 @@ class Scenes(torch.utils.data.Dataset):
             [target["shape"], *(item["shape"] for item in objects), *SHAPES[index % 8 :], *SHAPES[: index % 8]]
         )
         if question_type == "presence" and not present:
-            misleading = (color, shape)
+            misleading = (str(color), str(shape))
         else:
             # The target in the prior's colour (or the colour on the prior's shape), else in another that is not there.
             turn = int(u[2] * 8)

@@ -1,5 +1,4 @@
-"""A contact sheet of scenes: pictures with boxes, questions, answers and tags above, every degradation by severity
-below."""
+"""A contact sheet of scenes: pictures, questions, answers and tags above, every degradation by severity below."""
 
 import os
 import textwrap
@@ -95,11 +94,12 @@ def _show_words(axes, record: dict) -> None:
         answer = str(record["bbox"])
     else:
         answer = record["captions"][0]
-    lines = [f"{kind}: {textwrap.shorten(record['question'], 36)}", *textwrap.wrap(f"→ {answer}", 44)]
+    lines = [*textwrap.wrap(f"{kind}: {record['question']}", 38), *textwrap.wrap(f"→ {answer}", 44)]
+    bold = len(lines) - len(textwrap.wrap(f"→ {answer}", 44))
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(6.2, -0.5))
     for number, line in enumerate(lines[:3]):
-        axes.text(0, number, line, fontsize=7.5, va="center", weight="normal" if number else "bold")
+        axes.text(0, number, line, fontsize=7.5, va="center", weight="bold" if number < bold else "normal")
     _show_tags(axes, record, first=len(lines[:3]), most=6 - len(lines[:3]))
 
 

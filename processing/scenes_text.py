@@ -10,7 +10,6 @@ _PLACE_PHRASES = tuple(
     for place in PLACES
 )
 
-#: Other words for the same question, used by the degradation "paraphrase". {0} and {1} are the named words.
 QUESTION_TEMPLATES = {
     "color": "what color is the {shape} ?",
     "shape": "what shape is the {color} thing ?",
@@ -27,9 +26,8 @@ def article(word: str) -> str:
 
 def question_text(question_type: str, shape: str | None, color: str | None) -> str:
     """The question's words; `shape` and `color` are needed where the type names them."""
-    return QUESTION_TEMPLATES[question_type].format(
-        shape=shape, shapes=_PLURALS.get(shape, ""), color=color, a=article(color or "x")
-    )
+    shapes = _PLURALS[shape] if shape else None
+    return QUESTION_TEMPLATES[question_type].format(shape=shape, shapes=shapes, color=color, a=article(color or "x"))
 
 
 def answer_text(question_type: str, target: dict, count: int, present: bool) -> str:
@@ -43,9 +41,9 @@ def answer_text(question_type: str, target: dict, count: int, present: bool) -> 
 
 def prior_answer_text(question_type: str, shape: str | None, color: str | None) -> str | None:
     """What the prior alone answers: the shape's colour, the colour's shape; None for the other types."""
-    if question_type == "color":
+    if question_type == "color" and shape:
         return PRIOR_COLOR_OF_SHAPE[shape]
-    return PRIOR_SHAPE_OF_COLOR[color] if question_type == "shape" else None
+    return PRIOR_SHAPE_OF_COLOR[color] if question_type == "shape" and color else None
 
 
 def _join(parts: list[str]) -> str:

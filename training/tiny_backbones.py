@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -146,9 +147,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in sorted(arguments.only, key=STEPS.__getitem__, reverse=True):  # the longest first
         folder = arguments.out / name if arguments.out is not None else Path(tiny_backbone_path(name))
         work.append((name, folder, arguments.check, arguments.steps, arguments.seed))
-    if arguments.check or arguments.jobs == 1 or len(work) == 1:
-        results = map(_measured, work)
-    else:
+    results: Iterator[dict] = map(_measured, work)
+    if not arguments.check and arguments.jobs > 1 and len(work) > 1:
         # Processes of their own: at this size a second thread in one process waits more than it works.
         pool = ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn"))
         results = pool.map(_measured, work)

@@ -1,17 +1,18 @@
 """The loop that pretrains every tiny backbone: AdamW, warm-up, cosine, a progress bar. Seeded; runs on the CPU."""
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from tqdm.auto import tqdm
 
-Loss = Callable[[object], torch.Tensor]
+Batch = TypeVar("Batch")
 
 
 def pretrain(
     modules: list[torch.nn.Module],
-    loss_of: Loss,
-    batches: Iterator,
+    loss_of: Callable[[Batch], torch.Tensor],
+    batches: Iterator[Batch],
     steps: int,
     learning_rate: float,
     name: str,
