@@ -1,0 +1,85 @@
+"""`poise ask`: answers about a picture, and finds every slip before a model is loaded."""
+
+import functools
+
+import pytest
+
+import poise.ask
+from poise.command_line import main
+
+QUESTION = "what color is the square ?"
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails the test when the command gets as far as loading a model."""
+
+    def answer(*arguments):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(poise.ask, "answer", answer)
+
+
+@pytest.mark.parametrize("tags", [[], ["--tags", ""], ["--tags", "dog:0.97,ball:0.6"]], ids=["none", "empty", "two"])
+def test_it_prints_one_answer(tags, poise_folder, picture, capsys):
+    assert (
+        main(["ask", str(poise_folder), str(picture), QUESTION, "--max-new-tokens", "3", "--device", "cpu", *tags]) == 0
+    )
+    output = capsys.readouterr().out
+    assert output.endswith("\n") and output.count("\n") == 1
+    assert "<image>" not in output and len(output.split()) <= 3  # not the prompt, only the new words
+
+
+def test_tags_reach_the_model(poise_folder, picture, monkeypatch):
+    from poise import PoiseForConditionalGeneration
+
+    seen = []
+    forward = PoiseForConditionalGeneration.forward
+
+    @functools.wraps(forward)  # generate() looks at the names of its arguments
+    def watch(self, *arguments, **inputs):
+        seen.append({name: inputs[name] for name in inputs if name.startswith("tag_")})
+        return forward(self, *arguments, **inputs)
+
+    monkeypatch.setattr(PoiseForConditionalGeneration, "forward", watch)
+    arguments = ["ask", str(poise_folder), str(picture), QUESTION, "--max-new-tokens", "1", "--device", "cpu"]
+    assert main([*arguments, "--tags", "ball:0.6,dog:0.97"]) == 0
+    assert seen[0]["tag_scores"].unique().tolist() == pytest.approx([0.6, 0.785, 0.97])  # and the mean, for separators
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"question": " "}, ["QUESTION"]),
+        ({"tags": "dog"}, ["tags", "'dog'", "name:score"]),
+        ({"tags": "dog:nan"}, ["tags", "dog", "[0, 1]"]),
+        ({"tags": "dog:1.5"}, ["tags", "dog", "[0, 1]"]),
+        ({"tags": ":0.5"}, ["tags", "name"]),
+        ({"tags": "dog:often"}, ["tags", "dog:often", "name:score"]),
+        ({"image": "nowhere.png"}, ["nowhere.png", "no such file"]),
+        ({"image": "text.png"}, ["text.png", "image"]),
+        ({"image": "empty.png"}, ["empty.png", "empty"]),
+        ({"image": "cut.png"}, ["cut.png", "truncated"]),
+        ({"image": "."}, ["file"]),
+        ({"model": "no/such/folder"}, ["no/such/folder", "folder"]),
+        ({"model": "text.png"}, ["text.png", "folder"]),
+        ({"model": "."}, ["config.json"]),
+        ({"max_new_tokens": "0"}, ["--max-new-tokens", "0"]),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_slip_is_one_line(changed, words, no_model, poise_folder, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:60])
+    given = {"model": str(poise_folder), "image": str(picture), "question": QUESTION, "tags": "", "max_new_tokens": "4"}
+    given |= changed
+    code = main(
+        ["ask", given["model"], given["image"], given["question"]]
+        + ["--tags", given["tags"], "--max-new-tokens", given["max_new_tokens"]]
+    )
+    output = capsys.readouterr()
+    assert code == 1 and output.out == ""
+    assert output.err.startswith("poise ask: ") and output.err.count("\n") == 1
+    assert [word for word in words if word not in output.err] == []
