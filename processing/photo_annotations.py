@@ -77,7 +77,11 @@ def records_from_annotations(
     records = []
     for task, path in files.items():
         for number, row in enumerate(_lines(path, _fields(task))):
-            record = {"id": f"{path.stem}-{number}", "image": str(folder / "images" / row["image"]), "task": task}
+            record: dict[str, Any] = {
+                "id": f"{path.stem}-{number}",
+                "image": str(folder / "images" / row["image"]),
+                "task": task,
+            }
             metadata = {"source": row.get("source", path.name)}
             if row["image"] in labels:
                 record["tags"] = simulated_tags(labels[row["image"]], vocabulary, row["image"], seed, invented)

@@ -47,12 +47,12 @@ class TaskRecords(torch.utils.data.Dataset):
         self.source, self.image_folder = source, Path(image_folder or ".")
         self.max_pixels, self.line_numbers = max_pixels, line_numbers
         # A row of a `datasets` table decodes its picture when it is touched: only the other columns are checked now.
-        features = getattr(rows, "features", None) or {}
-        decodes = type(features.get("image")).__name__ == "Image"
-        self.image_rows = rows if decodes else None
+        table: Any = rows
+        decodes = type((getattr(table, "features", None) or {}).get("image")).__name__ == "Image"
+        self.image_rows = table if decodes else None
         self.records: list[dict[str, Any]] = []
         sizes: dict[str, tuple[int, int]] = {}
-        for number, row in enumerate(rows.remove_columns("image") if decodes else rows):
+        for number, row in enumerate(table.remove_columns("image") if decodes else table):
             row = {**row, "image": None} if decodes else row
             record = check_task_record(row, self._where(number), default_id=f"{Path(source).stem}-{number}")
             if check_images and isinstance(record["image"], str):
