@@ -1,0 +1,155 @@
+"""What a publishable folder holds, that it replaces an earlier one only when it is sound, and what its card says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from poise.hub_cards import publishable_folder
+from poise.hub_cards.card_data import CardData, EvaluationRow
+from poise.hub_cards.clean_process import answer
+from poise.hub_cards.publishable_folder import write_publishable_folder
+from poise.hub_cards.self_check import SelfCheckError
+
+FILES = {
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "evaluation_results.json",
+    "generation_config.json",
+    "model.safetensors",
+    "modeling_poise.py",
+    "processing_poise.py",
+    "processor_config.json",
+    "recipe.yaml",
+    "sample.json",
+    "sample.png",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "versions.json",
+}
+
+
+@pytest.fixture
+def card_data():
+    rows = [EvaluationRow("clean", "vqa_accuracy", 0.9, 0.85, 0.93, 300, "scenes")]
+    return CardData(
+        license="apache-2.0",
+        evaluation=rows,
+        robustness=[*rows, EvaluationRow("image blank", "vqa_accuracy", 0.4, 0.3, 0.5, 300, "scenes")],
+        losses=[[1, 3.0], [50, 1.0], [100, 0.5]],
+    )
+
+
+@pytest.fixture
+def recipe(backbones):
+    return {
+        "model": {**backbones, "router_type": "reliability"},
+        "data": {"train": "/home/somebody/records/train.jsonl"},
+        "training": {"output_dir": "outputs/run", "hub_token": "hf_secretsecretsecret"},
+    }
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Stands in for the self-check, which takes a process of its own."""
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", lambda *args, **kwargs: ["red"])
+
+
+def every_text(folder: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def test_holds_everything_and_answers_without_poise(built, recipe, card_data, tmp_path):
+    folder = write_publishable_folder(built.model, built.processor, tmp_path / "out", card_data, recipe)
+    assert {path.name for path in folder.iterdir()} >= FILES
+    assert {path.name for path in (folder / "plots").iterdir()} == {"robustness.png", "loss.png"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    sample = json.loads((folder / "sample.json").read_text())
+    asked = {**sample, "image": str(folder / sample["image"])}
+    assert sample["answer"] == answer(built.model, built.processor, asked, 20)
+    results = json.loads((folder / "evaluation_results.json").read_text())
+    assert results["robustness"][1]["condition"] == "image blank"
+    assert sample["question"] in (folder / "README.md").read_text()
+
+
+def test_nothing_of_this_machine_and_no_secret_is_in_it(built, backbones, recipe, card_data, tmp_path, unchecked):
+    folder = write_publishable_folder(built.model, built.processor, tmp_path / "out", card_data, recipe)
+    text = every_text(folder)
+    assert "hf_secret" not in text
+    for place in (str(Path(backbones["text"]).parent), "/home/somebody", str(tmp_path), str(built.folder)):
+        assert place not in text
+    shown = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert shown["data"]["train"] == "train.jsonl" and shown["model"]["vision"] is None
+    assert built.model.config.backbones["vision"] == "acme/tower"
+
+
+def test_card_is_accepted_by_the_hubs_own_parser(built, recipe, card_data, tmp_path, unchecked):
+    folder = write_publishable_folder(
+        built.model, built.processor, tmp_path / "out", card_data, recipe, repository="user/name"
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == ["acme/words", "acme/tower", "acme/tags"]
+    assert card.data.base_model_relation == "finetune"
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-text-to-text"
+    assert card.data.license == "apache-2.0" and "poise" in card.data.tags
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.9, "scenes (clean)")
+    assert "plots/robustness.png" in card.text and 'repository = "user/name"' in card.text
+
+
+def test_an_earlier_folder_survives_a_failed_one(built, card_data, tmp_path, monkeypatch, unchecked):
+    folder = write_publishable_folder(built.model, built.processor, tmp_path / "out", card_data)
+    (folder / "stale.txt").write_text("from before")
+
+    def fails(*args, **kwargs):
+        raise SelfCheckError("self-check failed: reasons")
+
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", fails)
+    with pytest.raises(SelfCheckError, match="reasons"):
+        write_publishable_folder(built.model, built.processor, folder, card_data)
+    assert (folder / "stale.txt").is_file() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", lambda *args, **kwargs: ["blue"])
+    write_publishable_folder(built.model, built.processor, folder, card_data)
+    assert not (folder / "stale.txt").exists()
+    assert json.loads((folder / "sample.json").read_text())["answer"] == "blue"
+
+
+def test_foreign_folders_are_left_alone(built, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="was not written for publishing"):
+        write_publishable_folder(built.model, built.processor, tmp_path / "photos")
+    with pytest.raises(ValueError, match="is a file"):
+        write_publishable_folder(built.model, built.processor, tmp_path / "photos" / "holiday.jpg")
+
+
+def test_weights_are_sharded_by_size(built, tmp_path, unchecked):
+    folder = write_publishable_folder(built.model, built.processor, tmp_path / "out", max_shard_size="200KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert (folder / "model.safetensors.index.json").is_file()
+
+
+def test_the_same_content_gives_the_same_bytes(built, card_data, recipe, tmp_path, unchecked):
+    folders = [
+        write_publishable_folder(
+            built.model, built.processor, tmp_path / name, card_data, recipe, repository="user/name"
+        )
+        for name in ("one", "two")
+    ]
+    content = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in folders
+    ]
+    assert content[0] == content[1]
+
+
+def test_importing_the_self_check_imports_no_torch():
+    # The demo and the command line import it before they know whether they need a model.
+    code = "import sys, poise.hub_cards.self_check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
