@@ -8,13 +8,13 @@ WORDS = "what color is the square ? red blue dog ball user assistant question an
 
 
 def word_tokenizer(folder: Path, special_tokens: dict[str, str]) -> None:
-    """Saves a tokenizer of whole words."""
+    """Saves a tokenizer of words and punctuation marks."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {word: place for place, word in enumerate([*special_tokens.values(), *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special_tokens["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens).save_pretrained(folder)
 
 
