@@ -242,9 +242,12 @@ class PoiseModel(PoisePreTrainedModel):
                 "generate with prefill_chunk_size=None, or use router_scope='image'."
             )
         length = inputs_embeds.shape[1]
-        visible = torch.ones_like(placeholders) if attention_mask is None else attention_mask.bool()  # (B, T)
+        visible = torch.ones_like(placeholders)  # (B, T)
+        # With a static cache `generate` passes masks per layer type; its `prompt_mask` then says what is padding.
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            visible = last_positions(attention_mask, length).bool()  # (B, T)
         if prompt_mask is not None:
-            visible = visible & nn.functional.pad(prompt_mask.bool(), (0, length - prompt_mask.shape[1]))  # (B, T)
+            visible = visible & last_positions(prompt_mask, length).bool()  # (B, T)
         config = self.config
         run = config.num_image_tokens + config.num_prompt_tokens
         place_in_run = (placeholders.cumsum(-1) - 1) % run  # (B, T)
@@ -612,18 +615,19 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
     ):
         if self.config.is_encoder_decoder:
             if model_kwargs.get("encoder_outputs") is None:
-                self._encode_merged_streams(inputs_tensor, model_kwargs, model_input_name, generation_config)
+                self._encode_merged_streams(inputs_tensor, model_kwargs, generation_config)
             return model_kwargs
         if self.model.router is not None and self.config.router_scope == "prompt":
             # Without a cache every step reads the whole sequence again: the router keeps to the prompt.
-            model_kwargs["prompt_mask"] = torch.ones(
-                inputs_tensor.shape[:2], dtype=torch.bool, device=inputs_tensor.device
-            )  # (B, T)
+            prompt_mask = model_kwargs.get("attention_mask")  # (B, T)
+            if prompt_mask is None:
+                prompt_mask = torch.ones(inputs_tensor.shape[:2], dtype=torch.long, device=inputs_tensor.device)
+            model_kwargs["prompt_mask"] = prompt_mask.bool()  # (B, T)
         return super()._maybe_prepare_encoder_kwargs_for_generation(
             inputs_tensor, model_kwargs, model_input_name, generation_config
         )
 
-    def _encode_merged_streams(self, inputs_tensor, model_kwargs, model_input_name, generation_config):
+    def _encode_merged_streams(self, inputs_tensor, model_kwargs, generation_config):
         """An encoder reads the merged streams once; `generate` then repeats and caches its output."""
         inputs_embeds = model_kwargs.pop("inputs_embeds", None)
         from_ids = inputs_embeds is None and not inputs_tensor.is_floating_point()
@@ -637,11 +641,20 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
             attention_mask=model_kwargs.get("attention_mask"),
             features=features,
         )  # (B, T, D)
-        model_kwargs["inputs_embeds"] = merged
         self._prepare_text_encoder_decoder_kwargs_for_generation(
-            None, model_kwargs, model_input_name, generation_config
+            merged, model_kwargs, "inputs_embeds", generation_config
         )
-        model_kwargs.pop("inputs_embeds", None)
+
+    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, *args, **kwargs):
+        # The inherited method repeats the pictures for every beam, but not what a router of scope "prompt" reads later.
+        features = mm_encoder_output.get("image")
+        place = {} if features is None else {id(tokens): i for i, tokens in enumerate(features.pooler_output)}
+        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
+        if features is not None and features.image_evidence is not None:
+            order = [place[id(tokens)] for tokens in features.pooler_output]
+            for name in ("image_evidence", "tag_evidence", "has_tags", "tag_confidence"):
+                features[name] = features[name][order]  # (N·beams, ...)
+        return expanded
 
     def save_pretrained(self, save_directory, **kwargs):
         # One class serves three Auto classes; transformers writes only the registered one into `auto_map`.
@@ -672,6 +685,13 @@ def without_pooler(tower):
     if getattr(tower, "pooler", None) is not None:
         tower.pooler = None
     return tower
+
+
+def last_positions(mask, length):
+    """
+    (B, T') → (B, length). A longer mask also covers what the cache holds already; a shorter one ends with the prompt.
+    """
+    return nn.functional.pad(mask[:, -length:], (0, max(0, length - mask.shape[1])))
 
 
 def stream_outputs(features, weights):

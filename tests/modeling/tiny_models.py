@@ -10,6 +10,7 @@ import torch
 from transformers import BertConfig, CLIPVisionConfig, LlamaConfig, SiglipVisionConfig, T5Config
 
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
+from poise.modeling.vision_features import encode_image
 
 PAD, BOS, EOS, PLACEHOLDER = 0, 1, 2, 5
 VOCABULARY, TAG_VOCABULARY = 60, 50
@@ -79,8 +80,9 @@ def open_branches(model, std=0.3, seed=1):
     """Redraw the parameters of everything that training would move."""
     generator = torch.Generator().manual_seed(seed)
     for module in (model.model.projector, model.model.soft_prompt, model.model.router):
-        for parameter in [] if module is None else module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        for name, parameter in [] if module is None else module.named_parameters():
+            scale = 0.1 * std if name.startswith("gate") else std  # a softmax that is not saturated
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def fit_statistics(model, count=600, seed=2):
@@ -90,6 +92,11 @@ def fit_statistics(model, count=600, seed=2):
     model.get_image_features(**picture_inputs(range(seed * 10_000, seed * 10_000 + count)))
     model.eval()
     model.config.router_scope = scope
+
+
+def model_features(model, pixel_values):
+    """Features of the frozen tower, (N, S, P, Dv)."""
+    return encode_image(model.model.vision_tower, pixel_values, model.config)
 
 
 @dataclass(frozen=True)
