@@ -1,0 +1,201 @@
+"""Attention knockout by layer windows: through which layers does an answer draw on the object, the picture, the prompt?
+
+Neo et al., arXiv 2410.07149, section 6, after Geva et al., arXiv 2304.14767, section 4: block the attention of one group of
+positions to another in a few layers at a time and see how far the probability of the answer falls.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from poise.evaluation.ablation_tokens import tokens_of_patches
+from poise.evaluation.attention_blocking import block_attention, check_layers
+from poise.evaluation.bootstrap import bootstrap_interval
+from poise.evaluation.evaluator import Evaluator, Record
+from poise.evaluation.model_parts import ModelParts, model_parts
+from poise.evaluation.object_patches import ObjectPatches, patches_or_none
+from poise.evaluation.object_probes import FORMS, object_probe
+from poise.evaluation.prediction_log import Row
+from poise.evaluation.prompted_answers import answer_log_probabilities, answer_texts, greedy_answers
+from poise.evaluation.token_ablation import MAX_NEW_TOKENS
+from poise.evaluation.token_groups import GROUPS, token_groups
+from poise.evaluation.visual_prompts import read_prompts
+
+# Who no longer looks at whom.
+PAIRS = (
+    ("last", "image_object"),
+    ("last", "image_rest"),
+    ("last", "soft_prompt"),
+    ("last", "tag_words"),
+    ("last", "question"),
+    ("question", "image_object"),
+    ("question", "image_rest"),
+    ("image_rest", "image_object"),
+)
+ALL_LAYERS = "all"
+
+
+def layer_windows(num_layers: int, width: int) -> list[tuple[int, int]]:
+    """
+    (first, last) of every window of `width` neighbouring layers.
+
+    Raises:
+        ValueError: a width below 1 or above the number of layers.
+    """
+    if not 1 <= width <= num_layers:
+        raise ValueError(f"window={width} does not fit: give 1 to {num_layers}, the model's number of layers.")
+    return [(first, first + width - 1) for first in range(num_layers - width + 1)]
+
+
+class AttentionKnockout(Evaluator):
+    """How much less probable an answer becomes without one group's attention to another, window by window.
+
+    The answer is the model's own, where it is right. Keys of the result: `QUERY_to_KEY_FIRST-LAST`, the mean over samples
+    of 1 - (probability without) / (probability with), with `_low` and `_high`; `QUERY_to_KEY_all` is every layer at once;
+    `clean` is the share of right answers, `clean_probability` their mean probability, `samples` how many were asked about.
+    Negative drops are gains. Groups are those of [`token_groups`]; in an encoder-decoder `last` is the decoder, whose layers
+    are counted, otherwise the layers are the encoder's.
+
+    Args:
+        pairs (*optional*): (query group, key group).
+        window (`int`, *optional*): width; a quarter of the layers by default, at least one.
+        windows (*optional*): (first, last) layers in place of `window`.
+        form (`str`, *optional*, defaults to `"vqa"`): which question of [`ObjectProbe`] is asked.
+        buffer (`int`, *optional*, defaults to 1): patches around the object that count as the object.
+        with_tags (`bool`, *optional*, defaults to `True`): whether the model is also told the tags.
+        only_right (`bool`, *optional*, defaults to `True`): leave out what the model answers wrongly anyway.
+        **options: of [`Evaluator`].
+
+    Raises:
+        ValueError: an unknown group or form, or, when called, windows that reach outside of the model's layers.
+    """
+
+    greater_is_better = True
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str]] = PAIRS,
+        window: int | None = None,
+        windows: Sequence[tuple[int, int]] | None = None,
+        form: str = "vqa",
+        buffer: int = 1,
+        with_tags: bool = True,
+        only_right: bool = True,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        for pair in pairs:
+            for group in pair:
+                if group not in GROUPS:
+                    raise ValueError(f"pairs holds {group!r}: choose among {', '.join(GROUPS)}.")
+        if form not in FORMS:
+            raise ValueError(f"form={form!r} is not known: choose one of {', '.join(FORMS)}.")
+        if window is not None and windows is not None:
+            raise ValueError(f"window={window} and windows={list(windows)}: give one of them.")
+        self.pairs, self.window, self.windows = tuple(tuple(pair) for pair in pairs), window, windows
+        self.form, self.buffer, self.with_tags, self.only_right = form, buffer, with_tags, only_right
+
+    @property
+    def primary_metric(self) -> str:  # type: ignore[override]
+        return f"{self.pairs[0][0]}_to_{self.pairs[0][1]}_{ALL_LAYERS}"
+
+    def describe(self) -> str:
+        return "attention knockout"
+
+    def settings(self) -> dict[str, Any]:
+        names = ("pairs", "window", "windows", "form", "buffer", "with_tags", "only_right")
+        return {**super().settings(), **{name: getattr(self, name) for name in names}}
+
+    def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
+        for query, _ in self.pairs:
+            self.layers_of(model_parts(model), query)  # a window that does not fit is found before any work
+        return super().__call__(model, processor, records)
+
+    def layers_of(self, parts: ModelParts, query: str) -> dict[str, list[int]]:
+        """Window name → layers, for blocks of this query group."""
+        across = parts.is_encoder_decoder and query == "last"
+        count = len(parts.cross_attentions if across else parts.attentions)
+        windows = self.windows
+        if windows is None:
+            windows = layer_windows(count, max(1, count // 4) if self.window is None else self.window)
+        named = {
+            f"{first}-{last}": check_layers(range(first, last + 1), count, f"window {first}-{last} =")
+            for first, last in windows
+        }
+        return {**named, ALL_LAYERS: list(range(count))}
+
+    def row(self, record: Record) -> Row | None:
+        probe = object_probe(record)
+        if probe is None or self.form not in probe.questions:
+            return None
+        return {"id": probe.id, "object": probe.name, "box": list(probe.box), "question": probe.questions[self.form]}
+
+    def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
+        parts = model_parts(model)
+        patches = ObjectPatches(processor.image_processor, parts.grid)
+        pairs = []
+        for record, row in zip(records, rows, strict=True):
+            probe = object_probe(record)
+            assert probe is not None  # `row` has left the others out
+            row["skipped"] = patches_or_none(patches, probe.image, probe.box) is None
+            if not row["skipped"]:
+                pairs.append((probe, row))
+        if not pairs:
+            return
+        prompts = read_prompts(
+            parts,
+            processor,
+            [probe.image for probe, _ in pairs],
+            [probe.questions[self.form] for probe, _ in pairs],
+            [probe.tags if self.with_tags else [] for probe, _ in pairs],
+        )
+        answers = greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[self.form])
+        chosen = []
+        for place, (text, (probe, row)) in enumerate(zip(answer_texts(prompts, answers), pairs, strict=True)):
+            row |= {"answer": text, "identified": probe.is_identified(self.form, text)}
+            if answers[place] and (row["identified"] or not self.only_right):
+                chosen.append(place)
+        if not chosen:
+            return
+        prompts, pairs = prompts.rows(chosen), [pairs[place] for place in chosen]
+        answers = [answers[place] for place in chosen]
+        grids = [patches(probe.image, probe.box, self.buffer) for probe, _ in pairs]
+        groups = token_groups(prompts, tokens_of_patches(prompts, grids))
+        clean = answer_log_probabilities(prompts, answers)  # (B,)
+        for (_, row), value in zip(pairs, clean.tolist(), strict=True):
+            row |= {"log_probability": value, "without": {}}
+        for query, key in self.pairs:
+            asks_last = query == "last"
+            # Without tags there are no tag words, and so on: such a row has nothing to block.
+            present = groups[key].any(-1) & (groups[query].any(-1) | asks_last)  # (B,)
+            if not bool(present.any()):
+                continue
+            for window, layers in self.layers_of(parts, query).items():
+                with block_attention(model, groups[query], groups[key], layers, answer_queries=asks_last):
+                    values = answer_log_probabilities(prompts, answers)  # (B,)
+                for (_, row), value, has in zip(pairs, values.tolist(), present.tolist(), strict=True):
+                    if has:
+                        row["without"][f"{query}_to_{key}_{window}"] = value
+
+    def score(self, rows: list[Row]) -> dict[str, float]:
+        asked = [row for row in rows if not row["skipped"]]
+        weighed = [row for row in asked if "log_probability" in row]
+        metrics = {
+            "skipped": float(len(rows) - len(asked)),
+            "samples": float(len(asked)),
+            "clean": float(np.mean([row["identified"] for row in asked])) if asked else 0.0,
+            "clean_probability": float(np.mean([np.exp(row["log_probability"]) for row in weighed]))
+            if weighed
+            else 0.0,
+        }
+        for key in dict.fromkeys(key for row in weighed for key in row["without"]):
+            drops = [
+                1.0 - float(np.exp(row["without"][key] - row["log_probability"]))
+                for row in weighed
+                if key in row["without"]
+            ]
+            low, high = bootstrap_interval(drops)
+            metrics |= {key: float(np.mean(drops)), f"{key}_low": low, f"{key}_high": high}
+        return metrics
