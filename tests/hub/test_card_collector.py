@@ -1,0 +1,75 @@
+"""The callback that collects while training."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from poise.hub_cards.card_collector import CardCollector
+from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+
+RECIPE = {
+    "model": {"vision": "tiny:vision", "text": "/home/somebody/model"},
+    "data": {"train": "scenes", "scenes": {"size": 16, "prior_strength": 0.9}},
+    "learning_rates": {"new_modules": 1e-3},
+    "training": {"output_dir": "/home/somebody/run", "hub_token": "hf_secret"},
+}
+
+
+class Line(torch.nn.Module):
+    """A projector of one number, and a language model of three that learns nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.projector = torch.nn.Linear(1, 1, bias=False)
+        self.language_model = torch.nn.Linear(3, 1, bias=False).requires_grad_(False)
+
+    def forward(self, x, labels):
+        return {"loss": (self.projector(x) - labels).square().mean()}
+
+
+def train(folder, steps, resume=None, **options):
+    collector = CardCollector(RECIPE)
+    arguments = TrainingArguments(
+        folder,
+        max_steps=steps,
+        save_steps=4,
+        logging_steps=2,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        **options,
+    )
+    data = [{"x": torch.ones(1), "labels": torch.ones(1)}] * 16
+    Trainer(Line(), arguments, train_dataset=data, callbacks=[collector]).train(resume_from_checkpoint=resume)
+    return CardData.load(folder / CARD_DATA_FILE)
+
+
+def test_collects_what_the_card_says_about_training(tmp_path):
+    data = train(tmp_path, steps=6)
+    assert data.parameters == {"new_modules": 1, "total": 4}
+    assert data.steps == 6 and data.seconds > 0 and data.processes == 1
+    assert [step for step, _ in data.losses] == [2, 4, 6]
+    assert data.versions["torch"] == torch.__version__.split("+")[0] or data.versions["torch"] == torch.__version__
+    assert "CPU" in data.hardware or "×" in data.hardware
+    (source,) = data.datasets
+    assert (source["name"], source["records"]) == ("scenes", 16) and "prior_strength 0.9" in source["description"]
+    text = (tmp_path / CARD_DATA_FILE).read_text()
+    assert "hf_secret" not in text and "/home/somebody" not in text
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path):
+    before = train(tmp_path, steps=4)
+    data = CardData.load(tmp_path / CARD_DATA_FILE)
+    data.seconds = 1000.0
+    data.save(tmp_path / CARD_DATA_FILE)
+    after = train(tmp_path, steps=8, resume=str(tmp_path / "checkpoint-4"))
+    assert before.steps == 4 and after.steps == 8
+    assert after.seconds >= 1000 and [step for step, _ in after.losses] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("source", ["/home/somebody/records/train.jsonl", "records/train.jsonl"])
+def test_a_data_file_goes_by_its_name_alone(source):
+    from poise.hub_cards.card_collector import data_of_recipe
+
+    data = data_of_recipe({"data": {"train": source}}, 7)
+    assert data == {"name": "train.jsonl", "hub_id": None, "split": None, "records": 7, "description": None}

@@ -1,0 +1,186 @@
+"""Cards: what the Hub's parser reads back, sections without data, names of backbones, bad card data."""
+
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from poise.hub_cards.backbone_names import base_models, hub_id, in_words
+from poise.hub_cards.card_data import CardData, EvaluationRow, add_evaluation_file, rows_from
+from poise.hub_cards.model_card import ROUTERS, SOFT_PROMPTS, build_card
+from poise.modeling import PoiseConfig
+from poise.modeling.information_router import ROUTERS as BUILT_ROUTERS
+from poise.modeling.soft_prompt import SOFT_PROMPTS as BUILT_PROMPTS
+
+SECTIONS = (
+    "How to use it",
+    "Architecture",
+    "Training",
+    "Evaluation",
+    "How it behaves when a modality fails",
+    "Dominance",
+    "Limitations and bias",
+    "Licences",
+    "Works it builds on",
+)
+CONDITIONS = [
+    {"condition": "clean", "stream": "none", "accuracy": 0.9, "low": 0.85, "high": 0.93, "n": 300,
+     "image_weight": 0.97, "text_weight": 0.95},
+    {"condition": "prior broken", "stream": "none", "accuracy": 0.7, "low": 0.6, "high": 0.8, "n": 300,
+     "image_weight": 0.96, "text_weight": 0.94},
+    {"condition": "image | blank", "stream": "image", "accuracy": 0.4, "low": 0.3, "high": 0.5, "n": 300,
+     "image_weight": 0.0, "text_weight": 0.95},
+]  # fmt: skip
+
+
+def config(**fields):
+    backbones = {"vision": "acme/tower", "text": "acme/words", "tag_encoder": "acme/tags"}
+    return PoiseConfig(**{"backbones": backbones, "router_type": "reliability", **fields})
+
+
+def section(card: ModelCard, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.text, flags=re.MULTILINE | re.DOTALL)[1].strip()
+
+
+def test_every_section_is_there_and_says_when_it_has_no_data():
+    card = build_card(config(), CardData(), "user/name")
+    assert re.findall(r"^## (.*)$", card.text, flags=re.MULTILINE) == list(SECTIONS)
+    assert "not recorded" in section(card, "Training") and "No record" in section(card, "Training")
+    assert "has not been evaluated" in section(card, "Evaluation")
+    assert "Not measured" in section(card, "How it behaves when a modality fails")
+    assert "Not measured" in section(card, "Dominance")
+    assert "No licence was chosen" in section(card, "Licences")
+    assert card.data.get("model-index") is None and card.data.eval_results is None and card.data.metrics is None
+    assert not re.search(r"\|\s*(None|nan|Undefined)", card.text)
+
+
+def test_tables_hold_values_intervals_and_counts():
+    data = CardData()
+    data.add_conditions(CONDITIONS)
+    card = build_card(config(), data, "user/name", plots={"robustness": "plots/robustness.png"})
+    assert "| scenes | clean | 0.900 [0.850, 0.930] | 300 |" in section(card, "Evaluation")
+    failing = section(card, "How it behaves when a modality fails")
+    assert r"| scenes | image \| blank | 0.400 [0.300, 0.500] | 0.000 | 0.950 | 300 |" in failing
+    assert "![Score by condition](plots/robustness.png)" in failing
+    assert "prior broken" in section(card, "Dominance") and "clean" not in section(card, "Dominance")
+    (result,) = card.data.eval_results
+    assert (result.metric_name, result.metric_value, result.dataset_name) == ("vqa_accuracy", 0.9, "scenes (clean)")
+
+
+def test_metadata_survives_the_hubs_parser():
+    data = CardData(
+        license="mit",
+        language=["en"],
+        datasets=[{"name": "COCO captions", "hub_id": "acme/coco", "records": 5}, {"name": "scenes"}],
+        evaluation=[EvaluationRow("clean", "caption_cider", 1.1, dataset="COCO captions")],
+    )
+    card = ModelCard(str(build_card(config(), data, "user/name", "adapter")))
+    assert card.data.to_dict() == {
+        "library_name": "peft",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": ["acme/words", "acme/tower", "acme/tags"],
+        "base_model_relation": "adapter",
+        "language": ["en"],
+        "license": "mit",
+        "datasets": ["acme/coco"],
+        "metrics": ["cider"],
+        "tags": ["poise", "vision-language", "image-to-text", "router-reliability", "soft-prompt-dynamic", "lora"],
+        "model-index": [
+            {
+                "name": "name",
+                "results": [
+                    {
+                        "task": {"type": "image-text-to-text"},
+                        "dataset": {"type": "acme/coco", "name": "COCO captions (clean)"},
+                        "metrics": [{"type": "cider", "value": 1.1, "name": "caption_cider"}],
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def test_shipped_and_local_backbones_are_words_and_no_ids(tmp_path):
+    names = {"vision": "tiny:vision", "text": str(tmp_path), "tag_encoder": "acme/tags"}
+    card = build_card(config(backbones=names), CardData(), "user/name")
+    assert card.data.base_model == ["acme/tags"]
+    assert "`tiny:vision`, a tiny vision tower that ships with Poise" in card.text
+    assert str(tmp_path) not in str(card) and "a language model that is not on the Hub" in card.text
+    without = build_card(config(backbones={"vision": "tiny:vision", "text": "tiny:causal_lm"}), CardData(), "user/name")
+    assert without.data.base_model is None and without.data.get("base_model_relation") is None
+
+
+@pytest.mark.parametrize("name", ["tiny:vision", "/a/b", "./model", "~/model", "a/b/c", "", None, "with space/model"])
+def test_what_is_no_hub_id(name):
+    assert hub_id(name) is None
+
+
+def test_a_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("outputs/model") == "outputs/model"
+    (tmp_path / "outputs" / "model").mkdir(parents=True)
+    assert hub_id("outputs/model") is None and "not on the Hub" in in_words("text", "outputs/model")
+    assert base_models(None) == []
+
+
+def test_every_choice_of_the_model_has_words():
+    assert set(ROUTERS) == set(BUILT_ROUTERS) and set(SOFT_PROMPTS) == set(BUILT_PROMPTS)
+    for router in ROUTERS:
+        card = build_card(config(router_type=router), CardData(), "user/name")
+        assert ROUTERS[router] in section(card, "Architecture")
+        assert f"router-{router}" in card.data.tags
+
+
+def test_card_data_comes_back_from_its_file(tmp_path):
+    data = CardData(license="mit", losses=[[1, 2.0]], parameters={"adapters": 3, "total": 9})
+    data.add_conditions(CONDITIONS)
+    data.save(tmp_path / "card_data.json")
+    assert CardData.load(tmp_path / "card_data.json") == data
+    assert json.loads((tmp_path / "card_data.json").read_text())["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 7}', "another version"),
+        ('{"nonsense": 1}', "'nonsense' is not known"),
+        ("[1]", "expected an object"),
+        ("{", "not valid JSON"),
+        ('{"evaluation": [{"condition": "clean", "metric": "f1"}]}', r"evaluation\[0\]: expected the fields"),
+        ('{"evaluation": [{"condition": "clean", "metric": "f1", "value": "high"}]}', r"value='high' must be"),
+        ('{"evaluation": [{"condition": "", "metric": "f1", "value": 1}]}', "must be named"),
+        ('{"dominance": [{"condition": "a", "metric": "b", "value": 1, "low": 3, "high": 2}]}', "is above high"),
+    ],
+)
+def test_bad_card_data_names_file_and_field(tmp_path, content, message):
+    path = tmp_path / "card_data.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        CardData.load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_scores_of_an_evaluator_become_rows_with_intervals(tmp_path):
+    metrics = {"vqa_accuracy": 0.5, "vqa_accuracy_low": 0.4, "vqa_accuracy_high": 0.6, "vqa_samples": 200.0}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps({"data": "/home/somebody/vqa.jsonl", "metrics": metrics}))
+    data = CardData()
+    add_evaluation_file(data, path)
+    assert data.evaluation == [EvaluationRow("clean", "vqa_accuracy", 0.5, 0.4, 0.6, 200, "vqa.jsonl")]
+
+
+def test_results_of_the_demo_and_plain_rows_are_read(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"rows": {"none": CONDITIONS[:1], "reliability": CONDITIONS}}))
+    data = CardData()
+    add_evaluation_file(data, path, "reliability")
+    assert len({row.condition for row in data.robustness}) == 3
+    with pytest.raises(ValueError, match="it holds none, reliability"):
+        add_evaluation_file(data, path, "gate")
+    path.write_text(json.dumps({"dominance": [{"condition": "both", "metric": "MDI", "value": 1.5}]}))
+    add_evaluation_file(data, path)
+    assert data.dominance[-1] == rows_from([{"condition": "both", "metric": "MDI", "value": 1.5}])[0]
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="neither scores"):
+        add_evaluation_file(data, path)
