@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise evaluate",
         description="Score a model's answers to task records, with bootstrap intervals.",
-        epilog="example: poise evaluate outputs/demo/model --data scenes:prior_broken --task vqa --group-by question_type",
+        epilog="example: poise evaluate outputs/demo/model --data scenes:prior_broken --group-by question_type",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
     parser.add_argument(
@@ -105,25 +105,32 @@ def load_model(
 
     Args:
         name (`str`): folder or Hub repository.
-        device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`); a quantized model stays where its
-            library puts it.
+        device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`); a quantized model stays where
+            its library puts it.
         dtype (`str`, *optional*, defaults to `"auto"`): of the weights; `"auto"` is as they are stored.
 
     Raises:
         ValueError: a folder without a model, or one that takes no images.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
 
-    if Path(name).is_dir() and not any(
-        (Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")
-    ):
+    folder = Path(name)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if folder.is_dir() and not is_adapter and not (folder / "config.json").is_file():
         raise ValueError(f"model={name!r} is a folder without config.json; name the folder of a saved model.")
+    if not is_adapter:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(config, "auto_map", None):
+            raise ValueError(
+                f"model={name!r} is a {config.model_type!r} model, which takes no images; name one that does."
+            )
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    if getattr(processor, "image_processor", None) is None:
-        raise ValueError(
-            f"model={name!r} has no image processor, so it takes no images; name an image-text-to-text model."
-        )
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
     if not getattr(model, "is_quantized", False):
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -92,6 +92,12 @@ def models_by_language():
     return {language: make_model(language) for language in ("llama", "t5")}
 
 
+@pytest.fixture
+def tiny_model_factory():
+    """Makes a model of its own: `(language, seed=0, **config_fields) -> (model, processor)`."""
+    return make_model
+
+
 @pytest.fixture(params=["llama", "t5"])
 def model_and_processor(request, models_by_language):
     return models_by_language[request.param]
