@@ -3,7 +3,7 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -122,7 +122,7 @@ class Evaluator(ABC):
         """Batches of records that have no prediction yet; meanwhile `rows` grows by every record's row, in order."""
         seen: set[str] = set()
         waiting: dict[str, list[tuple[Record, Row]]] = {}
-        size = len(records) if hasattr(records, "__len__") else None
+        size = len(records) if isinstance(records, Sized) else None
         with tqdm(total=size, desc=self.describe(), unit="sample", disable=not self.progress) as bar:
             for batch in self._batches(records):
                 for record in batch:
@@ -156,8 +156,6 @@ class Evaluator(ABC):
 
     def _batches(self, records: Iterable[Record]) -> Iterator[Sequence[Record]]:
         if hasattr(records, "__getitem__") and hasattr(records, "__len__"):
-            return iter(
-                DataLoader(records, batch_size=self.batch_size, collate_fn=list, num_workers=self.num_workers)  # type: ignore[arg-type]
-            )
+            return iter(DataLoader(records, batch_size=self.batch_size, collate_fn=list, num_workers=self.num_workers))
         stream = iter(records)
         return iter(lambda: list(islice(stream, self.batch_size)), [])

@@ -91,7 +91,7 @@ class GroundingAccuracyMetric(evaluate.Metric):
     def _compute(
         self,
         predictions: Sequence[str | Box],
-        references: Sequence[Box | dict[str, Any]],
+        references: Sequence[Any],
         thresholds: Sequence[float] = (0.5,),
     ) -> dict[str, float]:
         boxes: list[Box | None] = []

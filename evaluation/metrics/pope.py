@@ -65,12 +65,12 @@ def pope_counts(predictions: Sequence[str], references: Sequence[str], published
     return rows
 
 
-def pope_from_counts(totals: np.ndarray, samples: int) -> dict[str, np.ndarray]:
+def pope_from_counts(totals: np.ndarray, samples: int | np.ndarray) -> dict[str, np.ndarray]:
     """The scores from summed `pope_counts`; a ratio without a case is 0.
 
     Args:
         totals (`np.ndarray` (..., 6)): sums over answers; leading axes are separate sets (bootstrap resamples).
-        samples (`int`): number of answers in each.
+        samples (`int` or `np.ndarray` (...)): number of answers in each.
     """
     true_positive, false_positive, true_negative, false_negative, yes, unparsable = np.moveaxis(totals, -1, 0)
 
