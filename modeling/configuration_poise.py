@@ -74,6 +74,8 @@ class PoiseConfig(PreTrainedConfig):
             Probability that `reliability` drops a whole stream of a sample in training.
         reliability_slope (`float`, *optional*, defaults to 6.0): steepness of its weight, per standard deviation.
         reliability_quantile (`float`, *optional*, defaults to 0.999): share of training samples it calls sound.
+        agreement_quantile (`float`, *optional*, defaults to 0.99): share whose picture and tags it calls agreeing.
+        image_trust (`float`, *optional*, defaults to 0.9): share of a disagreement's blame that the tags bear.
         backbones (`dict`, *optional*): Hub ids (or folders) of `vision`, `text`, `tag_encoder`, for the model card.
 
     Raises:
@@ -109,6 +111,8 @@ class PoiseConfig(PreTrainedConfig):
     stream_dropout: float = 0.2
     reliability_slope: float = 6.0
     reliability_quantile: float = 0.999
+    agreement_quantile: float = 0.99
+    image_trust: float = 0.9
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     backbones: dict | None = None
@@ -152,8 +156,11 @@ class PoiseConfig(PreTrainedConfig):
             raise ValueError(f"channel_fraction={self.channel_fraction} must lie in (0, 1].")
         if not 0.0 <= self.stream_dropout < 1.0:
             raise ValueError(f"stream_dropout={self.stream_dropout} must lie in [0, 1).")
-        if not 0.5 < self.reliability_quantile < 1.0:
-            raise ValueError(f"reliability_quantile={self.reliability_quantile} must lie in (0.5, 1).")
+        for name in ("reliability_quantile", "agreement_quantile"):
+            if not 0.5 < getattr(self, name) < 1.0:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in (0.5, 1).")
+        if not 0.0 <= self.image_trust <= 1.0:
+            raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1].")
 
     def get_text_config(self, decoder=None, encoder=None):
         """The language model's configuration. T5 counts its decoder's layers apart; a cache needs those."""

@@ -25,12 +25,12 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import load_backbones, mark_initialized, quantize_composite
 from .configuration_poise import PoiseConfig
-from .evidence import image_evidence, mean_confidence, tag_evidence
 from .information_router import build_router
 from .outputs_poise import PoiseImageFeatures, PoiseModelOutput, PoiseOutput
 from .projectors import build_projector
 from .soft_prompt import build_soft_prompt
 from .streams import Streams
+from .tag_statistics import score_statistics, tag_words
 from .vision_features import encode_image
 
 
@@ -109,13 +109,15 @@ class PoiseModel(PoisePreTrainedModel):
         tag_attention_mask: torch.LongTensor | None = None,
         tag_scores: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
+        image_profile: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoiseImageFeatures:
         """
         Image tokens and soft-prompt tokens of N pictures.
 
         Args:
-            pixel_values (N, 3, H, W): pictures, or `vision_features` (N, S, P, Dv): the tower's features.
+            pixel_values (N, 3, H, W): pictures; or what `encode_image` made of them before: `vision_features`
+                (N, S, P, Dv) and, for `router_type="reliability"`, `image_profile` (N, 6·L).
             tag_input_ids, tag_attention_mask, tag_scores (N, L): the pictures' tags as `PoiseProcessor` makes them; an
                 all-zero mask row, or none of the three, is a picture without tags.
 
@@ -125,7 +127,12 @@ class PoiseModel(PoisePreTrainedModel):
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("pixel_values and vision_features: give exactly one of them.")
         if vision_features is None:
-            vision_features = encode_image(self.vision_tower, pixel_values, self.config)  # (N, S, P, Dv)
+            vision_features, image_profile = encode_image(self.vision_tower, pixel_values, self.config)
+        if self.config.router_type == "reliability" and image_profile is None:
+            raise ValueError(
+                "image_profile=None, but router_type='reliability' judges pictures by it: pass what encode_image "
+                "returned beside vision_features."
+            )
         num_images = vision_features.shape[0]
         if tag_input_ids is not None and tag_input_ids.shape[0] != num_images:
             raise ValueError(
@@ -135,7 +142,8 @@ class PoiseModel(PoisePreTrainedModel):
         image = self.projector(vision_features.to(self.projector_dtype))  # (N, P, D)
         tag_mask = None if tag_input_ids is None else tag_attention_mask.bool()  # (N, L)
         prompt = self._prompt_tokens(num_images, image, tag_input_ids, tag_mask, tag_scores)  # (N, K, D)
-        streams = self._image_streams(image, prompt, vision_features, tag_input_ids, tag_mask, tag_scores)
+        statistics = self._statistics(vision_features, image_profile, tag_input_ids, tag_mask, tag_scores)
+        streams = self._image_streams(image, prompt, statistics)
         weights = None
         if self.router is not None and self.config.router_scope == "image":
             streams, weights = self.router(streams)
@@ -144,10 +152,7 @@ class PoiseModel(PoisePreTrainedModel):
             image_hidden_states=streams.image,
             soft_prompt_hidden_states=streams.text,
             router_weights=weights,
-            image_evidence=streams.image_evidence,
-            tag_evidence=streams.tag_evidence,
-            has_tags=streams.has_tags,
-            tag_confidence=streams.tag_confidence,
+            **statistics,
         )
 
     @property
@@ -160,24 +165,25 @@ class PoiseModel(PoisePreTrainedModel):
         prompt = self.soft_prompt(num_images, getattr(self, "tag_encoder", None), tag_input_ids, tag_mask, tag_scores)
         return prompt.to(image.device, image.dtype)  # (N, K, D)
 
-    def _image_streams(self, image, prompt, vision_features, tag_input_ids, tag_mask, tag_scores):
+    def _image_streams(self, image, prompt, statistics):
         """One item per picture: its image tokens against its soft-prompt tokens."""
         everything = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)  # (N, P)
         prompt_mask = torch.ones(prompt.shape[:2], dtype=torch.bool, device=image.device)  # (N, K)
-        evidence = {}
-        if self.config.router_type == "reliability":
-            evidence["image_evidence"] = image_evidence(vision_features)  # (N, Ei)
-            evidence.update(self._tag_evidence(image, tag_input_ids, tag_mask, tag_scores))
-        return Streams(image, everything, prompt, prompt_mask, prompt_mask, is_real=everything[:, 0], **evidence)
+        return Streams(image, everything, prompt, prompt_mask, prompt_mask, is_real=everything[:, 0], **statistics)
 
-    def _tag_evidence(self, image, tag_input_ids, tag_mask, tag_scores):
+    def _statistics(self, vision_features, image_profile, tag_input_ids, tag_mask, tag_scores):
+        """What the reliability router judges the streams by, as fields of `Streams`; nothing for other routers."""
+        if self.config.router_type != "reliability":
+            return {}
         if tag_input_ids is None:
-            tag_input_ids = torch.zeros(image.shape[0], 1, dtype=torch.long, device=image.device)  # (N, 1)
-            tag_mask, tag_scores = tag_input_ids.bool(), tag_input_ids.float()
+            tag_input_ids = torch.zeros(len(vision_features), 1, dtype=torch.long, device=vision_features.device)
+            tag_mask, tag_scores = tag_input_ids.bool(), tag_input_ids.float()  # (N, 1)
         return {
-            "tag_evidence": tag_evidence(tag_input_ids, tag_mask, tag_scores),  # (N, Et)
+            "image_profile": image_profile.float(),  # (N, 6L)
+            "image_content": vision_features[:, -1].detach().float().mean(1),  # (N, Dv)
+            "tag_words": tag_words(tag_input_ids, tag_mask, tag_scores),  # (N, R)
+            "tag_scores": score_statistics(tag_mask, tag_scores),  # (N, 5)
             "has_tags": tag_mask.any(-1),  # (N,)
-            "tag_confidence": mean_confidence(tag_mask, tag_scores),  # (N,)
         }
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, num_features):
@@ -254,9 +260,6 @@ class PoiseModel(PoisePreTrainedModel):
         is_image = placeholders & (place_in_run < config.num_image_tokens)  # (B, T)
         is_prompt = placeholders & ~is_image  # (B, T)
         per_sample = placeholders.sum(-1) // run  # (B,) pictures
-        evidence = {}
-        if features.image_evidence is not None:
-            evidence = self._evidence_per_sample(features, per_sample)
         return Streams(
             image=inputs_embeds,
             image_mask=is_image,
@@ -264,27 +267,25 @@ class PoiseModel(PoisePreTrainedModel):
             text_mask=(is_prompt | ~placeholders) & visible,
             prompt_mask=is_prompt,
             is_real=per_sample > 0,
-            **evidence,
+            **self._statistics_per_sample(features, per_sample),
         )
 
-    def _evidence_per_sample(self, features, per_sample):
-        """Mean evidence over the pictures of each sample."""
-        owner = torch.repeat_interleave(
-            torch.arange(per_sample.shape[0], device=per_sample.device),
-            per_sample,
-            output_size=features.image_evidence.shape[0],
-        )  # (N,)
+    def _statistics_per_sample(self, features, per_sample):
+        """Mean statistics over the pictures of each sample, (N, ...) → (B, ...); `per_sample` (B,) counts pictures."""
+        if features.image_profile is None:
+            return {}
+        batch = torch.arange(per_sample.shape[0], device=per_sample.device)  # (B,)
+        owner = torch.repeat_interleave(batch, per_sample, output_size=features.image_profile.shape[0])  # (N,)
         count = per_sample.clamp_min(1).float()  # (B,)
 
         def mean(values):
-            total = values.new_zeros(per_sample.shape[0], *values.shape[1:]).index_add(0, owner, values)
-            return total / count.view(-1, *[1] * (values.dim() - 1))
+            total = values.new_zeros(per_sample.shape[0], values.shape[1]).index_add(0, owner, values)  # (B, E)
+            return total / count[:, None]
 
+        names = ("image_profile", "image_content", "tag_words", "tag_scores")
         return {
-            "image_evidence": mean(features.image_evidence),  # (B, Ei)
-            "tag_evidence": mean(features.tag_evidence),  # (B, Et)
-            "has_tags": mean(features.has_tags.float()) > 0,  # (B,)
-            "tag_confidence": mean(features.tag_confidence),  # (B,)
+            **{name: mean(features[name]) for name in names},
+            "has_tags": mean(features.has_tags.float()[:, None])[:, 0] > 0,  # (B,)
         }
 
     def _stand_in(self):
@@ -297,17 +298,14 @@ class PoiseModel(PoisePreTrainedModel):
         size = self.config.vision_image_size or self.config.vision_config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         blank = torch.zeros(1, 3, height, width, device=self.device, dtype=self.vision_tower.dtype)
-        tags = {}
+        tags = (None, None, None)  # ids, mask, scores
         if self.config.soft_prompt_type == "dynamic":
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            tags = {"tag_input_ids": ids, "tag_attention_mask": ids + 1, "tag_scores": ids.float() + 1}
-        image = self.projector(encode_image(self.vision_tower, blank, self.config).to(self.projector_dtype))
-        tag_mask = tags["tag_attention_mask"].bool() if tags else None
-        prompt = self._prompt_tokens(1, image, tags.get("tag_input_ids"), tag_mask, tags.get("tag_scores"))
-        vision_features = image.new_zeros(1, 1, 1, self.config.vision_config.hidden_size)
-        streams = self._image_streams(
-            image, prompt, vision_features, tags.get("tag_input_ids"), tag_mask, tags.get("tag_scores")
-        )
+            tags = (ids, ids == 0, ids.float() + 1)
+        vision_features, profile = encode_image(self.vision_tower, blank, self.config)
+        image = self.projector(vision_features.to(self.projector_dtype))  # (1, P, D)
+        prompt = self._prompt_tokens(1, image, *tags)  # (1, K, D)
+        streams = self._image_streams(image, prompt, self._statistics(vision_features, profile, *tags))
         streams.is_real = torch.zeros_like(streams.is_real)
         if self.router is not None:
             streams, _ = self.router(streams)
@@ -359,6 +357,7 @@ class PoiseModel(PoisePreTrainedModel):
         past_key_values=None,
         inputs_embeds: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
+        image_profile: torch.FloatTensor | None = None,
         prompt_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         encoder_outputs=None,
@@ -373,7 +372,7 @@ class PoiseModel(PoisePreTrainedModel):
             inputs_embeds, features, weights = self.read_inputs(
                 input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, None, prompt_mask,
                 pixel_values=pixel_values, tag_input_ids=tag_input_ids, tag_attention_mask=tag_attention_mask,
-                tag_scores=tag_scores, vision_features=vision_features,
+                tag_scores=tag_scores, vision_features=vision_features, image_profile=image_profile,
             )  # fmt: skip
         if self.config.is_encoder_decoder:
             outputs = self._encoder_decoder_states(
@@ -521,6 +520,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
+        image_profile: torch.FloatTensor | None = None,
         prompt_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         encoder_outputs=None,
@@ -534,7 +534,8 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         """
         Args:
             input_ids (B, T), attention_mask (B, T): text with one run of placeholders per picture.
-            pixel_values (N, 3, H, W) or vision_features (N, S, P, Dv): the pictures of the batch in reading order.
+            pixel_values (N, 3, H, W): the pictures of the batch in reading order; or `vision_features` (N, S, P, Dv) and
+                `image_profile` (N, 6·L), computed before.
             tag_input_ids, tag_attention_mask, tag_scores (N, L): their tags, see `PoiseModel.get_image_features`.
             labels (B, T), or (B, T') for an encoder-decoder: -100 where nothing is supervised.
             prompt_mask (B, T): what the router may see; derived from `labels` when left out.
@@ -549,7 +550,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
             inputs_embeds, features, weights = self.model.read_inputs(
                 input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, labels, prompt_mask,
                 pixel_values=pixel_values, tag_input_ids=tag_input_ids, tag_attention_mask=tag_attention_mask,
-                tag_scores=tag_scores, vision_features=vision_features,
+                tag_scores=tag_scores, vision_features=vision_features, image_profile=image_profile,
             )  # fmt: skip
         arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values, "return_dict": True}
         if self.config.is_encoder_decoder:
@@ -603,9 +604,9 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         # Features computed before take the place of pixels, which is all that the inherited method looks for.
         features = model_kwargs.pop("vision_features", None)
         if features is not None:
-            names = ("tag_input_ids", "tag_attention_mask", "tag_scores")
-            tags = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
-            encoded = self.model.get_image_features(vision_features=features, **tags, return_dict=True)
+            names = ("image_profile", "tag_input_ids", "tag_attention_mask", "tag_scores")
+            others = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
+            encoded = self.model.get_image_features(vision_features=features, **others, return_dict=True)
             model_kwargs["mm_encoder_outputs"] = {"image": encoded}
             return model_kwargs
         return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
@@ -650,9 +651,9 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         features = mm_encoder_output.get("image")
         place = {} if features is None else {id(tokens): i for i, tokens in enumerate(features.pooler_output)}
         expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
-        if features is not None and features.image_evidence is not None:
+        if features is not None and features.image_profile is not None:
             order = [place[id(tokens)] for tokens in features.pooler_output]
-            for name in ("image_evidence", "tag_evidence", "has_tags", "tag_confidence"):
+            for name in ("image_profile", "image_content", "tag_words", "tag_scores", "has_tags"):
                 features[name] = features[name][order]  # (N·beams, ...)
         return expanded
 

@@ -19,10 +19,11 @@ class PoiseImageFeatures(BaseModelOutputWithPooling):
     image_hidden_states: torch.FloatTensor | None = None
     soft_prompt_hidden_states: torch.FloatTensor | None = None
     router_weights: torch.FloatTensor | None = None
-    image_evidence: torch.FloatTensor | None = None
-    tag_evidence: torch.FloatTensor | None = None
+    image_profile: torch.FloatTensor | None = None
+    image_content: torch.FloatTensor | None = None
+    tag_words: torch.FloatTensor | None = None
+    tag_scores: torch.FloatTensor | None = None
     has_tags: torch.BoolTensor | None = None
-    tag_confidence: torch.FloatTensor | None = None
 
 
 @dataclass

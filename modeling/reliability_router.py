@@ -1,10 +1,11 @@
 """The reliability router: a stream that is unlike anything seen in training fades, and the other one stands in for it.
 
-Gates and channel routers are learned, so they can only react to failures that training showed them. This one asks the
-question that needs no failures: is the stream *typical* (`typicality.py`)? Three Gaussians answer it: over image
-evidence, over tag evidence, and over both together, whose conditional tells whether two sound streams speak of the same
-picture. A stream with weight w becomes w·x + (1 − w)·(null + complement), where `null` is a learned token and the
-complement is what the null token finds by attending to the other stream.
+Gates and channel routers are learned, so they can only react to failures that training showed them. This one asks what
+needs no failures: is the stream *typical* (`typicality.py`)? Three Gaussians over frozen statistics answer it: one over
+the picture's activation profile (`activation_profile.py`), one over the tags' scores, and one over what picture and tags
+say, which tells whether two sound streams speak of the same thing. A stream with weight w becomes
+w·x + (1 − w)·(null + complement), where `null` is a learned token and the complement is what the null token finds by
+attending to the other stream.
 
 Whole streams are dropped to their null tokens at random in training: that, not the detector, is how the language model
 learns to live without either of them.
@@ -16,9 +17,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .evidence import TAG_EVIDENCE_DIM
+from .activation_profile import profile_size
 from .streams import Streams
-from .typicality import Typicality
+from .tag_statistics import NUM_SCORE_STATISTICS, WORD_DIRECTIONS
+from .typicality import Agreement, Typicality
 from .zero_linear import ZeroLinear
 
 
@@ -50,19 +52,21 @@ class ReliabilityRouter(nn.Module):
     `streams.image` [N, P, D], `streams.text` [N, Q, D] → the same, faded by weights [N, 2] in [0, 1].
 
     In training the statistics are updated and streams are dropped; in evaluation the weights come from typicality.
-    Before anything was observed every weight is 1, and the router is the identity.
+    Before anything was observed every weight is 1, and the router is the identity. A picture without tags has no tag
+    stream: its weight is 0 always, so that it meets the null token that training knows.
     """
 
     def __init__(self, config):
         super().__init__()
-        dim = config.text_config.hidden_size
-        image_dim = 2 * config.vision_config.hidden_size
+        dim, vision_dim = config.text_config.hidden_size, config.vision_config.hidden_size
         settings = {"slope": config.reliability_slope, "quantile": config.reliability_quantile}
-        self.image_typicality = Typicality(image_dim, **settings)
+        self.image_typicality = Typicality(profile_size(config.vision_config), **settings)
         self.uses_tags = config.soft_prompt_type == "dynamic"
         if self.uses_tags:
-            self.tag_typicality = Typicality(TAG_EVIDENCE_DIM, **settings)
-            self.pair_typicality = Typicality(image_dim + TAG_EVIDENCE_DIM, **settings)
+            self.tag_typicality = Typicality(NUM_SCORE_STATISTICS, **settings)
+            settings["quantile"] = config.agreement_quantile
+            self.agreement = Agreement(vision_dim, WORD_DIRECTIONS, **settings)
+        self.image_trust = config.image_trust
         self.image_complement = Complement(dim)
         self.text_complement = Complement(dim)
         # `nn.Dropout` draws the whole-stream drops, so that whoever switches dropout off switches these off too.
@@ -75,6 +79,8 @@ class ReliabilityRouter(nn.Module):
             weights = self.draw_drops(streams)  # (N, 2)
         else:
             weights = self.weigh(streams)  # (N, 2)
+        if self.uses_tags:
+            weights = torch.stack([weights[:, 0], weights[:, 1] * streams.has_tags], dim=-1)  # (N, 2)
         image_weight, text_weight = weights.to(streams.image.dtype)[..., None, None].unbind(1)  # (N, 1, 1) each
         image_null = self.image_complement(streams.text, streams.text_mask)  # (N, 1, D)
         text_null = self.text_complement(streams.image, streams.image_mask)  # (N, 1, D)
@@ -93,23 +99,23 @@ class ReliabilityRouter(nn.Module):
     @torch.no_grad()
     def observe(self, streams):
         """Add a training batch to the statistics."""
-        self.image_typicality.observe(streams.image_evidence[streams.is_real])
+        self.image_typicality.observe(streams.image_profile[streams.is_real])
         if self.uses_tags:
             tagged = streams.has_tags & streams.is_real  # (N,)
-            self.tag_typicality.observe(streams.tag_evidence[tagged])
-            self.pair_typicality.observe(torch.cat([streams.image_evidence, streams.tag_evidence], -1)[tagged])
+            self.tag_typicality.observe(streams.tag_scores[tagged])
+            self.agreement.observe(torch.cat([streams.image_content, streams.tag_words], dim=-1)[tagged])
 
     @torch.no_grad()
     def weigh(self, streams):
         """Inference weights, [N, 2]: typicality of each stream, then blame for a disagreement of two typical ones."""
-        image = self.image_typicality(streams.image_evidence)  # (N,)
+        image = self.image_typicality(streams.image_profile)  # (N,)
         if not self.uses_tags:
             return torch.stack([image, torch.ones_like(image)], dim=-1)
-        tags = torch.where(streams.has_tags, self.tag_typicality(streams.tag_evidence), 1.0)  # (N,)
-        pair = self.pair_typicality(torch.cat([streams.image_evidence, streams.tag_evidence], -1))  # (N,)
-        # A pair that is strange although both of its halves are sound: the streams speak of different pictures. The
-        # tags' own confidence is the probability that they are the ones who are right.
-        disagreement = (1 - pair) * image * tags * streams.has_tags  # (N,)
-        image = image * (1 - disagreement * streams.tag_confidence)  # (N,)
-        tags = tags * (1 - disagreement * (1 - streams.tag_confidence))  # (N,)
+        tags = torch.where(streams.has_tags, self.tag_typicality(streams.tag_scores), 1.0)  # (N,)
+        agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
+        # Two sound streams that speak of different things: one is wrong, and nothing in them tells which. A tagger reads
+        # the picture, not the other way round, so the tags bear `image_trust` of the blame.
+        disagreement = (1 - agree) * image * tags * streams.has_tags  # (N,)
+        image = image * (1 - disagreement * (1 - self.image_trust))  # (N,)
+        tags = tags * (1 - disagreement * self.image_trust)  # (N,)
         return torch.stack([image, tags], dim=-1)  # (N, 2)

@@ -125,6 +125,7 @@ class DynamicSoftPrompt(nn.Module):
     def forward(self, num_images, tag_encoder=None, tag_input_ids=None, tag_mask=None, tag_scores=None):
         if tag_input_ids is None:
             return self.no_tags.expand(num_images, -1, -1)  # (N, K, D)
+        tag_input_ids, tag_mask, tag_scores = padded_right(tag_input_ids, tag_mask, tag_scores)
         tag_features = self.encode(tag_encoder, tag_input_ids, tag_mask, tag_scores)  # (N, L, Dt)
         log_scores = None
         if self.score_encoding == "attention_bias":
@@ -147,6 +148,12 @@ class DynamicSoftPrompt(nn.Module):
 
     def init_own_weights(self, std):
         init.normal_(self.no_tags, std=std)
+
+
+def padded_right(tag_input_ids, tag_mask, tag_scores):
+    """The same rows [N, L] with their padding on the right, where the tag encoder's positions expect it."""
+    order = tag_mask.long().argsort(dim=-1, descending=True, stable=True)  # (N, L)
+    return tag_input_ids.gather(1, order), tag_mask.gather(1, order), tag_scores.gather(1, order)
 
 
 SOFT_PROMPTS = {"none": None, "static": StaticSoftPrompt, "dynamic": DynamicSoftPrompt}

@@ -14,8 +14,8 @@ class Streams:
         image [N, P, D]: image tokens. image_mask [N, P] bool: which are real.
         text [N, Q, D]: soft-prompt tokens, and the question's in `router_scope="prompt"`. text_mask [N, Q] bool.
         prompt_mask [N, Q] bool: which text positions are soft-prompt tokens (a question is never faded away).
-        image_evidence [N, Ei], tag_evidence [N, Et]: statistics of the frozen features, see `typicality.py`.
-        has_tags [N] bool, tag_confidence [N]: whether a picture came with tags, and their mean score.
+        image_profile [N, 6·L], image_content [N, Dv]: activation profile and mean feature of the frozen tower.
+        tag_words [N, R], tag_scores [N, 5]: see `tag_statistics.py`. has_tags [N] bool: whether there are any.
         is_real [N] bool: false for the stand-in picture of a batch that has none.
     N counts pictures (`router_scope="image"`) or samples (`"prompt"`).
     """
@@ -25,10 +25,11 @@ class Streams:
     text: torch.Tensor
     text_mask: torch.Tensor
     prompt_mask: torch.Tensor
-    image_evidence: torch.Tensor | None = None
-    tag_evidence: torch.Tensor | None = None
+    image_profile: torch.Tensor | None = None
+    image_content: torch.Tensor | None = None
+    tag_words: torch.Tensor | None = None
+    tag_scores: torch.Tensor | None = None
     has_tags: torch.Tensor | None = None
-    tag_confidence: torch.Tensor | None = None
     is_real: torch.Tensor | None = None
 
     def routed(self, image, text):

@@ -1,12 +1,12 @@
-"""Typicality: how far a sample lies from anything seen in training.
+"""Running Gaussians over a training stream, and two questions to them: is this typical, do these two agree?
 
-A frozen tower's features do not move during training, so their running mean and covariance describe what a sound input
-looks like, and the Mahalanobis distance to them tells at inference that an input is not one (Lee et al., arXiv
+A frozen tower's activations do not move during training, so their running mean and covariance describe what a sound
+input looks like, and the Mahalanobis distance to them tells at inference that an input is not one (Lee et al., arXiv
 1807.03888, without their classes). No degraded example is ever needed.
 
-A threshold needs distances of samples that the covariance was *not* fitted to: with fewer samples than dimensions every
-new picture looks strange. So a tenth of the stream is held out for calibration, chosen by a hash of the features
-themselves: the same picture stays on its side in every epoch and in every process.
+A threshold needs scores of samples that the covariance was *not* fitted to: with fewer samples than dimensions every new
+input looks strange. So a tenth of the stream is held out for calibration, chosen by a hash of the vectors themselves: the
+same sample stays on its side in every epoch and in every process.
 """
 
 import math
@@ -45,12 +45,17 @@ def held_out_by_hash(rows):
     return (cosine * 1e3).frac().abs() < HELD_OUT
 
 
-class Typicality(nn.Module):
+class RunningGaussian(nn.Module):
     """
-    Running Gaussian over evidence vectors of `dim` numbers, and the distance scale that its held-out samples set.
+    Running mean and covariance of vectors of `dim` numbers, and the scale that held-out ones set for `score`.
 
     The state is exact and does not depend on how samples were batched or accumulated (Chan et al.'s parallel update);
     with several processes every one of them sees all samples. All of it is float32 buffers.
+
+    Args:
+        dim (`int`): size of a vector.
+        slope (`float`): steepness of the weight, per standard deviation of held-out scores.
+        quantile (`float`): share of held-out samples that lie below the threshold.
     """
 
     def __init__(self, dim, slope, quantile):
@@ -67,9 +72,10 @@ class Typicality(nn.Module):
         self.stale = True
 
     def init_own_weights(self, std):
-        for buffer in (self.count, self.mean, self.scatter, self.calibration, self.calibration_count, self.whitener):
+        for name, buffer in self.named_buffers(recurse=False):
             init.zeros_(buffer)
-        init.copy_(self.centre_scale_threshold, torch.tensor([0.0, 1.0, 0.0]))
+            if name == "centre_scale_threshold":
+                init.copy_(buffer, torch.tensor([0.0, 1.0, 0.0]))
 
     def _apply(self, fn, recurse=True):
         # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
@@ -101,8 +107,12 @@ class Typicality(nn.Module):
         self.count += added
 
     def _keep(self, rows):
-        slots = (self.calibration_count + torch.arange(rows.shape[0], device=rows.device)) % CALIBRATION_SIZE
-        self.calibration[slots] = rows
+        # Of more rows than the ring holds only the last ones would stay: writing one slot twice has no defined order.
+        skipped = max(0, rows.shape[0] - CALIBRATION_SIZE)
+        kept = rows[skipped:]
+        start = self.calibration_count + skipped
+        slots = (start + torch.arange(kept.shape[0], device=rows.device)) % CALIBRATION_SIZE
+        self.calibration[slots] = kept
         self.calibration_count += rows.shape[0]
 
     @property
@@ -119,32 +129,78 @@ class Typicality(nn.Module):
 
     @torch.no_grad()
     def fit(self):
-        """Derive whitening, and centre, scale and threshold of the log distance, from what was observed."""
+        """Derive whitening, and centre, scale and threshold of the score, from what was observed."""
         if self.mean.is_meta or not bool(self.ready) or int(self.count) < 2:
             return
-        covariance = self.scatter / (self.count - 1)  # (E, E)
-        diagonal = covariance.diagonal()  # (E,)
-        floor = 1e-6 * diagonal.mean().clamp_min(1e-12)
-        shrunk = (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * diagonal + floor)  # (E, E)
-        factor = torch.linalg.cholesky(shrunk)  # (E, E)
-        identity = torch.eye(self.dim, device=factor.device)
-        self.whitener.copy_(torch.linalg.solve_triangular(factor, identity, upper=False))
+        self._factorize(self.covariance())
         kept = self.calibration[: min(int(self.calibration_count), CALIBRATION_SIZE)]  # (C, E)
-        distance = self.log_distance(kept)  # (C,)
-        centre, scale = distance.mean(), distance.std().clamp_min(1e-3)
+        score = self.score(kept)  # (C,)
+        centre, scale = score.mean(), score.std().clamp_min(1e-3)
         # The tail of a few hundred samples is thin: never below what a normal tail of that mass would give.
         normal_tail = math.sqrt(2) * torch.erfinv(torch.tensor(2 * self.quantile - 1)).item()
-        empirical = ((distance - centre) / scale).quantile(self.quantile)
+        empirical = ((score - centre) / scale).quantile(self.quantile)
         self.centre_scale_threshold.copy_(torch.stack([centre, scale, empirical.clamp_min(normal_tail)]))
         self.stale = False
 
-    def log_distance(self, rows):
-        """Log Mahalanobis distance, [n, E] → [n]."""
-        whitened = (rows.float() - self.mean) @ self.whitener.mT  # (n, E)
-        return whitened.square().sum(-1).clamp_min(1e-12).log() / 2  # (n,)
+    def covariance(self):
+        """Covariance shrunk towards its own diagonal, [E, E]."""
+        covariance = self.scatter / (self.count - 1)  # (E, E)
+        diagonal = covariance.diagonal()  # (E,)
+        floor = 1e-6 * diagonal.mean().clamp_min(1e-12)
+        return (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * diagonal + floor)
+
+    def _factorize(self, covariance):
+        self.whitener.copy_(inverse_factor(covariance))
+
+    def score(self, rows):
+        """How far rows are from what is sound, [n, E] → [n]; greater is worse."""
+        raise NotImplementedError
+
+    def deviation(self, rows):
+        """The score in standard deviations of held-out samples beyond their mean, [n, E] → [n]."""
+        centre, scale, _ = self.centre_scale_threshold.unbind()
+        return (self.score(rows.float()) - centre) / scale
 
     def forward(self, rows):
-        """Weight of each sample, [n, E] → [n]: sigmoid(slope · (t − d)), near 1 for what training has seen."""
-        centre, scale, threshold = self.centre_scale_threshold.unbind()
-        distance = (self.log_distance(rows) - centre) / scale  # (n,) in standard deviations of held-out samples
-        return torch.where(self.ready, torch.sigmoid(self.slope * (threshold - distance)), 1.0)  # (n,)
+        """Weight of each row, [n, E] → [n]: sigmoid(slope · (t − d)), near 1 for what training has seen."""
+        threshold = self.centre_scale_threshold[2]
+        return torch.where(self.ready, torch.sigmoid(self.slope * (threshold - self.deviation(rows))), 1.0)
+
+
+class Typicality(RunningGaussian):
+    """Is this like anything seen in training? The score is the log Mahalanobis distance."""
+
+    def score(self, rows):
+        whitened = (rows - self.mean) @ self.whitener.mT  # (n, E)
+        return whitened.square().sum(-1).clamp_min(1e-12).log() / 2  # (n,)
+
+
+class Agreement(RunningGaussian):
+    """
+    Do two halves of a vector, `[first, second]`, speak of the same thing?
+
+    The score is minus twice their pointwise mutual information under the joint Gaussian, up to a constant:
+    d²(second | first) − d²(second). Each half may be as rare as it likes; what counts is whether they are rarer together
+    than apart. Both distances come from triangular factors, whose rows whiten the first half before the second.
+    """
+
+    def __init__(self, first_dim, second_dim, slope, quantile):
+        super().__init__(first_dim + second_dim, slope, quantile)
+        self.first_dim = first_dim
+        self.register_buffer("second_whitener", torch.zeros(second_dim, second_dim))
+
+    def _factorize(self, covariance):
+        super()._factorize(covariance)
+        self.second_whitener.copy_(inverse_factor(covariance[self.first_dim :, self.first_dim :]))
+
+    def score(self, rows):
+        centred = rows - self.mean  # (n, E)
+        conditional = (centred @ self.whitener[self.first_dim :].mT).square().sum(-1)  # (n,)
+        alone = (centred[:, self.first_dim :] @ self.second_whitener.mT).square().sum(-1)  # (n,)
+        return conditional - alone  # (n,)
+
+
+def inverse_factor(covariance):
+    """Inverse of the lower Cholesky factor, [E, E] → [E, E] lower triangular."""
+    factor = torch.linalg.cholesky(covariance)  # (E, E)
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor), device=factor.device), upper=False)

@@ -2,18 +2,28 @@
 
 import torch
 
+from .activation_profile import activation_profile
+
 # Towers whose position table must be stretched by request when the picture is not of their own size.
 INTERPOLATE_ON_REQUEST = ("siglip_vision_model", "clip_vision_model", "vit")
 
 
 def encode_image(vision_tower, pixel_values, config):
     """
-    `pixel_values` [N, 3, H, W] → features [N, S, P, Dv] of the S layers in `config.vision_feature_layers`.
+    Pictures through the tower; no graph is kept while the tower is frozen.
 
-    No graph is kept while the tower is frozen.
+    Args:
+        pixel_values [N, 3, H, W].
+        config: `vision_feature_layers` chooses S layers; `router_type="reliability"` asks for the profile.
+
+    Returns:
+        Features [N, S, P, Dv], and the activation profile [N, 6·L] or `None`.
     """
     layers = config.vision_feature_layers
-    arguments = {"output_hidden_states": True} if any(layer is not None for layer in layers) else {}
+    wants_profile = config.router_type == "reliability"
+    arguments = {}
+    if wants_profile or any(layer is not None for layer in layers):
+        arguments["output_hidden_states"] = True
     if config.vision_image_size is not None and config.vision_config.model_type in INTERPOLATE_ON_REQUEST:
         arguments["interpolate_pos_encoding"] = True
     trainable = any(parameter.requires_grad for parameter in vision_tower.parameters())
@@ -21,4 +31,10 @@ def encode_image(vision_tower, pixel_values, config):
         outputs = vision_tower(pixel_values.to(vision_tower.dtype), return_dict=True, **arguments)
     selected = [outputs.last_hidden_state if layer is None else outputs.hidden_states[layer] for layer in layers]
     features = torch.stack(selected, dim=1)  # (N, S, prefix + P, Dv)
-    return features[:, :, config.num_prefix_tokens :] if config.vision_feature_select == "patch" else features
+    prefix = config.num_prefix_tokens
+    profile = None
+    if wants_profile:
+        profile = activation_profile([states[:, prefix:] for states in outputs.hidden_states])  # (N, 6L)
+    if config.vision_feature_select == "patch":
+        features = features[:, :, prefix:]  # (N, S, P, Dv)
+    return features, profile
