@@ -123,8 +123,12 @@ class DynamicSoftPrompt(nn.Module):
         self.no_tags = nn.Parameter(torch.empty(config.soft_prompt_length, text_dim))
 
     def forward(self, num_images, tag_encoder=None, tag_input_ids=None, tag_mask=None, tag_scores=None):
-        if tag_input_ids is None:
+        if tag_input_ids is None and not self.training:
             return self.no_tags.expand(num_images, -1, -1)  # (N, K, D)
+        if tag_input_ids is None:
+            # In training an empty row goes the whole way: processes that average gradients wait for every parameter.
+            tag_input_ids = torch.zeros(num_images, 1, dtype=torch.long, device=self.no_tags.device)
+            tag_mask, tag_scores = tag_input_ids.bool(), tag_input_ids.float()  # (N, 1)
         tag_input_ids, tag_mask, tag_scores = padded_right(tag_input_ids, tag_mask, tag_scores)
         tag_features = self.encode(tag_encoder, tag_input_ids, tag_mask, tag_scores)  # (N, L, Dt)
         log_scores = None
