@@ -94,9 +94,11 @@ def fit_statistics(model, count=600, seed=2):
     model.config.router_scope = scope
 
 
-def model_features(model, pixel_values):
-    """Features of the frozen tower, (N, S, P, Dv)."""
-    return encode_image(model.model.vision_tower, pixel_values, model.config)
+def cached_features(model, batch):
+    """The batch with what the frozen tower made of its pictures in their place, as a feature cache gives it."""
+    batch = dict(batch)
+    features, profile = encode_image(model.model.vision_tower, batch.pop("pixel_values"), model.config)
+    return {**batch, "vision_features": features, **({} if profile is None else {"image_profile": profile})}
 
 
 @dataclass(frozen=True)
