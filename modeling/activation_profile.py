@@ -1,9 +1,10 @@
 """The activation profile: how a picture's tokens are spread, layer by layer, through a frozen tower.
 
-What corrupts a picture (noise, blur, darkness, a hand before the lens, nothing at all) changes how much its tokens differ
-from one another, and how that difference travels through the layers. What a picture *shows* changes the directions of the
-tokens, which the profile does not look at: a sound picture of something never seen keeps its profile. So typicality of
-the profile tells a broken stream from a merely surprising one, which the mean feature of the last layer cannot.
+What corrupts a picture (noise, blur, darkness, a hand before the lens, nothing at all) changes how much its tokens
+differ from one another, and how that difference travels through the layers. What a picture *shows* changes the
+directions of the tokens, which the profile does not look at: a sound picture of something never seen keeps its profile.
+So typicality of the profile tells a broken stream from a merely surprising one, which the mean feature of the last
+layer cannot.
 """
 
 import torch

@@ -203,7 +203,7 @@ class PoiseModel(PoisePreTrainedModel):
             mask.sum() == num_features,
             lambda: (
                 f"input_ids holds {int(mask.sum())} placeholder tokens for {num_features} image and soft-prompt "
-                "tokens: each picture needs one run of them as PoiseProcessor writes it; do not truncate through a picture."
+                "tokens: each picture needs one run of them as PoiseProcessor writes it; do not cut through a picture."
             ),
         )
         return mask
@@ -534,7 +534,8 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         """
         Args:
             input_ids (B, T), attention_mask (B, T): text with one run of placeholders per picture.
-            pixel_values (N, 3, H, W): the pictures of the batch in reading order; or `vision_features` (N, S, P, Dv) and
+            pixel_values (N, 3, H, W): the pictures of the batch in reading order; or `vision_features` (N, S, P, Dv)
+            and
                 `image_profile` (N, 6·L), computed before.
             tag_input_ids, tag_attention_mask, tag_scores (N, L): their tags, see `PoiseModel.get_image_features`.
             labels (B, T), or (B, T') for an encoder-decoder: -100 where nothing is supervised.

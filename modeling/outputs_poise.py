@@ -32,7 +32,8 @@ class PoiseModelOutput(ModelOutput):
     Hidden states of the language model over the merged streams, before its head.
 
     `last_hidden_state` (B, T, D): of the decoder. `image_hidden_states` (N, P, D), `soft_prompt_hidden_states`
-    (N, K, D): as the language model read them. `router_weights` (N or B, 2): weight of the image and of the text stream.
+    (N, K, D): as the language model read them. `router_weights` (N or B, 2): weight of the image and of the text
+    stream.
     """
 
     last_hidden_state: torch.FloatTensor | None = None

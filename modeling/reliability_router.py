@@ -2,10 +2,10 @@
 
 Gates and channel routers are learned, so they can only react to failures that training showed them. This one asks what
 needs no failures: is the stream *typical* (`typicality.py`)? Three Gaussians over frozen statistics answer it: one over
-the picture's activation profile (`activation_profile.py`), one over the tags' scores, and one over what picture and tags
-say, which tells whether two sound streams speak of the same thing. A stream with weight w becomes
-w·x + (1 − w)·(null + complement), where `null` is a learned token and the complement is what the null token finds by
-attending to the other stream.
+the picture's activation profile (`activation_profile.py`), one over the tags' scores, and one over what picture and
+tags say, which tells whether two sound streams speak of the same thing. A stream with weight w becomes w·x + (1 −
+w)·(null + complement), where `null` is a learned token and the complement is what the null token finds by attending to
+the other stream.
 
 Whole streams are dropped to their null tokens at random in training: that, not the detector, is how the language model
 learns to live without either of them.
@@ -113,8 +113,8 @@ class ReliabilityRouter(nn.Module):
             return torch.stack([image, torch.ones_like(image)], dim=-1)
         tags = torch.where(streams.has_tags, self.tag_typicality(streams.tag_scores), 1.0)  # (N,)
         agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
-        # Two sound streams that speak of different things: one is wrong, and nothing in them tells which. A tagger reads
-        # the picture, not the other way round, so the tags bear `image_trust` of the blame.
+        # Two sound streams that speak of different things: one is wrong, and nothing in them tells which. A tagger
+        # reads the picture, not the other way round, so the tags bear `image_trust` of the blame.
         disagreement = (1 - agree) * image * tags * streams.has_tags  # (N,)
         image = image * (1 - disagreement * (1 - self.image_trust))  # (N,)
         tags = tags * (1 - disagreement * self.image_trust)  # (N,)

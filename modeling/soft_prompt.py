@@ -5,7 +5,8 @@ words in the text. `dynamic` makes the prompt from the tags of each picture: Dyn
 `pooling="mean"` with K = 1; `pooling="queries"` keeps K tokens, because one vector cannot hold what several tags say.
 
 A tag's confidence enters as text (the processor writes "dog 0.97"), as an embedding added to the tag's tokens before
-the tag encoder, or as an additive log-score in the pooling, where a tag with score s weighs s times what it would weigh.
+the tag encoder, or as an additive log-score in the pooling, where a tag with score s weighs s times what it would
+weigh.
 """
 
 import math

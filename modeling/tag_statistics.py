@@ -1,8 +1,8 @@
 """What the reliability router knows of a picture's tags: their words and their scores, as fixed-size vectors.
 
-Both must be stationary, or running statistics would chase what training moves. The tag encoder may be fine-tuned, so the
-words enter by their token ids through fixed pseudo-random directions (random indexing; Kanerva et al., 2000), which need
-no table and no state.
+Both must be stationary, or running statistics would chase what training moves. The tag encoder may be fine-tuned, so
+the words enter by their token ids through fixed pseudo-random directions (random indexing; Kanerva et al., 2000), which
+need no table and no state.
 """
 
 import torch

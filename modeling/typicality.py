@@ -4,9 +4,9 @@ A frozen tower's activations do not move during training, so their running mean 
 input looks like, and the Mahalanobis distance to them tells at inference that an input is not one (Lee et al., arXiv
 1807.03888, without their classes). No degraded example is ever needed.
 
-A threshold needs scores of samples that the covariance was *not* fitted to: with fewer samples than dimensions every new
-input looks strange. So a tenth of the stream is held out for calibration, chosen by a hash of the vectors themselves: the
-same sample stays on its side in every epoch and in every process.
+A threshold needs scores of samples that the covariance was *not* fitted to: with fewer samples than dimensions every
+new input looks strange. So a tenth of the stream is held out for calibration, chosen by a hash of the vectors
+themselves: the same sample stays on its side in every epoch and in every process.
 """
 
 import math
@@ -180,8 +180,9 @@ class Agreement(RunningGaussian):
     Do two halves of a vector, `[first, second]`, speak of the same thing?
 
     The score is minus twice their pointwise mutual information under the joint Gaussian, up to a constant:
-    d²(second | first) − d²(second). Each half may be as rare as it likes; what counts is whether they are rarer together
-    than apart. Both distances come from triangular factors, whose rows whiten the first half before the second.
+    d²(second | first) − d²(second). Each half may be as rare as it likes; what counts is whether they are rarer
+    together than apart. Both distances come from triangular factors, whose rows whiten the first half before the
+    second.
     """
 
     def __init__(self, first_dim, second_dim, slope, quantile):

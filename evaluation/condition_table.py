@@ -1,0 +1,70 @@
+"""One row per condition: accuracy with its interval, and what the router did there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from poise.evaluation.conditions import DEMO_CONDITIONS, Condition
+from poise.evaluation.generation_evaluator import GenerationEvaluator
+from poise.evaluation.router_weights import router_weights
+
+Row = dict[str, Any]
+
+
+def evaluate_conditions(
+    model: Any,
+    processor: Any,
+    conditions: Sequence[Condition] = DEMO_CONDITIONS,
+    size: int = 300,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_new_tokens: int = 6,
+    **knobs: Any,
+) -> list[Row]:
+    """
+    Rows of `condition`, `accuracy` with `low` and `high` (bootstrap, 95 %), `n`, and `image_weight`, `text_weight`
+    (mean over pictures; `None` without a router).
+
+    Args:
+        model: a Poise model; processor: made for it.
+        conditions (`Sequence[Condition]`): what is asked.
+        size, seed (`int`): scenes per condition, and which.
+        **knobs: arguments of [`Scenes`] that all conditions share, such as `question_types`.
+    """
+    evaluator = GenerationEvaluator(batch_size=batch_size, max_new_tokens=max_new_tokens, progress=False)
+    rows = []
+    for condition in tqdm(conditions, desc="conditions", unit="condition"):
+        scenes = condition.scenes(size, seed, tasks=("vqa",), **knobs)
+        records = scenes.__getitems__(range(size))
+        metrics = evaluator(model, processor, records)
+        weights = router_weights(model, processor, records, batch_size)
+        means = [None, None] if weights is None else weights.mean(0).tolist()
+        rows.append(
+            {
+                "condition": condition.name,
+                "stream": condition.stream,
+                "accuracy": metrics["vqa_accuracy"],
+                "low": metrics["vqa_accuracy_low"],
+                "high": metrics["vqa_accuracy_high"],
+                "n": size,
+                "image_weight": means[0],
+                "text_weight": means[1],
+            }
+        )
+    return rows
+
+
+def table_text(rows_by_model: dict[str, list[Row]]) -> str:
+    """The rows of several models side by side, as text for a terminal: accuracy, interval, router weights."""
+    names = list(rows_by_model)
+    lines = [f"{'condition':<16}" + "".join(f"{name:>34}" for name in names)]
+    for rows in zip(*rows_by_model.values(), strict=True):
+        cells = []
+        for row in rows:
+            routed = ""
+            if row["image_weight"] is not None:
+                routed = f"  image {row['image_weight']:.2f} tags {row['text_weight']:.2f}"
+            cells.append(f"{row['accuracy']:.3f} [{row['low']:.2f}, {row['high']:.2f}]" + routed)
+        lines.append(f"{rows[0]['condition']:<16}" + "".join(f"{cell:>34}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,88 @@
+"""Recipes: where they are found, what may stand in them, how a command line overrides them."""
+
+import pytest
+import yaml
+
+from poise.training.recipe import load_recipe, parse_overrides, recipe_path
+
+SHIPPED = ("demo", "photos", "siglip2_smollm2_minilm", "clip_flan_t5_bert")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_is_valid_under_each_of_its_spellings(name):
+    assert load_recipe(name) == load_recipe(f"{name}.yaml") == load_recipe(f"recipes/{name}.yaml")
+
+
+def test_resolved_recipe_reads_back_as_itself(tmp_path):
+    recipe = load_recipe("demo", {"router_type": "gate", "training.max_steps": 3})
+    recipe.save(tmp_path / "recipe.yaml")
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_overrides_reach_their_section():
+    words = ["--router_type", "gate", "--training.max_steps=7", "--adapters", "1e-4"]
+    recipe = load_recipe("demo", parse_overrides(words))
+    assert recipe.model["router_type"] == "gate"
+    assert recipe.training["max_steps"] == 7
+    assert recipe.learning_rates["adapters"] == 1e-4
+
+
+def test_a_bare_key_of_two_sections_must_be_written_out():
+    with pytest.raises(ValueError, match=r"model.tag_encoder or learning_rates.tag_encoder"):
+        load_recipe("demo", {"tag_encoder": "tiny:tag_encoder"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"router_typ": "gate"}, ["router_typ", "router_type"]),
+        ({"router_type": "reliabilty"}, ["reliabilty", "reliability"]),
+        ({"soft_prompt_type": "dynamc"}, ["dynamc", "dynamic"]),
+        ({"projector_type": "mpl"}, ["mpl", "mlp"]),
+        ({"quantization": "fp4"}, ["fp4", "nf4"]),
+        ({"learning_rates.new_modules": -1}, ["new_modules", "-1"]),
+        ({"soft_prompt_pooling": "mean"}, ["soft_prompt_length=8", "soft_prompt_length=1"]),
+        ({"soft_prompt_type": "none", "router_type": "gate"}, ["router_type='gate'", "router_scope='prompt'"]),
+        ({"data.train": None}, ["data.train", "--data"]),
+        ({"training.max_step": 3}, ["max_step", "max_steps"]),
+    ],
+)
+def test_a_mistake_names_the_value_and_the_remedy_in_one_line(overrides, words):
+    with pytest.raises(ValueError) as caught:
+        load_recipe("demo", overrides)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"modle": {}}, ["modle", "model"]),
+        ({"model": {"visoin": "x"}}, ["visoin", "vision"]),
+        ({"data": {"trian": "x"}}, ["trian", "train"]),
+        ({"learning_rates": {"adapter": 1.0}}, ["adapter", "adapters"]),
+    ],
+)
+def test_unknown_keys_of_a_file_suggest_the_nearest(tmp_path, content, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError) as caught:
+        load_recipe(str(path))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_yaml_that_is_none_and_a_recipe_that_is_not_there(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: [unclosed")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_recipe(str(path))
+    with pytest.raises(ValueError, match="demo"):
+        recipe_path("demmo")
+
+
+def test_options_need_values():
+    with pytest.raises(ValueError, match="--router_type needs a value"):
+        parse_overrides(["--router_type"])
+    with pytest.raises(ValueError, match="was not expected"):
+        parse_overrides(["router_type"])

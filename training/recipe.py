@@ -1,0 +1,215 @@
+"""A recipe: one YAML file that says what a run does, each field of which a command line can override.
+
+Mistakes are found before any model is loaded. The resolved recipe is written beside what the run makes, so that a
+checkpoint always tells how it came to be.
+"""
+
+import dataclasses
+import importlib.resources
+import os
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PreTrainedConfig, TrainingArguments
+
+from poise.modeling import PoiseConfig
+
+QUANTIZATIONS = ("none", "nf4", "int8")
+PARAMETER_GROUPS = ("new_modules", "adapters", "tag_encoder", "vision_tower")
+_NESTED = ("vision_config", "text_config", "tag_encoder_config", "image_token_id", "backbones")
+
+
+def _model_fields() -> tuple[str, ...]:
+    """What `PoiseForConditionalGeneration.from_backbones` takes beyond the backbones' names."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(PoiseConfig)} - inherited - set(_NESTED)
+    return tuple(sorted(own))
+
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "model": ("vision", "text", "tag_encoder", "dtype", "quantization", *_model_fields()),
+    "processor": ("tag_words", "max_tags", "chat_template"),
+    "data": ("train", "evaluation", "image_folder", "scenes", "max_length", "evaluation_samples", "max_new_tokens"),
+    "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora"),
+    "learning_rates": PARAMETER_GROUPS,
+    "training": tuple(field.name for field in dataclasses.fields(TrainingArguments)),
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none"},
+    "processor": {},
+    "data": {"evaluation": None, "image_folder": None, "scenes": {}, "max_length": None, "evaluation_samples": 200,
+             "max_new_tokens": 20},
+    "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False},
+    "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},
+    "training": {},
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Recipe:
+    """
+    What a run does, section by section; see `training/recipes/` for written-out ones.
+
+    model: backbones by Hub id, folder or `tiny:NAME` (the shipped ones), `dtype`, `quantization`, `PoiseConfig` fields.
+    processor: `tag_words`, `max_tags`, `chat_template`.
+    data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), knobs.
+    lora: rank and so on, or `None` to leave the language model untouched.
+    learning_rates: one rate per group; a group that is not named is not trained.
+    training: fields of `transformers.TrainingArguments`.
+    """
+
+    model: dict[str, Any]
+    processor: dict[str, Any]
+    data: dict[str, Any]
+    lora: dict[str, Any] | None
+    learning_rates: dict[str, float]
+    training: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the resolved recipe as YAML."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> ValueError:
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known)[:12])} …"
+    return ValueError(f"{what} {name!r} is not known: {hint}")
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file: a path, or the name of a shipped one ("demo", "demo.yaml", "recipes/demo.yaml")."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = importlib.resources.files("poise.training") / "recipes"
+    path = Path(str(shipped)) / f"{Path(name).stem}.yaml"
+    if path.is_file():
+        return path
+    names = sorted(file.stem for file in Path(str(shipped)).glob("*.yaml"))
+    raise _unknown("recipe", name, names)
+
+
+def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """
+    The recipe of that name with `overrides` applied, checked.
+
+    Args:
+        name (`str`, *optional*): file or shipped name; without one only defaults and overrides count.
+        overrides (`Mapping[str, Any]`, *optional*): `{"router_type": "gate", "training.max_steps": 10}`; a bare key
+        must
+            stand in one section only, or be written with its section.
+
+    Raises:
+        ValueError: unknown recipe, section or key (with the nearest known one), or a value that cannot be.
+    """
+    written = {}
+    if name is not None:
+        path = recipe_path(name)
+        try:
+            written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(written, dict):
+            raise ValueError(f"recipe {path}: expected sections {', '.join(SECTIONS)}, found {type(written).__name__}")
+    sections = _merged(written)
+    for key, value in (overrides or {}).items():
+        section, field = _locate(key)
+        if sections[section] is None:
+            sections[section] = dict(DEFAULTS[section])
+        sections[section][field] = value
+    recipe = Recipe(**sections)
+    _check_values(recipe)
+    return recipe
+
+
+def _merged(written: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: dict(default) for name, default in DEFAULTS.items()}
+    for name, content in written.items():
+        if name not in SECTIONS:
+            raise _unknown("recipe section", name, list(SECTIONS))
+        if content is None:
+            sections[name] = None if name == "lora" else sections[name]
+            continue
+        for field in content:
+            if field not in SECTIONS[name]:
+                raise _unknown(f"recipe key in section {name!r}:", field, SECTIONS[name])
+        # Naming one learning rate chooses the groups; the defaults would add others behind the reader's back.
+        sections[name] = dict(content) if name == "learning_rates" else {**sections[name], **content}
+    return sections
+
+
+def _locate(key: str) -> tuple[str, str]:
+    if "." in key:
+        section, field = key.split(".", 1)
+        if section not in SECTIONS:
+            raise _unknown("recipe section", section, list(SECTIONS))
+        if field not in SECTIONS[section]:
+            raise _unknown(f"recipe key in section {section!r}:", field, SECTIONS[section])
+        return section, field
+    homes = [section for section, fields in SECTIONS.items() if key in fields]
+    if not homes:
+        raise _unknown("recipe key", key, [field for fields in SECTIONS.values() for field in fields])
+    if len(homes) > 1:
+        choices = " or ".join(f"{home}.{key}" for home in homes)
+        raise ValueError(f"recipe key {key!r} stands in {len(homes)} sections: write {choices}")
+    return homes[0], key
+
+
+def _check_values(recipe: Recipe) -> None:
+    for name in ("vision", "text"):
+        if not recipe.model.get(name):
+            raise ValueError(f"model.{name} is missing: name a backbone by Hub id, folder or tiny:NAME")
+    if not recipe.data.get("train"):
+        raise ValueError("data.train is missing: give 'scenes', a JSON-lines file or a folder (or --data on the line)")
+    quantization = recipe.model["quantization"]
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"model.quantization={quantization!r} is not known: choose one of {', '.join(QUANTIZATIONS)}")
+    if not recipe.learning_rates:
+        raise ValueError("learning_rates is empty: nothing would be trained; name at least new_modules")
+    for group, rate in recipe.learning_rates.items():
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
+            raise ValueError(
+                f"learning_rates.{group}={rate!r} must be a number above 0 (YAML reads 1e-3 without a dot as text: "
+                "write 1.0e-3); leave the group out to keep it frozen"
+            )
+    if "adapters" in recipe.learning_rates and recipe.lora is None:
+        raise ValueError("learning_rates.adapters is given but lora is null: give lora a rank, or drop the rate")
+    # Every contradiction that the configuration can see without the backbones' own shapes is seen here.
+    PoiseConfig(**{key: value for key, value in recipe.model.items() if key in _model_fields()})
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """
+    `["--router_type", "gate", "--max_steps=10"]` → `{"router_type": "gate", "max_steps": 10}`; values are YAML.
+
+    Raises:
+        ValueError: a word that is no option, or an option without a value.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"argument {word!r} was not expected: options are written --key value")
+        key, separator, value = word[2:].partition("=")
+        if not separator:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"option --{key} needs a value: write --{key} VALUE")
+            value = rest.pop(0)
+        overrides[key.replace("-", "_")] = _number(yaml.safe_load(value))
+    return overrides
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string; on a command line everybody means the number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,142 @@
+"""`poise sft`: fine-tune projector, soft prompt, router and LoRA adapters on task records."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers import logging as transformers_logging
+
+from poise.evaluation.generation_evaluator import GenerationEvaluator
+from poise.training.assembly import assemble, prepare_for_training
+from poise.training.checkpoints import check_resumable, export_model, last_checkpoint
+from poise.training.parameter_groups import count_parameters
+from poise.training.recipe import Recipe, load_recipe, parse_overrides
+from poise.training.records import load_records
+from poise.training.trainer import PoiseTrainer
+
+logger = logging.getLogger(__name__)
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "output_dir": "outputs/sft",
+    "report_to": "none",
+    "logging_steps": 50,
+    "save_total_limit": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "seed": 42,
+    "ddp_find_unused_parameters": False,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise sft",
+        description="Fine-tune projector, soft prompt, router and LoRA adapters on task records.",
+        epilog="Every field of the recipe can be overridden: --router_type gate --training.max_steps 200 --lora.r 4",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("--data", metavar="SOURCE", help="'scenes', a JSON-lines file or a folder (data.train)")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
+    )
+    return parser
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """`TrainingArguments` of a recipe, checked; the learning rate of the arguments is only the loggers' headline."""
+    settings = {**TRAINING_DEFAULTS, **recipe.training}
+    settings.setdefault("learning_rate", max(recipe.learning_rates.values()))
+    output_dir = Path(settings["output_dir"])
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"training.output_dir={str(output_dir)!r} is a file: name a folder")
+    try:
+        return TrainingArguments(**settings)
+    except TypeError as error:
+        raise ValueError(f"training: {error}") from error
+
+
+def run_sft(recipe: Recipe, resume: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """
+    Train as the recipe says and write the finished model.
+
+    Args:
+        recipe ([`Recipe`]): checked already.
+        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+
+    Returns:
+        The folder of the finished model, and the last evaluation's metrics with `train_loss`, `steps`, `seconds` and
+        the trained `parameters` by group.
+
+    Raises:
+        ValueError: bad records, a checkpoint that does not fit, or an output folder that is a file.
+    """
+    args = training_arguments(recipe)
+    checkpoint = None
+    if resume is not None:
+        checkpoint = check_resumable(resume or args.output_dir, recipe)
+    train, evaluation = load_records(recipe)
+    model, processor = assemble(recipe)
+    trained = prepare_for_training(model, recipe)
+    parameters = count_parameters(trained)
+    logger.info("parameters: %s", ", ".join(f"{name} {number:,}" for name, number in parameters.items()))
+    trainer = PoiseTrainer(
+        trained,
+        args,
+        processor,
+        recipe.learning_rates,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        score_answers=_answer_scorer(evaluation, processor, recipe),
+        recipe=recipe,
+        max_length=recipe.data["max_length"],
+    )
+    result = _train(trainer, checkpoint)
+    metrics = {"train_loss": result.training_loss, "steps": result.global_step,
+               "seconds": result.metrics.get("train_runtime"), "parameters": parameters}  # fmt: skip
+    if evaluation is not None and args.eval_strategy != "no":
+        metrics.update(trainer.evaluate())
+    trainer.accelerator.wait_for_everyone()
+    folder = Path(args.output_dir) / "model"
+    if trainer.is_world_process_zero():
+        export_model(trainer.accelerator.unwrap_model(trainer.model), processor, folder, recipe)
+    return folder, metrics
+
+
+def _train(trainer: PoiseTrainer, checkpoint: Path | None):
+    try:
+        return trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    except KeyboardInterrupt:
+        if trainer.state.global_step > 0:
+            trainer._save_checkpoint(trainer.model, trial=None)
+            newest = last_checkpoint(trainer.args.output_dir)
+            print(f"interrupted; saved {newest}. Go on with the same command and --resume", file=sys.stderr)  # noqa: T201
+        raise
+
+
+def _answer_scorer(evaluation, processor, recipe: Recipe):
+    if evaluation is None:
+        return None
+    evaluator = GenerationEvaluator(max_new_tokens=recipe.data["max_new_tokens"])
+    return lambda model: evaluator(model, processor, evaluation)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`poise sft --config RECIPE [--data SOURCE] [--resume [CHECKPOINT]] [--key value …]`."""
+    known, rest = build_parser().parse_known_args(list(argv))
+    overrides = parse_overrides(rest)
+    if known.data is not None:
+        overrides["data.train"] = known.data
+    recipe = load_recipe(known.config, overrides)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_warning()
+    folder, metrics = run_sft(recipe, known.resume)
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            logger.info("%s: %.4g", name, value)
+    logger.info("model: %s", folder)
+    return 0
