@@ -21,12 +21,17 @@ def save_adapter(model: torch.nn.Module, folder: Path, repository: str) -> None:
         repository (`str`): `user/name` that it is going to have.
 
     Raises:
-        ValueError: the model has no adapters, or a backbone is not on the Hub, so that nobody could load it.
+        ValueError: the model has no adapters, they are DoRA's, or a backbone is not on the Hub, so that nobody could
+            load it.
     """
     if not isinstance(model, PeftModel):
         raise ValueError(
             "adapter_only: the model has no adapters (they were merged, or none were trained): publish the full model, "
             "or a checkpoint of the run that still has them"
+        )
+    if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):
+        raise ValueError(
+            "adapter_only: transformers loses DoRA's magnitudes when it loads an adapter: publish the full model instead"
         )
     base = base_of(model)
     check_backbones_on_hub(base)
