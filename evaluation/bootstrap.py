@@ -36,6 +36,8 @@ def bootstrap_interval(
         resamples (`int`, *optional*, defaults to 1000)
         seed (`int`, *optional*, defaults to 0)
 
+    Equal scores give an interval without width, for no resample differs; it does not say that other samples would not.
+
     Returns:
         `tuple[float, float]`: lower and upper bound; NaN with fewer than two groups, where nothing can be resampled.
 
