@@ -117,6 +117,15 @@ def test_changed_data_are_noticed(models_by_language, asked, tmp_path):
         evaluate(pair, changed, output_dir=tmp_path, max_new_tokens=2)
 
 
+def test_a_model_inside_peft(tiny_model_factory, asked):
+    from peft import LoraConfig, get_peft_model
+
+    model, processor = tiny_model_factory("llama")
+    expected = evaluate((model, processor), asked, max_new_tokens=4)
+    adapter = LoraConfig(target_modules=r".*language_model\..*\.q_proj", r=2)  # starts as the identity
+    assert evaluate((get_peft_model(model, adapter), processor), asked, max_new_tokens=4) == expected
+
+
 def test_training_mode_is_given_back(models_by_language, asked):
     model, processor = models_by_language["llama"]
     model.train()
