@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from poise.processing.tags import Tag
 
 
+EXAMPLE = 'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"'
+
+
 def check_model_name(name: str) -> None:
     """A folder must hold a config.json; anything else must at least look like the name of a Hub repository.
 
@@ -30,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise ask",
         description="Answer a question about an image.",
-        epilog='example: poise ask outputs/demo/model photo.jpg "what color is the ball?" --tags "dog:0.97,ball:0.6"',
+        epilog=f"example: {EXAMPLE}",
     )
     parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
     parser.add_argument("image", metavar="IMAGE", help="image file")

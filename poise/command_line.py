@@ -60,13 +60,13 @@ COMMANDS = {
             "evaluate",
             "poise.evaluation.evaluate_command",
             "let a model answer a data set and score the answers",
-            "poise evaluate outputs/demo/model --data scenes:prior_broken --task vqa",
+            "poise evaluate outputs/demo/reliability/model --data scenes:prior_broken --task vqa",
         ),
         Command(
             "ask",
             "poise.ask",
             "answer a question about an image",
-            'poise ask outputs/demo/model photo.jpg "what color is the ball?" --tags "dog:0.97,ball:0.6"',
+            'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"',
         ),
         Command(
             "backbones",
