@@ -147,6 +147,7 @@ class PoiseConfig(PreTrainedConfig):
                 f"soft_prompt_length={self.soft_prompt_length} does not fit soft_prompt_pooling='mean', which makes "
                 "one vector: set soft_prompt_length=1, or soft_prompt_pooling='queries'."
             )
+        self._check_vision_layers()
         if self.router_type in ("gate", "channel") and self.soft_prompt_type == "none" and self.router_scope == "image":
             raise ValueError(
                 f"router_type={self.router_type!r} routes between two streams, but soft_prompt_type='none' leaves one: "
@@ -161,6 +162,37 @@ class PoiseConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0.5, 1).")
         if not 0.0 <= self.image_trust <= 1.0:
             raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1].")
+
+    def _check_vision_layers(self):
+        layers, depth = self.vision_feature_layers, self.vision_config.num_hidden_layers
+        for layer in layers:
+            if layer is not None and not -depth - 1 <= layer <= depth:
+                raise ValueError(
+                    f"vision_feature_layer={self.vision_feature_layer} names hidden state {layer}, but the vision "
+                    f"tower has {depth} layers: use {-depth - 1} to {depth}, where 0 is the embeddings."
+                )
+        if self.projector_type == "aggregator" and len(layers) < 2:
+            raise ValueError(
+                "projector_type='aggregator' attends from the last vision layer to earlier ones, but "
+                f"vision_feature_layer={self.vision_feature_layer} selects {len(layers)}: give a list such as "
+                "[-5, -3, -1]."
+            )
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        Raises:
+            ValueError: the checkpoint is of another architecture.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"pretrained_model_name_or_path={str(pretrained_model_name_or_path)!r} holds a checkpoint of "
+                f"model_type={model_type!r}, not a Poise model: load it with AutoModel, or make it a backbone with "
+                "PoiseForConditionalGeneration.from_backbones."
+            )
+        return config_dict, kwargs
 
     def get_text_config(self, decoder=None, encoder=None):
         """The language model's configuration. T5 counts its decoder's layers apart; a cache needs those."""

@@ -293,7 +293,8 @@ class PoiseModel(PoisePreTrainedModel):
         Zero, through a blank picture and every trainable module: a text-only batch then still gives each of them a
         gradient, and processes that wait for one another do not hang.
         """
-        if not any(parameter.requires_grad for parameter in self.projector.parameters()):
+        new = [module for module in (self.projector, self.soft_prompt, self.router) if module is not None]
+        if not any(parameter.requires_grad for module in new for parameter in module.parameters()):
             return 0.0
         size = self.config.vision_image_size or self.config.vision_config.image_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -309,7 +310,7 @@ class PoiseModel(PoisePreTrainedModel):
         streams.is_real = torch.zeros_like(streams.is_real)
         if self.router is not None:
             streams, _ = self.router(streams)
-        untouched = sum(p.sum() for module in (self.soft_prompt, self.router) if module for p in module.parameters())
+        untouched = sum(parameter.sum() for module in new for parameter in module.parameters())
         return 0.0 * (streams.image.sum() + streams.text.sum() + untouched)
 
     # ---- forward -------------------------------------------------------------------------------------------------
@@ -545,7 +546,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         Returns:
             [`PoiseOutput`] with `loss` and `logits` (B, T, V).
         """
-        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        targets = {name: kwargs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
         features, weights = None, None
         if encoder_outputs is None:
             inputs_embeds, features, weights = self.model.read_inputs(
@@ -573,18 +574,20 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         if self.config.is_encoder_decoder and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = logits[:, kept]
-        loss = self._loss(logits, labels, num_items_in_batch) if labels is not None else None
+        loss = self._loss(logits, labels, **targets) if labels is not None else None
         own = ("loss", "logits")
         return PoiseOutput(loss=loss, logits=logits, **stream_outputs(features, weights),
                            **{k: v for k, v in outputs.items()
                               if k in PoiseOutput.__dataclass_fields__ and k not in own})  # fmt: skip
 
-    def _loss(self, logits, labels, num_items_in_batch):
-        # An encoder-decoder's labels are aligned with its logits already; a decoder's are shifted inside the loss.
-        aligned = {"shift_labels": labels} if self.config.is_encoder_decoder else {}
+    def _loss(self, logits, labels, num_items_in_batch=None, shift_labels=None):
+        # An encoder-decoder's labels are aligned with its logits already; a decoder's are shifted inside the loss, or
+        # before, by who splits the sequence over devices.
+        if self.config.is_encoder_decoder:
+            shift_labels = labels
         return self.loss_function(
             logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size,
-            num_items_in_batch=num_items_in_batch, **aligned,
+            num_items_in_batch=num_items_in_batch, shift_labels=shift_labels,
         )  # fmt: skip
 
     # ---- generation ----------------------------------------------------------------------------------------------

@@ -63,11 +63,6 @@ class AggregatorProjector(nn.Module):
 
     def __init__(self, vision_dim, text_dim, num_layers, hidden_act="gelu"):
         super().__init__()
-        if num_layers < 2:
-            raise ValueError(
-                f"projector_type='aggregator' attends from the last vision layer to earlier ones, but "
-                f"vision_feature_layer selects {num_layers}: give a list such as [-5, -3, -1]."
-            )
         num_heads = max(1, vision_dim // 64)
         while vision_dim % num_heads:
             num_heads -= 1

@@ -108,7 +108,8 @@ def test_pictures_without_tags_leave_no_parameter_out(router, encoding, tags):
     model(**batch).loss.backward()
     assert [n for n, p in new_parameters(model).items() if p.grad is None] == []
     assert all(torch.isfinite(p.grad).all() for p in new_parameters(model).values())
-    assert model.model.soft_prompt.no_tags.grad.any()
+    if router != "reliability":  # which puts its own null token in the place of a missing stream
+        assert model.model.soft_prompt.no_tags.grad.any()
 
 
 def test_a_frozen_tower_keeps_no_graph_and_stays_in_evaluation_mode():
@@ -136,8 +137,8 @@ def test_gradient_checkpointing_changes_no_gradient(language, reentrant):
     for checkpointing in (False, True):
         model = open_model(language, router_type="gate").train()
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            assert model.is_gradient_checkpointing
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            assert model.is_activation_checkpointing
         model(**batch_of(model, MIXED, labels=True)).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
