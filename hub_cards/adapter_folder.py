@@ -31,7 +31,7 @@ def save_adapter(model: torch.nn.Module, folder: Path, repository: str) -> None:
         )
     if any(getattr(config, "use_dora", False) for config in model.peft_config.values()):
         raise ValueError(
-            "adapter_only: transformers loses DoRA's magnitudes when it loads an adapter: publish the full model instead"
+            "adapter_only: transformers loses DoRA's magnitudes when it loads an adapter: publish the full model"
         )
     base = base_of(model)
     check_backbones_on_hub(base)

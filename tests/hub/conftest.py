@@ -116,3 +116,32 @@ def samples(picture, tmp_path_factory):
         {"image": str(other), "question": question, "tags": []},
         {"image": str(other), "question": "what is the ball ?"},
     ]
+
+
+@pytest.fixture
+def hub():
+    """A Hub on the loopback interface, started anew for every test."""
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    """This process talks to the loopback Hub, with a token that may write; its variables were read at import."""
+    from huggingface_hub import close_session, constants
+    from loopback_hub import WRITE_TOKEN
+
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    close_session()
+    yield hub
+    close_session()
+    assert not hub.unknown, f"the loopback Hub lacks {hub.unknown}"

@@ -1,0 +1,145 @@
+"""What a run's folder offers for publishing: the finished model, a checkpoint with adapters, the card's data."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft import PeftModel
+
+from poise.hub_cards.card_collector import data_of_recipe, losses_of
+from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+from poise.hub_cards.public_recipe import public_recipe
+from poise.processing import PoiseProcessor
+from poise.training.assembly import assemble
+from poise.training.checkpoints import RECIPE_FILE, VERSIONS_FILE, last_checkpoint, load_trained
+from poise.training.recipe import load_recipe
+
+STATE_FILE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """
+    Args:
+        root: the run's folder. finished: its finished model, or `None`. checkpoint: the one to publish from, or `None`.
+    """
+
+    root: Path
+    finished: Path | None
+    checkpoint: Path | None
+
+    @classmethod
+    def find(cls, run: str | os.PathLike) -> "RunFolder":
+        """
+        A run's folder, its `model` folder, or one of its checkpoints.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        folder = Path(run)
+        if not folder.is_dir():
+            raise ValueError(f"RUN {str(run)!r} is no folder: name a run's folder, its model folder or a checkpoint")
+        if is_adapter(folder):
+            root = folder.parent if folder.name.startswith("checkpoint-") or folder.name == "model" else folder
+            return cls(root, None, folder)
+        if (folder / "config.json").is_file():
+            root = folder.parent if folder.name == "model" else folder
+            return cls(root, folder, best_checkpoint(root))
+        finished = folder / "model"
+        checkpoint = best_checkpoint(folder)
+        if is_adapter(finished):
+            return cls(folder, None, finished)
+        if (finished / "config.json").is_file():
+            return cls(folder, finished, checkpoint)
+        if checkpoint is None:
+            raise ValueError(
+                f"RUN {str(run)!r} holds neither a finished model nor a checkpoint: name a folder that poise sft wrote"
+            )
+        return cls(folder, None, checkpoint)
+
+    def load(self, adapter_only: bool = False, merge: bool = False) -> tuple[torch.nn.Module, PoiseProcessor]:
+        """
+        The model as it is going to be published: with its adapters (`adapter_only`), or whole.
+
+        Args:
+            merge: adapters that were trained on a quantized language model are merged into the one of full precision.
+
+        Raises:
+            ValueError: what is asked for cannot be made from this run; the message says what can.
+        """
+        if adapter_only:
+            if self.checkpoint is None or not is_adapter(self.checkpoint):
+                raise ValueError(
+                    f"--adapter-only: {self.root} has no checkpoint with adapters: train with "
+                    "training.save_strategy=steps and a lora section, or publish the full model"
+                )
+            return load_trained(self.checkpoint)
+        if self.finished is not None:
+            return load_trained(self.finished)
+        assert self.checkpoint is not None
+        if is_adapter(self.checkpoint) and self.quantization() != "none":
+            if not merge:
+                raise ValueError(
+                    f"{self.checkpoint} holds adapters over a language model in {self.quantization()}: publish them "
+                    "with --adapter-only, or use --merge to merge them into the language model of full precision"
+                )
+            return self._merged()
+        return load_trained(self.checkpoint)
+
+    def quantization(self) -> str:
+        """How the language model was quantized in training."""
+        return (self.recipe() or {}).get("model", {}).get("quantization", "none")
+
+    def recipe(self) -> dict[str, Any] | None:
+        """The resolved recipe, from the first place that has it."""
+        for folder in (self.finished, self.checkpoint, self.root):
+            if folder is not None and (folder / RECIPE_FILE).is_file():
+                return yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        return None
+
+    def card_data(self) -> CardData:
+        """What was collected while training, or what can still be read from the run."""
+        if (self.root / CARD_DATA_FILE).is_file():
+            return CardData.load(self.root / CARD_DATA_FILE)
+        recipe = self.recipe()
+        card_data = CardData(recipe=public_recipe(recipe), datasets=[data_of_recipe(recipe)] if recipe else [])
+        for folder in (self.finished, self.checkpoint):
+            if folder is not None and (folder / VERSIONS_FILE).is_file():
+                card_data.versions = json.loads((folder / VERSIONS_FILE).read_text(encoding="utf-8"))
+                break
+        if self.checkpoint is not None and (self.checkpoint / STATE_FILE).is_file():
+            state = json.loads((self.checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+            card_data.steps, card_data.epochs = state["global_step"], state["epoch"]
+            card_data.losses = losses_of(state["log_history"], "loss")
+            card_data.eval_losses = losses_of(state["log_history"], "eval_loss")
+        return card_data
+
+    def _merged(self) -> tuple[torch.nn.Module, PoiseProcessor]:
+        assert self.checkpoint is not None
+        recipe = load_recipe(os.fspath(self.checkpoint / RECIPE_FILE), {"model.quantization": "none"})
+        base, _ = assemble(recipe)
+        model = PeftModel.from_pretrained(base, os.fspath(self.checkpoint))
+        return model.eval(), PoiseProcessor.from_pretrained(self.checkpoint)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether PEFT wrote this folder."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def best_checkpoint(root: Path) -> Path | None:
+    """The checkpoint that the run ended with: the best one if the recipe says so, else the newest."""
+    newest = last_checkpoint(root)
+    if newest is None:
+        return None
+    path = newest / RECIPE_FILE
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if (recipe.get("training") or {}).get("load_best_model_at_end"):
+        state = json.loads((newest / STATE_FILE).read_text(encoding="utf-8"))
+        best = root / Path(state.get("best_model_checkpoint") or newest).name
+        return best if best.is_dir() else newest
+    return newest
