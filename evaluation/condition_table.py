@@ -1,6 +1,6 @@
 """One row per condition: accuracy with its interval, and what the router did there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -20,6 +20,7 @@ def evaluate_conditions(
     seed: int = 0,
     batch_size: int = 64,
     max_new_tokens: int = 6,
+    report: Callable[[int, int], None] | None = None,
     **knobs: Any,
 ) -> list[Row]:
     """
@@ -30,11 +31,14 @@ def evaluate_conditions(
         model: a Poise model; processor: made for it.
         conditions (`Sequence[Condition]`): what is asked.
         size, seed (`int`): scenes per condition, and which.
+        report (`Callable`, *optional*): told `(done, total)` conditions; by default a progress bar shows them.
         **knobs: arguments of [`Scenes`] that all conditions share, such as `question_types`.
     """
     evaluator = GenerationEvaluator(batch_size=batch_size, max_new_tokens=max_new_tokens, progress=False)
     rows = []
-    for condition in tqdm(conditions, desc="conditions", unit="condition"):
+    for done, condition in enumerate(tqdm(conditions, desc="conditions", unit="condition", disable=report is not None)):
+        if report is not None:
+            report(done, len(conditions))
         scenes = condition.scenes(size, seed, tasks=("vqa",), **knobs)
         records = scenes.__getitems__(range(size))
         metrics = evaluator(model, processor, records)

@@ -61,7 +61,8 @@ class PoiseConfig(PreTrainedConfig):
         soft_prompt_type (`str`, *optional*, defaults to `"dynamic"`): `"none"`, `"static"` (LION), `"dynamic"`.
         soft_prompt_length (`int`, *optional*, defaults to 8): number K of prompt tokens.
         soft_prompt_pooling (`str`, *optional*, defaults to `"queries"`):
-            `"queries"`: K learned queries attend to the tags; `"mean"`: Dynamic LION as published (K = 1).
+            `"queries"`: K learned queries attend to the tags; `"tokens"`: the first K tag tokens themselves; `"mean"`:
+            Dynamic LION as published (K = 1).
         tag_score_encoding (`str`, *optional*, defaults to `"attention_bias"`):
             How a tag's confidence enters: `"text"` (written after its name), `"embedding"`, `"attention_bias"`.
         router_type (`str`, *optional*, defaults to `"none"`): `"none"`, `"gate"`, `"channel"` or `"reliability"`.

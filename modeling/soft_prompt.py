@@ -17,7 +17,7 @@ from transformers import initialization as init
 
 from .zero_linear import ZeroLinear
 
-PROMPT_POOLINGS = ("mean", "queries")
+PROMPT_POOLINGS = ("mean", "queries", "tokens")
 SCORE_ENCODINGS = ("text", "embedding", "attention_bias")
 # log of the smallest score that still counts: a tag with score 0 keeps a finite, negligible weight.
 LOWEST_SCORE = 1e-4
@@ -102,6 +102,32 @@ class QueryPooling(nn.Module):
         init.normal_(self.queries, std=1.0)
 
 
+class TokenPooling(nn.Module):
+    """
+    No pooling: the first K tag tokens themselves, for the language model to read: [N, L, Dt] → [N, K, Dt].
+
+    Tags come best first, so what does not fit is what the tagger believed least. A token with score s keeps the share s
+    of itself, the rest is the learned `empty` vector, which also fills places without a token.
+    """
+
+    def __init__(self, length, dim):
+        super().__init__()
+        self.length = length
+        self.empty = nn.Parameter(torch.empty(dim))
+
+    def forward(self, tag_features, tag_mask, log_scores=None):
+        share = tag_mask.to(tag_features.dtype)  # (N, L)
+        if log_scores is not None:
+            share = share * log_scores.exp().to(share.dtype)  # (N, L)
+        missing = max(0, self.length - tag_features.shape[1])
+        features = nn.functional.pad(tag_features, (0, 0, 0, missing))[:, : self.length]  # (N, K, Dt)
+        share = nn.functional.pad(share, (0, missing))[:, : self.length, None]  # (N, K, 1)
+        return share * features + (1 - share) * self.empty.to(features.dtype)  # (N, K, Dt)
+
+    def init_own_weights(self, std):
+        init.zeros_(self.empty)
+
+
 class DynamicSoftPrompt(nn.Module):
     """
     K prompt tokens from a picture's tags: tag encoder's features → pooling → linear projection.
@@ -118,6 +144,8 @@ class DynamicSoftPrompt(nn.Module):
         self.score_embedding = ScoreEmbedding(dim) if self.score_encoding == "embedding" else None
         if config.soft_prompt_pooling == "mean":
             self.pooling = MeanPooling()
+        elif config.soft_prompt_pooling == "tokens":
+            self.pooling = TokenPooling(config.soft_prompt_length, dim)
         else:
             self.pooling = QueryPooling(config.soft_prompt_length, dim, config.tag_encoder_config.num_attention_heads)
         self.projection = nn.Linear(dim, text_dim)

@@ -22,6 +22,7 @@ from poise.processing.scenes import COLORS
 from poise.training.checkpoints import load_trained
 from poise.training.recipe import Recipe, load_recipe
 from poise.training.sft import run_sft
+from poise.training.side_by_side import ProgressReport, Report, run_side_by_side
 
 ROUTERS = ("none", "reliability")
 EXAMPLES = (("image blank", 3), ("tags invented", 5))
@@ -36,23 +37,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def train_and_measure(
-    router: str, args: argparse.Namespace
-) -> tuple[Path, Recipe, list[dict[str, Any]], dict[str, Any]]:
-    """Fine-tune with one router, measure it under every condition: (model folder, recipe, rows, training metrics)."""
-    output = Path(args.output) / router
-    overrides: dict[str, Any] = {"router_type": router, "training.output_dir": str(output)}
+def recipe_for(router: str, args: argparse.Namespace) -> Recipe:
+    """The demo's recipe with one router and a folder of its own."""
+    overrides: dict[str, Any] = {"router_type": router, "training.output_dir": str(Path(args.output) / router)}
     if args.steps is not None:
         overrides["training.max_steps"] = args.steps
-    recipe = load_recipe(args.config, overrides)
-    print(f"\n── fine-tuning with router_type={router}")
-    folder, metrics = run_sft(recipe)
+    return load_recipe(args.config, {**overrides, "training.disable_tqdm": True})
+
+
+def train_and_measure(recipe: Recipe, samples: int, report: Report) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+    """Fine-tune as the recipe says and measure under every condition: (model folder, rows, training metrics)."""
+    folder, metrics = run_sft(recipe, callbacks=[ProgressReport(report)])
     model, processor = load_trained(folder)
-    knobs = {key: recipe.data["scenes"][key] for key in ("question_types",) if key in recipe.data["scenes"]}
     rows = evaluate_conditions(
-        model, processor, DEMO_CONDITIONS, size=args.samples, seed=recipe.training["seed"], **knobs
+        model,
+        processor,
+        DEMO_CONDITIONS,
+        size=samples,
+        seed=recipe.training["seed"],
+        report=lambda done, total: report("measuring", done, total),
+        question_types=recipe.data["scenes"]["question_types"],
     )
-    return folder, recipe, rows, metrics
+    return folder, rows, metrics
 
 
 def draw_examples(folders: dict[str, Path], recipe: Recipe) -> list[dict[str, Any]]:
@@ -106,10 +112,14 @@ def main(argv: Sequence[str]) -> int:
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {args.output!r} is a file: name a folder")
     started = time.monotonic()
-    folders, rows, metrics = {}, {}, {}
-    recipe = load_recipe(args.config)
-    for router in ROUTERS:
-        folders[router], recipe, rows[router], metrics[router] = train_and_measure(router, args)
+    recipes = {router: recipe_for(router, args) for router in ROUTERS}
+    print(f"fine-tuning and measuring two models, router_type {' and '.join(ROUTERS)}, side by side")
+    jobs = {f"router {router}": (train_and_measure, (recipe, args.samples)) for router, recipe in recipes.items()}
+    done = dict(zip(ROUTERS, run_side_by_side(jobs).values(), strict=True))
+    folders = {router: result[0] for router, result in done.items()}
+    rows = {router: result[1] for router, result in done.items()}
+    metrics = {router: result[2] for router, result in done.items()}
+    recipe = recipes[ROUTERS[-1]]
 
     published = folders[ROUTERS[-1]]
     samples = questions_for_check(recipe, output / "questions")

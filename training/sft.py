@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers import logging as transformers_logging
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
@@ -60,13 +60,16 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         raise ValueError(f"training: {error}") from error
 
 
-def run_sft(recipe: Recipe, resume: str | None = None) -> tuple[Path, dict[str, Any]]:
+def run_sft(
+    recipe: Recipe, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[Path, dict[str, Any]]:
     """
     Train as the recipe says and write the finished model.
 
     Args:
         recipe ([`Recipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): added to the trainer's.
 
     Returns:
         The folder of the finished model, and the last evaluation's metrics with `train_loss`, `steps`, `seconds` and
@@ -94,6 +97,7 @@ def run_sft(recipe: Recipe, resume: str | None = None) -> tuple[Path, dict[str, 
         score_answers=_answer_scorer(evaluation, processor, recipe),
         recipe=recipe,
         max_length=recipe.data["max_length"],
+        callbacks=list(callbacks),
     )
     result = _train(trainer, checkpoint)
     metrics = {"train_loss": result.training_loss, "steps": result.global_step,
