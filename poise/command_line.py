@@ -69,6 +69,12 @@ COMMANDS = {
             'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"',
         ),
         Command(
+            "publish",
+            "poise.hub_cards.publish_command",
+            "publish a run on the Hub, with its model card, after a check that it loads without Poise",
+            "poise publish outputs/demo/reliability --repo user/name --dry-run",
+        ),
+        Command(
             "backbones",
             "poise.training.tiny_backbones",
             "rebuild or check the tiny backbones of the demo",

@@ -320,9 +320,12 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.readable(name)
         commit = self.commit_of(repository, revision)
         files = [{"rfilename": path} for path in sorted(commit.files)]
+        card = commit.files.get("README.md")
+        match = re.match(rb"\A---\s*\n(.*?)\n---", card.content, flags=re.DOTALL) if card else None
         self.answer(
             {"_id": "0", "id": name, "modelId": name, "private": repository.private, "sha": commit.oid,
-             "siblings": files, "tags": [], "downloads": 0, "likes": 0, "lastModified": "2025-01-01T00:00:00.000Z"}
+             "siblings": files, "tags": [], "downloads": 0, "likes": 0,
+             "cardData": yaml.safe_load(match[1]) if match else None, "lastModified": "2025-01-01T00:00:00.000Z"}
         )  # fmt: skip
 
     def tree(self, name, revision, folder=""):

@@ -1,0 +1,174 @@
+"""`poise publish` through the loopback Hub with the real client, and what somebody without Poise gets from there."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from loopback_hub import READ_TOKEN, WRITE_TOKEN
+from safetensors.torch import load_file
+
+from poise.hub_cards import publishable_folder
+from poise.hub_cards.card_data import CARD_DATA_FILE, CardData, EvaluationRow
+from poise.hub_cards.publish_command import main
+from poise.hub_cards.self_check import SelfCheckError
+
+WITHOUT_POISE = Path(__file__).with_name("without_poise.py")
+
+
+@pytest.fixture
+def run(built, tmp_path):
+    """A run's folder as training leaves it: the finished model and what the callback collected."""
+    run = tmp_path / "run"
+    shutil.copytree(built.folder, run / "model")
+    rows = [EvaluationRow("clean", "vqa_accuracy", 0.9, 0.85, 0.93, 300, "scenes")]
+    CardData(evaluation=rows, robustness=rows, parameters={"new_modules": 10, "total": 100}).save(run / CARD_DATA_FILE)
+    (run / "model" / "recipe.yaml").write_text("model: {router_type: reliability}\ntraining: {hub_token: hf_secret}\n")
+    return run
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Stands in for the self-check, which takes a process of its own."""
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", lambda *args, **kwargs: ["red"])
+
+
+def logits_here(built, sample):
+    content = [
+        {"type": "image", "image": sample["image"], "tags": sample["tags"]},
+        {"type": "text", "text": sample["question"]},
+    ]
+    inputs = built.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        return built.model(**inputs).logits
+
+
+def without_poise(hub, tmp_path, repository, sample, token=None, snippet=None):
+    """A process without Poise loads from the Hub: (logits, printed) or its stderr if it fails."""
+    task, logits, printed = (tmp_path / name for name in ("task.json", "logits.safetensors", "printed.txt"))
+    task.write_text(json.dumps({"repository": repository, "sample": sample, "snippet": snippet}))
+    environment = {**hub.environment(tmp_path / "cache", token), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-P", WITHOUT_POISE, task, logits, printed],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0:
+        return done.stderr
+    return load_file(logits)["logits"], printed.read_text().strip()
+
+
+def snippet_of(card: str) -> str:
+    return re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)[1]
+
+
+def test_published_model_gives_the_same_logits_and_its_card_runs(online, built, run, samples, tmp_path, capsys):
+    assert main([str(run), "--repo", "user/name", "--license", "apache-2.0"]) == 0
+    assert capsys.readouterr().out.startswith(f"{online.endpoint}/user/name/commit/")
+    repository = online.repositories["user/name"]
+    card = repository.main["README.md"].content.decode()
+    answered = json.loads(repository.main["sample.json"].content)["answer"]
+
+    loaded = without_poise(online, tmp_path, "user/name", samples[0], snippet=snippet_of(card))
+    assert isinstance(loaded, tuple), loaded
+    logits, printed = loaded
+    assert torch.equal(logits, logits_here(built, samples[0]))
+    assert printed == answered
+    assert f"**{answered or '(nothing)'}**" in card
+
+
+def test_no_token_is_in_anything_that_a_publish_writes(online, run, tmp_path, unchecked, capfd):
+    assert main([str(run), "--repo", "user/name"]) == 0
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path != run / "model" / "recipe.yaml":
+            content = path.read_bytes()
+            assert WRITE_TOKEN.encode() not in content, path
+            assert b"hf_secret" not in content, path
+    for file in online.repositories["user/name"].main.values():
+        assert WRITE_TOKEN.encode() not in file.content
+    printed = capfd.readouterr()
+    assert WRITE_TOKEN not in printed.out + printed.err
+
+
+def test_dry_run_lists_and_uploads_nothing(online, run, capsys, unchecked):
+    assert main([str(run), "--repo", "user/name", "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("README.md", "model.safetensors", "modeling_poise.py", "sample.png", "recipe.yaml"):
+        assert re.search(rf"^ *[\d,]+  {re.escape(name)}$", listed, flags=re.MULTILINE)
+    assert online.requests == [] and (run / "published" / "README.md").is_file()
+
+
+def test_nothing_is_uploaded_when_the_self_check_fails(online, run, monkeypatch):
+    def fails(*args, **kwargs):
+        raise SelfCheckError("self-check failed: this and that")
+
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", fails)
+    with pytest.raises(SelfCheckError, match="this and that"):
+        main([str(run), "--repo", "user/name"])
+    assert not online.repositories and online.count("POST", ".") == 0
+
+
+def test_card_of_a_published_run(online, run, tmp_path, unchecked):
+    online.repositories.clear()
+    scores = tmp_path / "metrics.json"
+    scores.write_text(json.dumps({"data": "vqa.jsonl", "metrics": {"vqa_accuracy": 0.5, "vqa_samples": 10}}))
+    assert main([str(run), "--repo", "user/name", "--evaluation", str(scores), "--license", "mit"]) == 0
+    card = ModelCard(online.repositories["user/name"].main["README.md"].content.decode())
+    assert [result.metric_value for result in card.data.eval_results] == [0.9, 0.5]
+    assert card.data.license == "mit" and card.data.base_model == ["acme/words", "acme/tower", "acme/tags"]
+    assert "10 of 100 (new_modules 10)" in card.text
+
+
+def test_licences_of_backbones_are_looked_up(online, run, unchecked):
+    from loopback_hub import File, Repository
+
+    described = Repository("acme", private=False)
+    described.commit("main", "card", {"README.md": File(b"---\nlicense: mit\n---\n", False)}, None)
+    online.repositories["acme/tower"] = described
+    assert main([str(run), "--repo", "user/name"]) == 0
+    card = online.repositories["user/name"].main["README.md"].content.decode()
+    assert "| `acme/tower` | mit |" in card and "| `acme/words` | see its own card |" in card
+
+
+@pytest.mark.slow
+def test_private_repository_needs_a_token_and_says_so(online, built, run, samples, tmp_path, unchecked):
+    assert main([str(run), "--repo", "user/name", "--private"]) == 0
+    refused = without_poise(online, tmp_path, "user/name", samples[0])
+    assert isinstance(refused, str)
+    assert re.search("gated|private|token|not a valid model identifier", refused.splitlines()[-1] + refused)
+    logits, _ = without_poise(online, tmp_path, "user/name", samples[0], token=READ_TOKEN)
+    assert torch.equal(logits, logits_here(built, samples[0]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repo", "name"], "is no name of a Hub repository"),
+        (["--repo", "user/name", "--adapter-only"], "has no checkpoint with adapters"),
+        (["--repo", "user/name", "--evaluation", "nothing.json"], "nothing.json"),
+    ],
+)
+def test_slips_are_found_before_anything_is_loaded(run, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        main([str(run), *arguments])
+
+
+def test_a_folder_without_a_run_is_said(tmp_path):
+    with pytest.raises(ValueError, match="holds neither a finished model nor a checkpoint"):
+        main([str(tmp_path), "--repo", "user/name"])
+    with pytest.raises(ValueError, match="is no folder"):
+        main([str(tmp_path / "nothing"), "--repo", "user/name"])
