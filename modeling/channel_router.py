@@ -44,14 +44,16 @@ def channel_scores(tokens, mask, rank=64, max_tokens=256):
         [N, D] in float32, no gradient: only their order is used.
     """
     tokens, mask = evenly_spaced(tokens.detach().float(), mask, max_tokens)
-    centred = (tokens - masked_mean(tokens, mask)[:, None]) * mask[..., None]  # (N, T, D)
-    if rank >= min(centred.shape[1:]):
-        return centred.square().sum(1)  # (N, D)
-    if centred.shape[1] <= centred.shape[2]:
-        _, vectors = torch.linalg.eigh(centred @ centred.mT)  # (N, T, T), eigenvalues ascending
-        return (vectors[..., -rank:].mT @ centred).square().sum(1)  # (N, D)
-    values, vectors = torch.linalg.eigh(centred.mT @ centred)  # (N, D), (N, D, D)
-    return (vectors[..., -rank:].square() * values[:, None, -rank:].clamp_min(0)).sum(-1)  # (N, D)
+    # Under mixed precision products would come back in bfloat16, which loses the order of close channels.
+    with torch.autocast(tokens.device.type, enabled=False):
+        centred = (tokens - masked_mean(tokens, mask)[:, None]) * mask[..., None]  # (N, T, D)
+        if rank >= min(centred.shape[1:]):
+            return centred.square().sum(1)  # (N, D)
+        if centred.shape[1] <= centred.shape[2]:
+            _, vectors = torch.linalg.eigh(centred @ centred.mT)  # (N, T, T), eigenvalues ascending
+            return (vectors[..., -rank:].mT @ centred).square().sum(1)  # (N, D)
+        values, vectors = torch.linalg.eigh(centred.mT @ centred)  # (N, D), (N, D, D)
+        return (vectors[..., -rank:].square() * values[:, None, -rank:].clamp_min(0)).sum(-1)  # (N, D)
 
 
 def lowest_channels(scores, fraction):

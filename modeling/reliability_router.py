@@ -91,10 +91,13 @@ class ReliabilityRouter(nn.Module):
         return streams.routed(image, text), weights
 
     def draw_drops(self, streams):
-        """Training weights, [N, 2] of 0 and 1: each stream is dropped at random, never both at once."""
+        """Training weights, [N, 2] of 0 and 1: each stream is dropped at random, never all that there are."""
         kept = self.stream_dropout(torch.ones(streams.num_items, 2, device=streams.image.device)) > 0  # (N, 2)
-        kept = kept | ~kept.any(-1, keepdim=True)  # (N, 2)
-        return kept.float()
+        present = torch.ones_like(kept)  # (N, 2)
+        if self.uses_tags:
+            present = torch.stack([present[:, 0], streams.has_tags], dim=-1)  # (N, 2)
+        kept = kept & present  # (N, 2)
+        return torch.where(kept.any(-1, keepdim=True), kept, present).float()
 
     @torch.no_grad()
     def observe(self, streams):

@@ -25,7 +25,8 @@ def tag_words(tag_input_ids, tag_mask, tag_scores):
     """Score-weighted mean of the tags' word directions: ids, mask, scores [N, L] → [N, WORD_DIRECTIONS] in float32."""
     weight = tag_mask.float() * tag_scores.float()  # (N, L)
     total = weight.sum(-1, keepdim=True).clamp_min(1e-4)  # (N, 1)
-    return (weight[:, None] @ word_directions(tag_input_ids))[:, 0] / total  # (N, R)
+    # A sum and not a matrix product, which mixed-precision training would round to bfloat16.
+    return (weight[..., None] * word_directions(tag_input_ids)).sum(1) / total  # (N, R)
 
 
 def score_statistics(tag_mask, tag_scores):

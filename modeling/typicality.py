@@ -37,6 +37,11 @@ def gather_rows(rows):
     return torch.cat([part[: int(n)] for part, n in zip(parts, counts, strict=True)])
 
 
+def full_precision(rows):
+    """Mixed-precision training would multiply matrices in bfloat16, and a covariance in bfloat16 is noise."""
+    return torch.autocast(rows.device.type, enabled=False)
+
+
 def held_out_by_hash(rows):
     """Which rows calibrate, [n, E] → [n] bool: a pure function of each row, stable against rounding noise."""
     index = torch.arange(rows.shape[1], device=rows.device, dtype=torch.float64)
@@ -61,21 +66,23 @@ class RunningGaussian(nn.Module):
     def __init__(self, dim, slope, quantile):
         super().__init__()
         self.dim, self.slope, self.quantile = dim, slope, quantile
+        # The dtype is named: a model that is loaded in half precision is built under that default.
+        as_float = {"dtype": torch.float32}
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("scatter", torch.zeros(dim, dim))
-        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim))
+        self.register_buffer("mean", torch.zeros(dim, **as_float))
+        self.register_buffer("scatter", torch.zeros(dim, dim, **as_float))
+        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim, **as_float))
         self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
         # Derived by `fit`; stored, so that a loaded model needs no factorization and compiles without a graph break.
-        self.register_buffer("whitener", torch.zeros(dim, dim))
-        self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0]))
+        self.register_buffer("whitener", torch.zeros(dim, dim, **as_float))
+        self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0], **as_float))
         self.stale = True
 
     def init_own_weights(self, std):
         for name, buffer in self.named_buffers(recurse=False):
             init.zeros_(buffer)
             if name == "centre_scale_threshold":
-                init.copy_(buffer, torch.tensor([0.0, 1.0, 0.0]))
+                init.copy_(buffer, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float32))
 
     def _apply(self, fn, recurse=True):
         # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
@@ -90,7 +97,8 @@ class RunningGaussian(nn.Module):
         """Add training samples, [n, E]. Every process must call it, with its own (possibly no) rows."""
         rows = gather_rows(rows.detach().float())  # (n, E)
         held_out = held_out_by_hash(rows)  # (n,)
-        self._merge(rows[~held_out])
+        with full_precision(rows):
+            self._merge(rows[~held_out])
         self._keep(rows[held_out])
         self.stale = True
 
@@ -132,9 +140,10 @@ class RunningGaussian(nn.Module):
         """Derive whitening, and centre, scale and threshold of the score, from what was observed."""
         if self.mean.is_meta or not bool(self.ready) or int(self.count) < 2:
             return
-        self._factorize(self.covariance())
         kept = self.calibration[: min(int(self.calibration_count), CALIBRATION_SIZE)]  # (C, E)
-        score = self.score(kept)  # (C,)
+        with full_precision(kept):
+            self._factorize(self.covariance())
+            score = self.score(kept)  # (C,)
         centre, scale = score.mean(), score.std().clamp_min(1e-3)
         # The tail of a few hundred samples is thin: never below what a normal tail of that mass would give.
         normal_tail = math.sqrt(2) * torch.erfinv(torch.tensor(2 * self.quantile - 1)).item()
@@ -159,7 +168,8 @@ class RunningGaussian(nn.Module):
     def deviation(self, rows):
         """The score in standard deviations of held-out samples beyond their mean, [n, E] → [n]."""
         centre, scale, _ = self.centre_scale_threshold.unbind()
-        return (self.score(rows.float()) - centre) / scale
+        with full_precision(rows):
+            return (self.score(rows.float()) - centre) / scale
 
     def forward(self, rows):
         """Weight of each row, [n, E] → [n]: sigmoid(slope · (t − d)), near 1 for what training has seen."""
@@ -188,7 +198,7 @@ class Agreement(RunningGaussian):
     def __init__(self, first_dim, second_dim, slope, quantile):
         super().__init__(first_dim + second_dim, slope, quantile)
         self.first_dim = first_dim
-        self.register_buffer("second_whitener", torch.zeros(second_dim, second_dim))
+        self.register_buffer("second_whitener", torch.zeros(second_dim, second_dim, dtype=torch.float32))
 
     def _factorize(self, covariance):
         super()._factorize(covariance)

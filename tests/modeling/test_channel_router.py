@@ -67,6 +67,14 @@ def test_scores_are_float32_and_need_no_gradient():
     assert scores.dtype == torch.float32 and not scores.requires_grad
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 24), (2, 24, 9)])
+def test_scores_under_mixed_precision_are_exact(shape):
+    tokens, mask = random_tokens(shape)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = channel_scores(tokens, mask, rank=3)
+    assert torch.equal(mixed, channel_scores(tokens, mask, rank=3))
+
+
 @pytest.mark.parametrize("lengths", [[300, 20, 256], [257, 300, 299]])
 def test_at_most_so_many_evenly_spaced_real_tokens(lengths):
     tokens, mask = random_tokens((3, 300, 4), lengths=lengths)

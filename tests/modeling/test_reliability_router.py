@@ -1,0 +1,191 @@
+"""The reliability router: identity at the start, fades what is not typical, drops whole streams in training."""
+
+import pytest
+import torch
+from tiny_models import MIXED, SCOPES, Sample, batch_of, fit_statistics, open_branches, picture_inputs, tiny_model
+
+from poise.modeling import PoiseForConditionalGeneration
+from poise.modeling.reliability_router import Complement
+
+
+def fitted(**fields):
+    """Trained branches and fitted statistics, at the default slope."""
+    model = tiny_model(router_type="reliability", **fields)
+    open_branches(model)
+    fit_statistics(model)
+    return model
+
+
+def weights_of(model, **inputs):
+    with torch.no_grad():
+        return model.get_image_features(**inputs).router_weights
+
+
+def test_sound_streams_keep_their_weight_and_broken_ones_fade():
+    """Nothing broken was seen when the statistics were made."""
+    model = fitted()
+    sound = picture_inputs(range(50))
+    assert weights_of(model, **sound).median(0).values.min() > 0.9
+    broken = {
+        "blank": torch.zeros_like(sound["pixel_values"]),
+        "one grey": torch.full_like(sound["pixel_values"], 0.5),
+        "far too bright": sound["pixel_values"] * 20,
+    }
+    for name, pixels in broken.items():
+        weights = weights_of(model, **{**sound, "pixel_values": pixels})
+        assert weights[:, 0].median() < 0.1, name
+        assert weights[:, 1].median() > 0.5, name  # and the tags stay
+    odd_scores = {**sound, "tag_scores": torch.where(sound["tag_attention_mask"] == 1, 1e-3, 0.0)}
+    assert weights_of(model, **odd_scores)[:, 0].median() > 0.9
+
+
+def test_a_faded_stream_is_its_null_token_and_complement():
+    """w·x + (1 − w)·(null + complement), with the weights that the model reports."""
+    model = fitted(reliability_slope=0.3)
+    inputs = picture_inputs([1, 2, 3])
+    none = tiny_model(router_type="none", seed=3)
+    none.load_state_dict(model.state_dict(), strict=False)
+    with torch.no_grad():
+        plain, routed = none.get_image_features(**inputs), model.get_image_features(**inputs)
+        image, text = plain.image_hidden_states, plain.soft_prompt_hidden_states
+        everything = [torch.ones(x.shape[:2], dtype=torch.bool) for x in (image, text)]
+        router = model.model.router
+        image_null = router.image_complement(text, everything[1])
+        text_null = router.text_complement(image, everything[0])
+        image_weight, text_weight = routed.router_weights[..., None, None].unbind(1)
+    assert ((routed.router_weights > 0.05) & (routed.router_weights < 0.95)).all()
+    torch.testing.assert_close(routed.image_hidden_states, image_weight * image + (1 - image_weight) * image_null)
+    torch.testing.assert_close(routed.soft_prompt_hidden_states, text_weight * text + (1 - text_weight) * text_null)
+
+
+def test_complement_is_attention_over_real_tokens_by_hand():
+    complement = Complement(8).requires_grad_(False)
+    for parameter in complement.parameters():
+        torch.nn.init.normal_(parameter)
+    other = torch.randn(2, 5, 8)
+    mask = torch.tensor([[True, True, False, True, False], [False] * 5])
+    found = complement(other, mask)
+    kept = other[0, mask[0]]
+    weights = (complement.key(kept) @ complement.query(complement.null) / 8**0.5).softmax(-1)
+    torch.testing.assert_close(found[0, 0], complement.null + complement.out(weights @ kept))
+    torch.testing.assert_close(found[1, 0], complement.null)  # nothing to attend to gives nothing
+
+
+def test_a_complement_starts_at_nothing():
+    complement = Complement(8)
+    for module in complement.modules():
+        if hasattr(module, "init_own_weights"):
+            module.init_own_weights(0.02)
+    assert not complement(torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)).any()
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_question_is_never_faded(scope):
+    model = fitted(router_scope=scope)
+    model.config.suppress = None
+    batch = batch_of(model, Sample(), answers=False)
+    batch["pixel_values"] = batch["pixel_values"] * 50
+    batch["tag_scores"] = batch["tag_scores"] * 0
+    pictures = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
+    features = model.get_image_features(**pictures)
+    embeddings, weights = model.model.embed_streams(batch["input_ids"], features=features)
+    assert weights[0].min() < 0.1
+    plain = model.get_input_embeddings()(batch["input_ids"])
+    question = batch["input_ids"] != model.config.image_token_id
+    assert torch.equal(embeddings[question], plain[question])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_training_drops_whole_streams_and_never_both(scope):
+    model = tiny_model(router_type="reliability", router_scope=scope, stream_dropout=0.4)
+    open_branches(model)
+    model.train()
+    samples = [Sample(pictures=(i,), tags=(i % 3 > 0,)) for i in range(60)]
+    torch.manual_seed(0)
+    weights = model(**batch_of(model, samples, labels=True)).router_weights
+    assert set(weights.unique().tolist()) == {0.0, 1.0}
+    assert (weights.sum(-1) >= 1).all()
+    tagged = weights[torch.tensor([i % 3 > 0 for i in range(60)])]
+    # 0.4 each, and both kept again in the 0.16 where both would go.
+    assert 0.1 < (tagged[:, 0] == 0).float().mean() < 0.4
+    assert 0.1 < (tagged[:, 1] == 0).float().mean() < 0.4
+
+
+def test_dropout_switched_off_switches_stream_dropout_off():
+    model = tiny_model(router_type="reliability", stream_dropout=0.9).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert (model(**batch_of(model, [Sample(pictures=(i,)) for i in range(20)])).router_weights == 1).all()
+
+
+def test_evaluation_drops_nothing_and_learns_nothing():
+    model = tiny_model(router_type="reliability", stream_dropout=0.9)
+    before = {name: value.clone() for name, value in model.model.router.state_dict().items()}
+    batch = batch_of(model, [Sample(pictures=(i,)) for i in range(20)], labels=True)
+    assert (model(**batch).router_weights == 1).all()
+    model.train()
+    with torch.no_grad():  # a reference pass, or a loss that is only looked at
+        model(**batch)
+    for name, value in model.model.router.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_training_picture_is_seen_once_and_stand_ins_never(scope):
+    model = tiny_model(router_type="reliability", router_scope=scope).train()
+    router = model.model.router
+    model(**batch_of(model, MIXED, labels=True))
+    items = 6 if scope == "image" else 4  # pictures, or samples that have any
+    tagged = 4 if scope == "image" else 3
+
+    def seen(statistics):
+        return int(statistics.count + statistics.calibration_count)
+
+    assert (seen(router.image_typicality), seen(router.tag_typicality)) == (items, tagged)
+    model(**batch_of(model, Sample(pictures=()), labels=True))
+    assert (seen(router.image_typicality), seen(router.tag_typicality)) == (items, tagged)
+
+
+def test_a_picture_without_tags_reads_the_null_token_that_training_knows():
+    model = fitted()
+    features = model.get_image_features(**picture_inputs([1, 2], tags=[True, False]))
+    assert features.router_weights[1, 1] == 0 and features.router_weights[0, 1] > 0.5
+    null = model.model.router.text_complement(
+        features.image_hidden_states, torch.ones(2, 9, dtype=torch.bool)
+    )  # of the routed picture, which is nearly the picture
+    assert torch.allclose(features.soft_prompt_hidden_states[1], null[1].expand(2, -1), atol=0.5)
+
+
+@pytest.mark.parametrize("prompt", ["none", "static"])
+def test_without_a_tag_stream_only_the_picture_is_judged(prompt):
+    model = fitted(soft_prompt_type=prompt)
+    assert not hasattr(model.model.router, "tag_typicality")
+    inputs = picture_inputs(range(20), tags=False)
+    weights = weights_of(model, **inputs)
+    assert (weights[:, 1] == 1).all() and weights[:, 0].median() > 0.9
+    blank = weights_of(model, pixel_values=torch.zeros_like(inputs["pixel_values"]))
+    assert (blank[:, 1] == 1).all() and blank[:, 0].max() < 0.1
+
+
+def test_weights_do_not_depend_on_what_is_trained():
+    """The statistics are of frozen features: new weights in projector and soft prompt change no verdict."""
+    model = fitted(reliability_slope=0.3)
+    inputs = picture_inputs(range(10))
+    before = weights_of(model, **inputs)
+    open_branches(model, seed=9)
+    assert torch.equal(weights_of(model, **inputs), before)
+
+
+def test_save_and_load_keep_the_verdicts(tmp_path):
+    model = fitted(reliability_slope=0.3)
+    model.save_pretrained(tmp_path)
+    loaded = PoiseForConditionalGeneration.from_pretrained(tmp_path)
+    inputs = picture_inputs(range(10))
+    torch.testing.assert_close(weights_of(loaded, **inputs), weights_of(model, **inputs))
+
+
+def test_cached_features_without_their_profile_are_one_clear_line():
+    model = fitted()
+    with pytest.raises(ValueError, match="image_profile=None, but router_type='reliability'"):
+        model.get_image_features(vision_features=torch.randn(1, 1, 9, 32))
