@@ -1,5 +1,8 @@
 """Pretrained backbones: found by Hub id or folder, loaded frozen, put together under one configuration."""
 
+from dataclasses import fields as dataclass_fields
+from difflib import get_close_matches
+
 import torch
 from transformers import (
     AutoConfig,
@@ -9,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     ImageProcessingMixin,
 )
+from transformers.utils import logging
 
 # Towers that were trained on fixed-resolution pictures but are used at their image processor's size.
 FREE_SIZE_TOWERS = ("dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -38,14 +42,48 @@ def processor_image_size(vision):
     return size.get("height") if size.get("height") == size.get("width") else None
 
 
+def check_fields(config_class, fields):
+    """Raise a `ValueError` that names the first of `fields` which the configuration does not have."""
+    known = [field.name for field in dataclass_fields(config_class)]
+    for name, value in fields.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name}={value!r} is no field of {config_class.__name__}.{hint}")
+
+
+def load_encoder(argument, source, dtype, **arguments):
+    """
+    A pretrained vision tower or tag encoder. Weights of a half that nobody asked for are passed over in silence.
+
+    Raises:
+        ValueError: a weight is missing, so that part of the backbone would be random.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would list every weight of CLIP's text half
+    try:
+        model, report = AutoModel.from_pretrained(source, dtype=dtype, output_loading_info=True, **arguments)
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)  # nothing reads a pooler
+    if missing:
+        raise ValueError(
+            f"{argument}={source!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]!r}: "
+            "name a checkpoint of that architecture."
+        )
+    return model
+
+
 def load_backbones(config_class, vision, text, tag_encoder, quantization_config=None, dtype=torch.float32, **fields):
     """
     Configuration and frozen backbones `{"vision", "text", "tag_encoder"}` of a new model.
 
-    The configuration is checked before any weight is read. The language model's embeddings grow by one row if its
+    The configuration is checked, and its mistakes raised as `ValueError`, before any weight is read. The language model's embeddings grow by one row if its
     vocabulary has no room for the placeholder `<image>`.
     """
-    if fields.get("soft_prompt_type", "dynamic") == "dynamic" and tag_encoder is None:
+    check_fields(config_class, fields)
+    uses_tags = fields.get("soft_prompt_type", "dynamic") == "dynamic"
+    if uses_tags and tag_encoder is None:
         raise ValueError(
             "tag_encoder=None, but soft_prompt_type='dynamic' reads tags: name a BERT-like model, or choose "
             "soft_prompt_type='static' or 'none'."
@@ -53,7 +91,6 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
     vision_config = vision_config_of(vision)
     if vision_config.model_type in FREE_SIZE_TOWERS and "vision_image_size" not in fields:
         fields["vision_image_size"] = processor_image_size(vision)
-    uses_tags = fields.get("soft_prompt_type", "dynamic") == "dynamic"
     config = config_class(
         vision_config=vision_config,
         text_config=AutoConfig.from_pretrained(text),
@@ -69,11 +106,11 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
         language_model.resize_token_embeddings(vocabulary, mean_resizing=False)
     config.text_config = language_model.config
     backbones = {
-        "vision": AutoModel.from_pretrained(vision, config=config.vision_config, dtype=dtype),
+        "vision": load_encoder("vision", vision, dtype, config=config.vision_config),
         "text": language_model,
     }
     if uses_tags:
-        backbones["tag_encoder"] = AutoModel.from_pretrained(tag_encoder, dtype=dtype)
+        backbones["tag_encoder"] = load_encoder("tag_encoder", tag_encoder, dtype)
     return config, backbones
 
 
@@ -115,3 +152,15 @@ def quantize_composite(model):
     for flag in ("is_quantized", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(language_model, flag):
             setattr(model, flag, getattr(language_model, flag))
+
+
+def keep_quantized_weights_trainable(model):
+    """
+    Stop bitsandbytes from repacking 4-bit weights for CPUs with AVX512-BF16.
+
+    It repacks at the first forward without gradients, into a form that has no gradient of its own: every later training
+    step is silently wrong, and what is saved is damaged. Layers carry a switch.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -165,6 +165,11 @@ class PoiseConfig(PreTrainedConfig):
             raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1].")
 
     def _check_vision_layers(self):
+        if not hasattr(self.vision_config, "image_size"):
+            raise ValueError(
+                f"vision_config.model_type={self.vision_config.model_type!r} is no vision tower: it has no image_size; "
+                f"choose one of {', '.join(PREFIX_TOKENS)}."
+            )
         layers, depth = self.vision_feature_layers, self.vision_config.num_hidden_layers
         for layer in layers:
             if layer is not None and not -depth - 1 <= layer <= depth:

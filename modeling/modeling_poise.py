@@ -23,7 +23,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import load_backbones, mark_initialized, quantize_composite
+from .backbones import keep_quantized_weights_trainable, load_backbones, mark_initialized, quantize_composite
 from .configuration_poise import PoiseConfig
 from .information_router import build_router
 from .outputs_poise import PoiseImageFeatures, PoiseModelOutput, PoiseOutput
@@ -48,6 +48,12 @@ class PoisePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        keep_quantized_weights_trainable(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -474,6 +480,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
                 module.to(device=backbones["text"].device, dtype=dtype)
         if quantization_config is not None:
             quantize_composite(model)
+            keep_quantized_weights_trainable(model)
         model.freeze_backbones()
         return model.eval()
 

@@ -13,3 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 def seeded():
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory):
+    """Folders of tiny pretrained backbones, see `backbone_folders.py`."""
+    from backbone_folders import BackboneFolders
+
+    return BackboneFolders(tmp_path_factory.mktemp("backbones"))

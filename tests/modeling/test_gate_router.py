@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from tiny_models import LANGUAGES, MIXED, SCOPES, batch_of, open_branches, open_model, picture_inputs, real_logits, tiny_model
+from tiny_models import (
+    LANGUAGES,
+    MIXED,
+    SCOPES,
+    batch_of,
+    open_branches,
+    open_model,
+    picture_inputs,
+    real_logits,
+    tiny_model,
+)
 
 
 def same_but(model, **fields):

@@ -25,9 +25,7 @@ NEW_MODULES = ("projector", "soft_prompt", "router")
 
 def new_parameters(model):
     """Parameters of projector, soft prompt and router, by name."""
-    return {
-        name: parameter for name, parameter in model.named_parameters() if name.split(".")[1] in NEW_MODULES
-    }
+    return {name: parameter for name, parameter in model.named_parameters() if name.split(".")[1] in NEW_MODULES}
 
 
 def frozen(model):
