@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from transformers import logging as transformers_logging
 
 from poise.evaluation.condition_table import evaluate_conditions, table_text
 from poise.evaluation.conditions import DEMO_CONDITIONS, condition_named
+from poise.hub_cards.card_collector import CardCollector
+from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+from poise.hub_cards.publishable_folder import write_publishable_folder
 from poise.hub_cards.self_check import check_loads_without_poise
 from poise.processing.scenes import COLORS
 from poise.training.checkpoints import load_trained
@@ -37,6 +41,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@dataclass
+class Run:
+    """One fine-tuned model: its recipe, its folder, its rows by condition, its training metrics."""
+
+    recipe: Recipe
+    folder: Path
+    rows: list[dict[str, Any]]
+    metrics: dict[str, Any]
+
+
 def recipe_for(router: str, args: argparse.Namespace) -> Recipe:
     """The demo's recipe with one router and a folder of its own."""
     overrides: dict[str, Any] = {"router_type": router, "training.output_dir": str(Path(args.output) / router)}
@@ -45,9 +59,11 @@ def recipe_for(router: str, args: argparse.Namespace) -> Recipe:
     return load_recipe(args.config, {**overrides, "training.disable_tqdm": True})
 
 
-def train_and_measure(recipe: Recipe, samples: int, report: Report) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
+def train_and_measure(
+    recipe: Recipe, samples: int, report: Report
+) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
     """Fine-tune as the recipe says and measure under every condition: (model folder, rows, training metrics)."""
-    folder, metrics = run_sft(recipe, callbacks=[ProgressReport(report)])
+    folder, metrics = run_sft(recipe, callbacks=[ProgressReport(report), CardCollector(recipe)])
     model, processor = load_trained(folder)
     rows = evaluate_conditions(
         model,
@@ -61,14 +77,21 @@ def train_and_measure(recipe: Recipe, samples: int, report: Report) -> tuple[Pat
     return folder, rows, metrics
 
 
-def draw_examples(folders: dict[str, Path], recipe: Recipe) -> list[dict[str, Any]]:
+def publish(run: Run, folder: Path) -> Path:
+    """Write a measured model as the folder that one would upload: card, plots, remote code, an answered scene."""
+    card_data = CardData.load(Path(run.recipe.training["output_dir"]) / CARD_DATA_FILE)
+    card_data.add_conditions(run.rows)
+    model, processor = load_trained(run.folder)
+    return write_publishable_folder(model, processor, folder, card_data, run.recipe)
+
+
+def draw_examples(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """Scenes with what every model answers about them."""
-    loaded = {router: load_trained(folder) for router, folder in folders.items()}
+    loaded = {router: load_trained(run.folder) for router, run in runs.items()}
+    seed = runs[ROUTERS[-1]].recipe.training["seed"]
     examples = []
     for name, index in EXAMPLES:
-        scenes = condition_named(name).scenes(
-            index + 1, recipe.training["seed"], tasks=("vqa",), question_types=("color",)
-        )
+        scenes = condition_named(name).scenes(index + 1, seed, tasks=("vqa",), question_types=("color",))
         record = scenes[index]
         answers = {router: ask(model, processor, record) for router, (model, processor) in loaded.items()}
         examples.append(
@@ -103,36 +126,44 @@ def questions_for_check(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
     return samples
 
 
-def main(argv: Sequence[str]) -> int:
-    """`poise demo [--output DIR] [--steps N] [--samples N]`."""
-    args = build_parser().parse_args(list(argv))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers_logging.set_verbosity_error()
-    output = Path(args.output)
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {args.output!r} is a file: name a folder")
-    started = time.monotonic()
+def train_side_by_side(args: argparse.Namespace) -> dict[str, Run]:
+    """Both runs at the same time, by router."""
     recipes = {router: recipe_for(router, args) for router in ROUTERS}
     print(f"fine-tuning and measuring two models, router_type {' and '.join(ROUTERS)}, side by side")
     jobs = {f"router {router}": (train_and_measure, (recipe, args.samples)) for router, recipe in recipes.items()}
-    done = dict(zip(ROUTERS, run_side_by_side(jobs).values(), strict=True))
-    folders = {router: result[0] for router, result in done.items()}
-    rows = {router: result[1] for router, result in done.items()}
-    metrics = {router: result[2] for router, result in done.items()}
-    recipe = recipes[ROUTERS[-1]]
+    results = run_side_by_side(jobs).values()
+    return {router: Run(recipes[router], *result) for router, result in zip(ROUTERS, results, strict=True)}
 
-    published = folders[ROUTERS[-1]]
-    samples = questions_for_check(recipe, output / "questions")
-    print(f"\n── loading {published} in a new process: plain transformers, no Poise")
+
+def ask_without_poise(published: Path, samples: list[dict[str, Any]]) -> None:
+    """Load the folder where Poise cannot be imported, and print what it answers."""
+    print(f"\nloading {published} in a new process: plain transformers, no Poise")
     for sample, answer in zip(samples, check_loads_without_poise(published, samples), strict=True):
-        print(f"   {sample['question']:<36} → {answer:<8} (right: {sample['truth']})")
+        print(f"  {sample['question']:<36} → {answer:<8} (right: {sample['truth']})")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`poise demo [--output DIR] [--steps N] [--samples N]`."""
+    args = build_parser().parse_args(list(argv))
+    output = Path(args.output)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {args.output!r} is a file: name a folder")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_error()
+    started = time.monotonic()
+    runs = train_side_by_side(args)
+    rows = {router: run.rows for router, run in runs.items()}
+    routed = runs[ROUTERS[-1]]
+    published = publish(routed, output / "published")
+    ask_without_poise(published, questions_for_check(routed.recipe, output / "questions"))
 
     # Imported late: matplotlib takes a second that a failing run should not have waited for.
     from poise.demo_report import draw_report
 
-    draw_report(rows, draw_examples(folders, recipe), output / "report.png", chance=1 / len(COLORS))
-    results = {"rows": rows, "training": metrics, "seconds": round(time.monotonic() - started, 1)}
+    draw_report(rows, draw_examples(runs), output / "report.png", chance=1 / len(COLORS))
+    seconds = round(time.monotonic() - started, 1)
+    training = {router: run.metrics for router, run in runs.items()}
+    results = {"rows": rows, "training": training, "seconds": seconds}
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{table_text(rows)}\n\nmodel:  {published}\nreport: {output / 'report.png'}")
-    print(f"took {results['seconds']:.0f} s")
+    print(f"\n{table_text(rows)}\n\nmodel:  {published}\nreport: {output / 'report.png'}\ntook {seconds:.0f} s")
     return 0

@@ -44,7 +44,7 @@ def run_side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], tuple]]) -> di
     Run `work(*arguments, report)` of every job in a process of its own and return the results by name.
 
     Args:
-        jobs: `{name: (work, arguments)}`; both must pickle, and `work` calls `report(stage, done, total)` as it goes on.
+        jobs: `{name: (work, arguments)}`; both must pickle; `work` calls `report(stage, done, total)` now and then.
 
     Raises:
         RuntimeError: a job failed; the others are ended. The message is the job's own, its traceback is logged.

@@ -1,0 +1,28 @@
+"""`poise demo`, short: every artefact is there and says the same."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from poise.demo import main
+from poise.evaluation.conditions import DEMO_CONDITIONS
+
+
+@pytest.mark.slow
+def test_demo_leaves_a_report_results_and_a_publishable_model(tmp_path, capsys):
+    assert main(["--output", str(tmp_path), "--steps", "12", "--samples", "10"]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["rows"]) == ["none", "reliability"]
+    for rows in results["rows"].values():
+        assert [row["condition"] for row in rows] == [condition.name for condition in DEMO_CONDITIONS]
+        assert all(row["n"] == 10 and row["low"] <= row["accuracy"] <= row["high"] for row in rows)
+    for row in results["rows"]["none"]:
+        assert row["condition"] in printed
+    assert all(row["image_weight"] is not None for row in results["rows"]["reliability"])
+    with Image.open(tmp_path / "report.png") as report:
+        assert min(report.size) > 500
+    published = tmp_path / "published"
+    assert {"README.md", "model.safetensors", "modeling_poise.py", "recipe.yaml"} <= {p.name for p in published.iterdir()}
+    assert printed.count("(right:") == 3
