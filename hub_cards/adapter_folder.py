@@ -36,7 +36,7 @@ def save_adapter(model: torch.nn.Module, folder: Path, repository: str) -> None:
     base = base_of(model)
     check_backbones_on_hub(base)
     model.save_pretrained(folder)
-    _write_code_and_configuration(base, folder)
+    write_code_and_configuration(base, folder)
     _name_base_model(folder, repository)
 
 
@@ -56,7 +56,7 @@ def check_backbones_on_hub(base: torch.nn.Module) -> None:
             )
 
 
-def _write_code_and_configuration(base: torch.nn.Module, folder: Path) -> None:
+def write_code_and_configuration(base: torch.nn.Module, folder: Path) -> None:
     """Beside an adapter PEFT writes neither; plain transformers needs both to know what the adapter belongs to."""
     custom_object_save(base, folder, config=base.config)
     module = type(base).__module__.split(".")[-1]

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback
 
+from poise.hub_cards.adapter_folder import write_code_and_configuration
 from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+from poise.hub_cards.model_card import build_card
 from poise.hub_cards.public_recipe import public_recipe
-from poise.training.checkpoints import versions
+from poise.training.checkpoints import base_of, versions
 from poise.training.parameter_groups import count_parameters
 from poise.training.recipe import Recipe
 
@@ -25,7 +28,8 @@ class CardCollector(TrainerCallback):
     """
     Writes what a card says about training: data, recipe, parameters, steps, hardware, time, versions, losses.
 
-    The file is written anew at every save and at the end. A resumed run goes on counting its time.
+    The file is written anew at every save and at the end. A resumed run goes on counting its time. Where the trainer
+    pushes to the Hub, card and remote code go along.
 
     Args:
         recipe ([`Recipe`] or `dict`, *optional*): of the run; secrets and paths of this machine are left out.
@@ -53,6 +57,23 @@ class CardCollector(TrainerCallback):
         if not card_data.datasets and self.recipe:
             records = getattr(train_dataloader, "dataset", None)
             card_data.datasets = [data_of_recipe(self.recipe, len(records) if hasattr(records, "__len__") else None)]
+
+        # PEFT would write no name, or a folder of this machine, into the adapter that `push_to_hub` sends.
+        if args.push_to_hub and args.hub_model_id and isinstance(model, PeftModel):
+            for adapter in model.peft_config.values():
+                adapter.base_model_name_or_path = args.hub_model_id
+
+    def on_push_begin(self, args, state, control, model=None, **kwargs):
+        """The trainer sends weights and processor; code and card make of it a repository that loads."""
+        if not state.is_world_process_zero:
+            return
+        self._write(args, state)
+        folder = Path(args.output_dir)
+        base = base_of(model)
+        write_code_and_configuration(base, folder)
+        variant = "adapter" if isinstance(model, PeftModel) else "finetune"
+        card = build_card(base.config, self.card_data, args.hub_model_id or folder.name, variant)
+        (folder / "README.md").write_text(str(card), encoding="utf-8")
 
     def on_save(self, args, state, control, **kwargs):
         self._write(args, state)

@@ -138,6 +138,9 @@ def online(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub_cache"))  # for processes that this one starts
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")

@@ -15,6 +15,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -69,7 +70,8 @@ class Repository:
     def commit(self, reference, title, files, parent):
         """A new state of a reference."""
         number = len(self.commits)
-        oid = hashlib.sha1(f"{self.owner} {number} {title}".encode()).hexdigest()
+        content = [(path, file.etag) for path, file in sorted(files.items())]
+        oid = hashlib.sha1(f"{self.owner} {number} {title} {content}".encode()).hexdigest()
         self.commits[oid] = Commit(oid, title, files, parent)
         self.references[reference] = oid
         return oid
@@ -129,6 +131,16 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+    def hold(self, name, folder):
+        """Put a folder there as a public repository, as if somebody had published it."""
+        repository = self.repositories[name] = Repository(name.split("/")[0], private=False)
+        files = {
+            path.relative_to(folder).as_posix(): File(path.read_bytes(), path.suffix in LFS_SUFFIXES)
+            for path in Path(folder).rglob("*")
+            if path.is_file()
+        }
+        repository.commit("main", "published", files, None)
 
     def environment(self, cache, token=None):
         """Variables for a process that talks to this Hub, with caches of its own below `cache`."""

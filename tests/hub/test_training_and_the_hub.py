@@ -1,0 +1,163 @@
+"""Training on backbones from the Hub, pushing while training, publishing the adapters alone."""
+
+import json
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from safetensors.torch import load
+from test_publish import without_poise
+
+from poise.hub_cards import publishable_folder
+from poise.hub_cards.adapter_folder import save_adapter
+from poise.hub_cards.card_collector import CardCollector
+from poise.hub_cards.publish_command import main
+from poise.modeling import PoiseForConditionalGeneration
+from poise.training.checkpoints import load_trained
+from poise.training.recipe import load_recipe
+from poise.training.sft import run_sft
+
+NAMES = {"vision": "acme/tower", "text": "acme/words", "tag_encoder": "acme/tags"}
+needs_hook = pytest.mark.skipif(
+    "load_adapter" not in vars(PoiseForConditionalGeneration),
+    reason="PoiseForConditionalGeneration.from_pretrained does not know adapter repositories yet",
+)
+
+
+@pytest.fixture
+def backbones_on_hub(online, backbones):
+    """The random backbones, as repositories of `acme`."""
+    for role, name in NAMES.items():
+        online.hold(name, backbones[role])
+    return online
+
+
+def train(output_dir, **training):
+    """Two steps on drawn scenes; checkpoints after each."""
+    overrides = {
+        **{f"model.{role}": name for role, name in NAMES.items()},
+        "model.router_type": "gate",
+        "model.soft_prompt_length": 2,
+        "data.train": "scenes",
+        "data.scenes": {"size": 8, "tasks": ["vqa"], "question_types": ["color"]},
+        "lora.r": 2,
+        **{
+            f"training.{key}": value
+            for key, value in {
+                "output_dir": str(output_dir), "max_steps": 2, "save_strategy": "steps", "save_steps": 1,
+                "logging_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True, "disable_tqdm": True,
+                "report_to": "none", **training,
+            }.items()
+        },
+    }  # fmt: skip
+    recipe = load_recipe(None, overrides)
+    folder, _ = run_sft(recipe, callbacks=[CardCollector(recipe)])
+    return folder
+
+
+def test_every_save_is_pushed_with_card_and_code(backbones_on_hub, tmp_path):
+    train(tmp_path / "run", push_to_hub=True, hub_model_id="user/run", hub_strategy="every_save", hub_always_push=True)
+    repository = backbones_on_hub.repositories["user/run"]
+    titles = [commit.title for commit in repository.commits.values()]
+    assert titles[1:] == ["Training in progress, step 1", "Training in progress, step 2"]
+    files = repository.main
+    assert {"adapter_model.safetensors", "config.json", "modeling_poise.py", "processor_config.json"} <= set(files)
+    assert not any(path.startswith("checkpoint-") for path in files)
+    card = ModelCard(files["README.md"].content.decode())
+    assert card.data.base_model == ["acme/words", "acme/tower", "acme/tags"] and card.data.library_name == "peft"
+    assert "steps | 2" in card.text
+    assert json.loads(files["adapter_config.json"].content)["base_model_name_or_path"] == "user/run"
+    adapter = load(files["adapter_model.safetensors"].content)
+    for part in ("lora_A", "projector", "soft_prompt", "router"):
+        assert any(part in name for name in adapter), part
+    text = b"\n".join(file.content for file in files.values())
+    assert str(tmp_path).encode() not in text.replace(files["training_args.bin"].content, b"")
+
+
+def test_nothing_is_lost_when_pushing_breaks_off(backbones_on_hub, tmp_path):
+    backbones_on_hub.fail("POST", "/commit/", 500, times=100)
+    folder = train(
+        tmp_path / "run", push_to_hub=True, hub_model_id="user/run", hub_strategy="every_save", hub_always_push=True
+    )
+    assert (folder / "model.safetensors").is_file()
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert backbones_on_hub.repositories["user/run"].main == {}
+
+
+def test_adapters_alone_hold_what_was_trained_and_name_their_bases(backbones_on_hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", lambda *args, **kwargs: ["red"])
+    train(tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--repo", "user/adapter", "--adapter-only"]) == 0
+    files = backbones_on_hub.repositories["user/adapter"].main
+    assert "model.safetensors" not in files
+    assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "processor_config.json"} <= set(files)
+    assert json.loads(files["config.json"].content)["backbones"] == NAMES
+    card = ModelCard(files["README.md"].content.decode())
+    assert (card.data.base_model_relation, card.data.library_name) == ("adapter", "peft")
+    assert str(tmp_path).encode() not in b"\n".join(file.content for file in files.values())
+
+
+@needs_hook
+@pytest.mark.slow
+def test_adapters_alone_give_the_whole_model_without_poise(backbones_on_hub, samples, tmp_path):
+    train(tmp_path / "run")
+    assert main([str(tmp_path / "run"), "--repo", "user/adapter", "--adapter-only"]) == 0
+    loaded = without_poise(backbones_on_hub, tmp_path, "user/adapter", samples[0])
+    assert isinstance(loaded, tuple), loaded
+    model, processor = load_trained(tmp_path / "run" / "checkpoint-2")
+    expected = logits_of(model, processor, samples[0])
+    known = torch.arange(expected.shape[-1]) != model.config.image_token_id  # that row of the head is never read
+    assert torch.allclose(loaded[0][..., known], expected[..., known], atol=1e-5)
+
+    del backbones_on_hub.repositories["acme/tags"]
+    (tmp_path / "elsewhere").mkdir()
+    refused = without_poise(backbones_on_hub, tmp_path / "elsewhere", "user/adapter", samples[0])
+    assert "user/adapter is an adapter and needs its backbones" in refused and "acme/tags" in refused
+
+
+@needs_hook
+def test_an_adapter_folder_loads_here_too(backbones_on_hub, samples, tmp_path):
+    train(tmp_path / "run")
+    model, processor = load_trained(tmp_path / "run" / "checkpoint-2")
+    save_adapter(model, tmp_path / "adapter", "user/adapter")
+    loaded = PoiseForConditionalGeneration.from_pretrained(tmp_path / "adapter")
+    assert not loaded.training and loaded.config.backbones == NAMES
+    known = torch.arange(loaded.config.text_config.vocab_size) != loaded.config.image_token_id
+    with_adapter = logits_of(loaded, processor, samples[0])
+    assert torch.allclose(with_adapter[..., known], logits_of(model, processor, samples[0])[..., known], atol=1e-5)
+    loaded.disable_adapters()
+    assert not torch.allclose(with_adapter, logits_of(loaded, processor, samples[0]), atol=1e-5)
+    with pytest.raises(ValueError, match="max_memory.*adapter without its backbones"):
+        PoiseForConditionalGeneration.from_pretrained(tmp_path / "adapter", max_memory={})
+
+
+def logits_of(model, processor, sample):
+    content = [
+        {"type": "image", "image": sample["image"], "tags": sample["tags"]},
+        {"type": "text", "text": sample["question"]},
+    ]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def test_what_cannot_be_published_as_an_adapter(built, backbones, tmp_path):
+    with pytest.raises(ValueError, match="has no adapters"):
+        save_adapter(built.model, tmp_path, "user/name")
+    from conftest import build
+    from peft import LoraConfig, get_peft_model
+
+    for backbones_of_model, lora, message in (
+        ({**NAMES, "vision": "tiny:vision"}, {}, "the vision tower 'tiny:vision' is not on the Hub"),
+        (NAMES, {"use_dora": True}, "DoRA"),
+    ):
+        model, _ = build(backbones)
+        model.config.backbones = backbones_of_model
+        adapted = get_peft_model(model, LoraConfig(r=1, target_modules=".*language_model.*q_proj", **lora))
+        assert isinstance(adapted, PeftModel)
+        with pytest.raises(ValueError, match=message):
+            save_adapter(adapted, tmp_path, "user/name")
