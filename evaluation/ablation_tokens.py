@@ -1,7 +1,7 @@
 """Which image tokens to take away: the object's, and three rivals of the same number to compare it with.
 
-Neo et al., arXiv 2410.07149, section 4.1 (register tokens after Darcet et al., arXiv 2309.16588: places where a vision tower
-keeps global information, told by the length of their features).
+Neo et al., arXiv 2410.07149, section 4.1 (register tokens after Darcet et al., arXiv 2309.16588: places where a vision
+tower keeps global information, told by the length of their features).
 """
 
 import hashlib
@@ -15,7 +15,7 @@ RIVALS = ("random", "register", "gradient")
 
 
 def tokens_of_patches(prompts: VisualPrompts, patches: Sequence) -> torch.Tensor:
-    """Patches (B of (rows, columns) bool) as image tokens, (B, P) bool; class tokens before the patches are never chosen."""
+    """B patch grids (rows, columns) of bool as image tokens, (B, P) bool; class tokens are never chosen."""
     chosen = torch.zeros(prompts.image_places.shape, dtype=torch.bool, device=prompts.embeddings.device)  # (B, P)
     for row, grid in enumerate(patches):
         chosen[row, prompts.parts.num_prefix_tokens :] = torch.as_tensor(grid).flatten().to(chosen.device)
@@ -33,7 +33,7 @@ def random_tokens(prompts: VisualPrompts, counts: torch.Tensor, ids: Sequence[st
 
 
 def highest_tokens(scores: torch.Tensor, counts: torch.Tensor, num_prefix: int = 0) -> torch.Tensor:
-    """The `counts` (B,) tokens of each row with the highest scores (B, P), (B, P) bool; none of the first `num_prefix`."""
+    """The `counts` (B,) tokens with the highest scores (B, P), as (B, P) bool; none of the first `num_prefix`."""
     scores = scores.clone()
     scores[:, :num_prefix] = -torch.inf
     rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # (B, P)

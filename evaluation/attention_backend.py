@@ -1,4 +1,4 @@
-"""Attention implementations that a measurement cannot work with are exchanged for its duration, and that is said once."""
+"""Attention implementations that a measurement cannot work with are exchanged meanwhile, and that is said once."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,8 +1,8 @@
 """Attention knockout: no weight from chosen positions to chosen positions, in chosen layers.
 
-Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767, section 4.1);
-for image tokens Neo et al. (arXiv 2410.07149, section 6). The mask of each attention layer is edited on its way in, so the
-implementation computes exact zeros itself: additive masks receive minus infinity, boolean ones `False`.
+Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767, section
+4.1); for image tokens Neo et al. (arXiv 2410.07149, section 6). The mask of each attention layer is edited on its way
+in, so the implementation computes exact zeros itself: additive masks receive minus infinity, boolean ones `False`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def block_attention(
             f"queries {tuple(queries.shape)} {queries.dtype} and keys {tuple(keys.shape)} {keys.dtype}: give two bool "
             "tensors of shape (batch, prompt length)."
         )
-    targets = []
+    targets: list[tuple[tuple[nn.Module, ...], Any]] = []
     if queries.any() or not parts.is_encoder_decoder:
         targets.append((parts.attentions, _SelfAttention(queries, keys, answer_queries)))
     if answer_queries and parts.is_encoder_decoder:
@@ -114,7 +114,7 @@ class _CrossAttention:
 
 
 def _at(chosen: torch.Tensor, places: torch.Tensor, batch: int, beyond: bool) -> torch.Tensor:
-    """`chosen` (B, T) at `places` (L,), (batch, L); `beyond` where a place lies behind the prompt. Beams repeat rows."""
+    """`chosen` (B, T) at `places` (L,), (batch, L); `beyond` behind the prompt. Beams repeat rows."""
     if batch % chosen.shape[0]:
         raise ValueError(
             f"queries and keys are for {chosen.shape[0]} prompts, but the model runs {batch}: give one row for each."

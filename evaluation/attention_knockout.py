@@ -1,19 +1,18 @@
 """Attention knockout by layer windows: through which layers does an answer draw on the object, the picture, the prompt?
 
-Neo et al., arXiv 2410.07149, section 6, after Geva et al., arXiv 2304.14767, section 4: block the attention of one group of
-positions to another in a few layers at a time and see how far the probability of the answer falls.
+Neo et al., arXiv 2410.07149, section 6, after Geva et al., arXiv 2304.14767, section 4: block the attention of one
+group of positions to another in a few layers at a time and see how far the probability of the answer falls.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from poise.evaluation.ablation_tokens import tokens_of_patches
 from poise.evaluation.attention_blocking import block_attention, check_layers
-from poise.evaluation.bootstrap import bootstrap_interval
 from poise.evaluation.evaluator import Evaluator, Record
+from poise.evaluation.mean_with_interval import mean_with_interval
 from poise.evaluation.model_parts import ModelParts, model_parts
 from poise.evaluation.object_patches import ObjectPatches, patches_or_none
 from poise.evaluation.object_probes import FORMS, object_probe
@@ -52,11 +51,11 @@ def layer_windows(num_layers: int, width: int) -> list[tuple[int, int]]:
 class AttentionKnockout(Evaluator):
     """How much less probable an answer becomes without one group's attention to another, window by window.
 
-    The answer is the model's own, where it is right. Keys of the result: `QUERY_to_KEY_FIRST-LAST`, the mean over samples
-    of 1 - (probability without) / (probability with), with `_low` and `_high`; `QUERY_to_KEY_all` is every layer at once;
-    `clean` is the share of right answers, `clean_probability` their mean probability, `samples` how many were asked about.
-    Negative drops are gains. Groups are those of [`token_groups`]; in an encoder-decoder `last` is the decoder, whose layers
-    are counted, otherwise the layers are the encoder's.
+    The answer is the model's own, where it is right. Keys of the result: `QUERY_to_KEY_FIRST-LAST`, the mean over
+    samples of 1 - (probability without) / (probability with), with `_low` and `_high`; `QUERY_to_KEY_all` is every
+    layer at once; `clean` is the share of right answers, `clean_probability` their mean probability, `samples` how many
+    were asked about. Negative drops are gains. Groups are those of [`token_groups`]; in an encoder-decoder `last` is
+    the decoder, whose layers are counted, otherwise the layers are the encoder's.
 
     Args:
         pairs (*optional*): (query group, key group).
@@ -94,7 +93,8 @@ class AttentionKnockout(Evaluator):
             raise ValueError(f"form={form!r} is not known: choose one of {', '.join(FORMS)}.")
         if window is not None and windows is not None:
             raise ValueError(f"window={window} and windows={list(windows)}: give one of them.")
-        self.pairs, self.window, self.windows = tuple(tuple(pair) for pair in pairs), window, windows
+        self.pairs = tuple((query, key) for query, key in pairs)
+        self.window, self.windows = window, windows
         self.form, self.buffer, self.with_tags, self.only_right = form, buffer, with_tags, only_right
 
     @property
@@ -109,9 +109,13 @@ class AttentionKnockout(Evaluator):
         return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
-        for query, _ in self.pairs:
-            self.layers_of(model_parts(model), query)  # a window that does not fit is found before any work
+        self.check_windows(model_parts(model))
         return super().__call__(model, processor, records)
+
+    def check_windows(self, parts: ModelParts) -> None:
+        """Raises a `ValueError` for a window that does not fit the model, before any work."""
+        for query, _ in self.pairs:
+            self.layers_of(parts, query)
 
     def layers_of(self, parts: ModelParts, query: str) -> dict[str, list[int]]:
         """Window name → layers, for blocks of this query group."""
@@ -196,6 +200,5 @@ class AttentionKnockout(Evaluator):
                 for row in weighed
                 if key in row["without"]
             ]
-            low, high = bootstrap_interval(drops)
-            metrics |= {key: float(np.mean(drops)), f"{key}_low": low, f"{key}_high": high}
+            metrics |= mean_with_interval(key, drops)
         return metrics

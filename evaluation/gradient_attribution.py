@@ -1,8 +1,8 @@
 """Integrated gradients over image tokens: how much each of them adds to the log-probability of an answer.
 
-Sundararajan et al., "Axiomatic Attribution for Deep Networks" (ICML 2017, section 3): the path runs from a baseline token in
-every place to the tokens that are there. The attributions of all tokens add up to the difference that they make together
-(completeness), but for the error of the sum that stands for the integral.
+Sundararajan et al., "Axiomatic Attribution for Deep Networks" (ICML 2017, section 3): the path runs from a baseline
+token in every place to the tokens that are there. The attributions of all tokens add up to the difference that they
+make together (completeness), but for the error of the sum that stands for the integral.
 """
 
 from collections.abc import Sequence

@@ -1,16 +1,16 @@
 """Logit lens over visual tokens: what each image and soft-prompt token would say if the model stopped at a layer.
 
-nostalgebraist, "interpreting GPT: the logit lens" (2020); over image tokens Neo et al., arXiv 2410.07149, section 5: the
-states of every layer go through the language model's own final norm and head. At the last layer that is the model's own
-output at those positions.
+nostalgebraist, "interpreting GPT: the logit lens" (2020); over image tokens Neo et al., arXiv 2410.07149, section 5:
+the states of every layer go through the language model's own final norm and head. At the last layer that is the model's
+own output at those positions.
 
-Of an encoder-decoder the encoder is read. Its states were never meant for the head, which learned to read the decoder: words
-may appear where the two share a space (T5's tied embeddings help), and their absence says little.
+Of an encoder-decoder the encoder is read. Its states were never meant for the head, which learned to read the decoder:
+words may appear where the two share a space (T5's tied embeddings help), and their absence says little.
 """
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,19 +33,21 @@ class LogitLens:
     Attributes:
         top_ids, top_probabilities (L + 1, N, k): the likeliest words, best first.
         word_probabilities (L + 1, N, W): of the chosen words.
-        words: their names.
+        words: their names. word_ids: the token ids that count as each of them.
         vocabulary: token id → text, for every id in `top_ids`.
         grid: (rows, columns); tokens `num_prefix` to `num_prefix + rows * columns` are the patches in reading order.
         num_prefix, num_prompt: class tokens before the patches, soft-prompt tokens behind them.
         picture: what the vision tower sees, as it was before resizing; patches tile it.
         question, title: what was asked, and how to call the picture.
         reads_encoder: whether these are an encoder's states, see the module's docstring.
+        object_patches (rows, columns) bool: where the object is that is asked about, if that is known.
     """
 
     top_ids: np.ndarray
     top_probabilities: np.ndarray
     word_probabilities: np.ndarray
     words: list[str]
+    word_ids: list[list[int]]
     vocabulary: dict[int, str]
     grid: tuple[int, int]
     num_prefix: int
@@ -54,7 +56,7 @@ class LogitLens:
     question: str = ""
     title: str = ""
     reads_encoder: bool = False
-    object_patches: np.ndarray | None = field(default=None)
+    object_patches: np.ndarray | None = None
 
     @property
     def num_layers(self) -> int:
@@ -67,6 +69,13 @@ class LogitLens:
         first = self.num_prefix
         patches = self.word_probabilities[layer, first : first + self.grid[0] * self.grid[1], self.words.index(word)]
         return patches.reshape(self.grid)
+
+    def says_word(self) -> np.ndarray:
+        """Whether any of the chosen words is among the top ones, (L + 1, rows, columns) bool."""
+        chosen = sorted({token for ids in self.word_ids for token in ids})
+        first = self.num_prefix
+        patches = self.top_ids[:, first : first + self.grid[0] * self.grid[1]]  # (L + 1, P, k)
+        return np.isin(patches, chosen).any(-1).reshape(-1, *self.grid)
 
     def save(self, path: str | os.PathLike) -> None:
         """The arrays as a compressed `.npz`."""
@@ -107,8 +116,8 @@ def logit_lens(
         top_k (`int`, *optional*, defaults to 5): how many words a token and layer.
 
     Raises:
-        ValueError: `top_k` or a word does not fit the vocabulary, the model is of another kind, or it changes logits after
-            its head, so that norm and head alone are not what it says.
+        ValueError: `top_k` or a word does not fit the vocabulary, the model is of another kind, or it changes logits
+            after its head, so that norm and head alone are not what it says.
     """
     parts = model_parts(model)
     tokenizer = processor.tokenizer
@@ -126,6 +135,7 @@ def logit_lens(
         top_probabilities=top_probabilities,
         word_probabilities=word_probabilities,
         words=list(words),
+        word_ids=ids_of_words,
         vocabulary={int(token): tokenizer.decode([int(token)]) for token in np.unique(top_ids)},
         grid=parts.grid,
         num_prefix=parts.num_prefix_tokens,
@@ -159,6 +169,7 @@ def word_token_ids(tokenizer: Any, word: str) -> list[int]:
     return sorted(ids)
 
 
+@torch.no_grad()
 def residual_stream(prompts: VisualPrompts) -> torch.Tensor:
     """
     States of one prompt before each layer and before the final norm, (L + 1, T, D).
@@ -193,8 +204,8 @@ def residual_stream(prompts: VisualPrompts) -> torch.Tensor:
         read = parts.head(parts.final_norm(stream[-1, -1:]))[0]  # (V,)
         if not torch.allclose(read.float(), own.float(), rtol=1e-2, atol=1e-2 * float(own.float().abs().max())):
             raise ValueError(
-                f"model={type(parts.model).__name__} does something to its logits after norm and head (scaling, a soft cap): "
-                "the logit lens would not be its own."
+                f"model={type(parts.model).__name__} changes its logits after norm and head (scaling, a soft cap), so "
+                "what the logit lens reads would not be its own: give a model without."
             )
     return stream
 

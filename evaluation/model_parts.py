@@ -90,15 +90,14 @@ def model_parts(model: nn.Module) -> ModelParts:
     Raises:
         ValueError: it is neither, or its language model or vision tower is of a family that is not known here.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    config = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
-    if kind == "poise" and hasattr(model, "model"):
-        return _poise_parts(model)
-    if kind == "llava" and hasattr(model, "lm_head"):
-        return _llava_parts(model)
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = getattr(getattr(inner, "config", None), "model_type", None)
+    if kind == "poise" and hasattr(inner, "model"):
+        return _poise_parts(inner)
+    if kind == "llava" and hasattr(inner, "lm_head"):
+        return _llava_parts(inner)
     raise ValueError(
-        f"model={type(model).__name__} is neither a PoiseForConditionalGeneration nor a LlavaForConditionalGeneration: "
+        f"model={type(inner).__name__} is neither a PoiseForConditionalGeneration nor a LlavaForConditionalGeneration: "
         "give one of these, whose image tokens stand in the language model's sequence."
     )
 
@@ -132,7 +131,7 @@ def _llava_parts(model: Any) -> ModelParts:
     tower = config.vision_config
     if tower.model_type not in PREFIX_TOKENS:
         raise ValueError(
-            f"vision_config.model_type={tower.model_type!r}: it is not known how its tokens lie on the picture; known are "
+            f"vision_config.model_type={tower.model_type!r}: how its tokens lie on the picture is not known; take "
             f"{', '.join(PREFIX_TOKENS)}."
         )
     prefix = PREFIX_TOKENS[tower.model_type] + getattr(tower, "num_register_tokens", 0)
@@ -140,8 +139,8 @@ def _llava_parts(model: Any) -> ModelParts:
         prefix -= 1  # drops the first token, whatever it is
     if prefix < 0:
         raise ValueError(
-            "vision_feature_select_strategy='default' drops a patch of a tower without class token, so the tokens are no "
-            "grid: set it to 'full'."
+            "vision_feature_select_strategy='default' drops a patch of a tower without class token, so its tokens are "
+            "no grid: set it to 'full'."
         )
     side = tower.image_size // tower.patch_size
     return ModelParts(

@@ -58,8 +58,8 @@ def object_probe(record: Mapping[str, Any], prompts: Prompts | None = None) -> O
     The probe of a task record, or `None` where its object cannot be told apart or is not known.
 
     Of a scene: an object whose shape occurs once, the question's target first; the VQA form asks for its colour. Of any
-    other record: its `bbox`; the name is `metadata["object"]` or the expression of a grounding record; a vqa record's own
-    question is taken to be about the box.
+    other record: its `bbox`; the name is `metadata["object"]` or the expression of a grounding record; a vqa record's
+    own question is taken to be about the box.
 
     Raises:
         ValueError: the record has a box but no opened image.

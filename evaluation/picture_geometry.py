@@ -1,8 +1,8 @@
 """Where a pixel of the stored picture lies in the picture that the vision tower sees: what resizing, cropping and
 padding of an image processor do to coordinates.
 
-The map is worked out from the processor's settings and then checked against the processor itself: a picture whose pixels
-spell their own coordinates is pushed through it. A processor that does something else is refused, not misread.
+The map is worked out from the processor's settings and then checked against the processor itself: a picture whose
+pixels spell their own coordinates is pushed through it. A processor that does something else is refused, not misread.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class PictureGeometry:
     Args:
         stored (`tuple[int, int]`): (width, height) of the stored picture.
         seen (`tuple[int, int]`): (width, height) of the picture that the vision tower sees.
-        resized (`tuple[float, float]`): the size that the whole stored picture has there; its scale is resized / stored.
+        resized (`tuple[float, float]`): the size that the whole stored picture has there; scale = resized / stored.
         offset (`tuple[float, float]`): where the stored picture's top left corner lies in the seen one.
     """
 
@@ -53,7 +53,7 @@ class PictureGeometry:
         return centres * (self.stored[axis] / self.resized[axis])
 
     def stored_indices(self) -> tuple[np.ndarray, np.ndarray]:
-        """Column and row of the stored picture under each pixel's centre of the seen one, (H, W) each; -1 on padding."""
+        """Column and row of the stored picture at each pixel's centre of the seen one, (H, W) each; -1 on padding."""
         columns, rows = (np.floor(self.stored_centres(axis)).astype(int) for axis in (0, 1))  # (W,), (H,)
         inside = np.outer((rows >= 0) & (rows < self.stored[1]), (columns >= 0) & (columns < self.stored[0]))  # (H, W)
         return np.where(inside, columns[None, :], -1), np.where(inside, rows[:, None], -1)
@@ -71,8 +71,8 @@ def picture_geometry(image_processor: Any, width: int, height: int) -> PictureGe
         # A centre that falls exactly between two pixels may be rounded either way.
         if found.shape != expected.shape or np.abs(found - expected).max() > 1:
             raise ValueError(
-                f"image_processor={type(image_processor).__name__} does not map a {width}×{height} picture by resizing, "
-                "cropping and padding as its settings say: box and patches cannot be matched; use one that does."
+                f"image_processor={type(image_processor).__name__} does not map {width}×{height} pixels by "
+                "resizing, cropping and padding as its settings say: boxes cannot be matched; use one that does."
             )
     return geometry
 
@@ -125,7 +125,7 @@ def _crop_offset(surplus: int, backend: str) -> int:
 
 
 def measured_indices(image_processor: Any, width: int, height: int, axis: int) -> np.ndarray:
-    """Column (axis 0) or row (axis 1) of the stored picture that stands at each pixel of the seen one; -1 is padding."""
+    """Column (axis 0) or row (axis 1) of the stored picture found at each pixel of the seen one; -1 is padding."""
     numbers = np.arange(1, (width, height)[axis] + 1)
     numbers = np.broadcast_to(numbers[None, :] if axis == 0 else numbers[:, None], (height, width))
     spelled = np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)  # (H, W, 3)
@@ -140,8 +140,8 @@ def measured_indices(image_processor: Any, width: int, height: int, axis: int) -
     pixels = np.asarray(processed["pixel_values"])
     if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
         raise ValueError(
-            f"image_processor={type(image_processor).__name__} makes pixel_values of shape {pixels.shape} from one picture: "
-            "box and patches can be matched only where one picture stays one picture."
+            f"image_processor={type(image_processor).__name__} makes pixel_values of shape {pixels.shape} from one "
+            "picture: box and patches can be matched only where one picture stays one picture."
         )
     digits = np.rint(pixels[0]).astype(int)  # (3, H', W')
     return digits[0] + (digits[1] << 8) + (digits[2] << 16) - 1

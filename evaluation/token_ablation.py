@@ -1,8 +1,9 @@
 """Object-token ablation: does a model still see an object after the image tokens under it are replaced?
 
-Neo et al., arXiv 2410.07149, section 4: tokens are replaced by the mean image token of other pictures, where the language
-model reads them. Of the objects that a model identifies with nothing replaced, the share that it then no longer identifies
-is the drop; for LLaVA it exceeded 70 % (with the patches around), far above that of as many random tokens.
+Neo et al., arXiv 2410.07149, section 4: tokens are replaced by the mean image token of other pictures, where the
+language model reads them. Of the objects that a model identifies with nothing replaced, the share that it then no
+longer identifies is the drop; for LLaVA it exceeded 70 % (with the patches around), far above that of as many random
+tokens.
 """
 
 import hashlib
@@ -16,9 +17,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from poise.evaluation.ablation_tokens import RIVALS, highest_tokens, random_tokens, tokens_of_patches
-from poise.evaluation.bootstrap import bootstrap_interval
 from poise.evaluation.evaluator import Evaluator, Record
 from poise.evaluation.gradient_attribution import integrated_gradients
+from poise.evaluation.mean_with_interval import mean_with_interval
 from poise.evaluation.model_parts import model_parts
 from poise.evaluation.object_patches import ObjectPatches, patches_or_none
 from poise.evaluation.object_probes import FORMS, ObjectProbe, mention, object_probe
@@ -44,7 +45,8 @@ def mean_image_token(
 
     Args:
         records: task records with images, disjoint from those that are ablated.
-        with_tags (`bool`, *optional*, defaults to `True`): whether the pictures' tags are given (a router may mix them in).
+        with_tags (`bool`, *optional*, defaults to `True`): whether the pictures' tags are given (a router may mix them
+            in).
         limit (`int`, *optional*, defaults to 1000): pictures that are used at most.
 
     Raises:
@@ -67,7 +69,7 @@ def mean_image_token(
 
 
 def ablated(prompts: VisualPrompts, chosen: torch.Tensor, replacement: torch.Tensor | None = None) -> torch.Tensor:
-    """Embeddings (B, T, D) with the `chosen` (B, P) bool image tokens replaced by `replacement` (D,), zeros by default."""
+    """Embeddings (B, T, D) with `chosen` (B, P) bool image tokens replaced by `replacement` (D,), zeros by default."""
     tokens = prompts.image_tokens()  # (B, P, D)
     vector = torch.zeros_like(tokens[0, 0]) if replacement is None else replacement.to(tokens)  # (D,)
     return prompts.with_image_tokens(torch.where(chosen[..., None], vector, tokens))
@@ -258,6 +260,5 @@ class TokenAblation(Evaluator):
             if "random" in lost:
                 columns[f"{form}_object_over_random_{buffer}"] = lost["object"] - lost["random"]
             for key, values in columns.items():
-                low, high = bootstrap_interval(values)
-                metrics |= {key: float(values.mean()), f"{key}_low": low, f"{key}_high": high}
+                metrics |= mean_with_interval(key, values)
         return metrics

@@ -1,10 +1,10 @@
-"""Which positions of a prompt belong to what: the object, the rest of the picture, the soft prompt, the question, ..."""
+"""Which positions of a prompt belong to what: the object, the rest of the picture, the soft prompt, the question."""
 
 import torch
 
 from poise.evaluation.visual_prompts import VisualPrompts
 
-# `last` is the position that the answer is predicted from: the prompt's last one and, as the answer grows, the answer's; of an
+# `last` is where the answer is predicted from: the prompt's last position and, as the answer grows, the answer's; of an
 # encoder-decoder the decoder's positions, which attend to the others across.
 GROUPS = ("image_object", "image_rest", "soft_prompt", "tag_words", "question", "last")
 
@@ -13,8 +13,8 @@ def token_groups(prompts: VisualPrompts, object_tokens: torch.Tensor) -> dict[st
     """
     Groups that do not overlap, each (B, T) bool.
 
-    The first position, if it is text, is in none: most models park spare attention there, and blocking that says nothing
-    about where information sits. `question` is the other text, the words of the chat template included.
+    The first position, if it is text, is in none: most models park spare attention there, and blocking that says
+    nothing about where information sits. `question` is the other text, the words of the chat template included.
 
     Args:
         object_tokens (B, P) bool: image tokens of the object.

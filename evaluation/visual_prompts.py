@@ -90,8 +90,8 @@ def read_prompts(
     run = parts.num_image_tokens + parts.num_prompt_tokens
     if not bool((placeholders.sum(-1) == run).all()):
         raise ValueError(
-            f"processor writes {placeholders.sum(-1).tolist()} placeholders for one picture, the model has {run} image and "
-            "soft-prompt tokens: use the processor that was saved with the model."
+            f"processor writes {placeholders.sum(-1).tolist()} placeholders for one picture, the model has {run} image "
+            "and soft-prompt tokens: use the processor that was saved with the model."
         )
     places = placeholders.nonzero()[:, 1].view(-1, run)  # (B, P + K)
     norms: list[torch.Tensor] = []

@@ -63,6 +63,12 @@ COMMANDS = {
             "poise evaluate outputs/demo/reliability/model --data scenes:prior_broken --task vqa",
         ),
         Command(
+            "interpret",
+            "poise.evaluation.interpret_command",
+            "where a model keeps what it sees: logit lens, token ablation, attention knockout",
+            "poise interpret outputs/demo/reliability/model --samples 200 --tags drop",
+        ),
+        Command(
             "ask",
             "poise.ask",
             "answer a question about an image",

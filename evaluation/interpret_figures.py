@@ -1,0 +1,151 @@
+"""Pictures of what interpretability finds: heat of a word over patches, drops by ablation, drops by blocked layers."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from poise.evaluation.ablation_tokens import RIVALS
+from poise.evaluation.attention_knockout import ALL_LAYERS
+from poise.evaluation.logit_lens import LogitLens
+
+_MOST_MAPS = 12
+# Okabe and Ito's colours, which also colour-blind readers tell apart.
+_COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# The paper's figure for LLaVA, drawn beside ours.
+PAPER_DROP = 0.7
+
+
+def draw_word_heat(lens: LogitLens, word: str, path: str | os.PathLike) -> None:
+    """
+    PNG: the probability of `word` on every patch, one map for each depth (evenly chosen ones of a deep model).
+
+    All maps share one scale, which ends at the highest probability. The object's patches are outlined, if known.
+
+    Raises:
+        ValueError: the word was not chosen when the lens was read.
+    """
+    depths = sorted({round(d) for d in np.linspace(0, lens.num_layers, min(lens.num_layers + 1, _MOST_MAPS))})
+    most = max(float(lens.heat(word, depth).max()) for depth in depths)
+    columns = min(len(depths), 6)
+    rows = -(-len(depths) // columns)
+    figure = Figure(figsize=(2.1 * columns + 0.9, 2.3 * rows + 0.7), layout="constrained")
+    figure.suptitle(f"“{word}” read off the image tokens   {lens.title}", fontsize=11)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    extent = (0, lens.grid[1], lens.grid[0], 0)
+    for axis in axes[len(depths) :]:
+        axis.axis("off")
+    for axis, depth in zip(axes, depths, strict=False):
+        axis.imshow(lens.picture, extent=extent, aspect="equal", interpolation="nearest")
+        heat = lens.heat(word, depth)  # (rows, columns)
+        strength = heat / most if most > 0 else heat
+        shown = axis.imshow(
+            heat,
+            extent=extent,
+            cmap="inferno",
+            vmin=0,
+            vmax=most or 1,
+            alpha=0.15 + 0.75 * strength,
+            interpolation="nearest",
+        )
+        if lens.object_patches is not None:
+            _outline(axis, lens.object_patches)
+        axis.set_title("input" if depth == 0 else f"after layer {depth}", fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.colorbar(shown, ax=list(axes), shrink=0.8, label="probability")
+    figure.savefig(path, dpi=130)
+
+
+def draw_ablation(
+    metrics: Mapping[str, float], forms: Sequence[str], buffers: Sequence[int], path: str | os.PathLike
+) -> None:
+    """PNG: what is no longer identified, by form of question, tokens replaced and buffer; from `TokenAblation`."""
+    shown = [form for form in forms if f"{form}_drop_object_{buffers[0]}" in metrics]
+    figure = Figure(figsize=(4.0 * max(len(shown), 1) + 0.6, 3.6), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(1, max(len(shown), 1), squeeze=False, sharey=True).ravel())
+    names = [
+        name for name in ("object", *RIVALS) if any(f"{form}_drop_{name}_{buffers[0]}" in metrics for form in shown)
+    ]
+    if not shown:
+        axes[0].text(
+            0.5, 0.5, "no object was identified with nothing replaced", ha="center", transform=axes[0].transAxes
+        )
+    for axis, form in zip(axes, shown, strict=False):
+        for place, name in enumerate(names):
+            keys = [f"{form}_drop_{name}_{buffer}" for buffer in buffers]
+            heights = np.array([metrics[key] for key in keys])
+            bounds = np.array([_bounds(metrics, key) for key in keys])  # (buffers, 2)
+            errors = np.abs(bounds - heights[:, None]).T  # (2, buffers)
+            left = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * 0.8 / len(names)
+            axis.bar(left, heights, 0.8 / len(names), yerr=errors, label=name, color=_COLORS[place], error_kw={"lw": 1})
+        axis.axhline(PAPER_DROP, color="#666666", lw=1, ls="--")
+        axis.set_title(
+            f"{form}: {metrics[f'{form}_clean']:.0%} of {metrics[f'{form}_samples']:.0f} identified", fontsize=10
+        )
+        labels = [f"buffer {buffer}\n{metrics[f'tokens_{buffer}']:.1f} tokens" for buffer in buffers]
+        axis.set_xticks(range(len(buffers)), labels, fontsize=9)
+        axis.set_ylim(0, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("no longer identified\n(dashed: 70 %, the paper's LLaVA)")
+    if shown:
+        axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="replaced tokens")
+    figure.savefig(path, dpi=130)
+
+
+def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]], path: str | os.PathLike) -> None:
+    """PNG: fall of the answer's probability by window of layers, a line for each pair; from `AttentionKnockout`."""
+    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
+    axis, whole = figure.subplots(1, 2, width_ratios=(4, 1.3), sharey=True)
+    labels: list[str] = []
+    for place, (query, key) in enumerate(pairs):
+        start = f"{query}_to_{key}_"
+        names = [k for k in metrics if k.startswith(start) and not k.endswith(("_low", "_high"))]
+        windows = [name for name in names if not name.endswith(ALL_LAYERS)]
+        if not names:
+            continue
+        color, style = _COLORS[place % len(_COLORS)], "-" if query == "last" else "--"
+        middles = [np.mean([int(n) for n in name.removeprefix(start).split("-")]) for name in windows]
+        heights = [metrics[name] for name in windows]
+        axis.plot(middles, heights, style, marker="o", ms=4, color=color, label=f"{query} → {key}".replace("_", " "))
+        low, high = zip(*(_bounds(metrics, name) for name in windows), strict=True)
+        axis.fill_between(middles, low, high, color=color, alpha=0.12)
+        if len(windows) > len(labels):
+            labels = [_short(name.removeprefix(start)) for name in windows]
+            axis.set_xticks(middles[:: max(1, len(middles) // 12)], labels[:: max(1, len(middles) // 12)], fontsize=8)
+        everywhere = f"{start}{ALL_LAYERS}"
+        whole.bar(place, metrics[everywhere], color=color, alpha=1.0 if query == "last" else 0.5)
+    for some in (axis, whole):
+        some.axhline(0, color="#666666", lw=0.8)
+        some.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("blocked layers, the first is 0")
+    axis.set_ylabel("fall of the answer's probability")
+    whole.set_xticks([])
+    whole.set_xlabel("all layers")
+    if axis.lines[1:]:  # beside the zero line
+        axis.legend(frameon=False, fontsize=8)
+    else:
+        axis.set_title("no answer was right with nothing blocked", fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def _bounds(metrics: Mapping[str, float], key: str) -> tuple[float, float]:
+    """The interval of a score; a score of one sample has none."""
+    return metrics.get(f"{key}_low", metrics[key]), metrics.get(f"{key}_high", metrics[key])
+
+
+def _short(window: str) -> str:
+    """ "3-3" is layer 3."""
+    first, last = window.split("-")
+    return first if first == last else window
+
+
+def _outline(axis: Axes, patches: np.ndarray) -> None:
+    """Lines around the chosen cells of a grid."""
+    padded = np.pad(patches.astype(int), 1)
+    for row, column in zip(*np.nonzero(np.diff(padded, axis=0)), strict=True):
+        axis.plot([column - 1, column], [row, row], color="white", lw=1.6)
+    for row, column in zip(*np.nonzero(np.diff(padded, axis=1)), strict=True):
+        axis.plot([column, column], [row - 1, row], color="white", lw=1.6)

@@ -1,0 +1,256 @@
+"""Replacing image tokens: exactly those, by exactly that; rivals of equal number; what is counted."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from small_vlms import KINDS, object_records, pictures, small_vlm
+
+import poise.evaluation.token_ablation as module
+from poise.evaluation.ablation_tokens import highest_tokens, random_tokens, tokens_of_patches
+from poise.evaluation.gradient_attribution import integrated_gradients
+from poise.evaluation.object_patches import ObjectPatches
+from poise.evaluation.prompted_answers import answer_log_probabilities
+from poise.evaluation.token_ablation import TokenAblation, ablated, mean_image_token
+
+ANSWERS = [[7, 9], [12]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_nothing_replaced_is_the_identity(kind):
+    vlm = small_vlm(kind)
+    prompts = vlm.prompts()
+    nothing = torch.zeros(2, 9, dtype=torch.bool)
+    assert torch.equal(ablated(prompts, nothing, torch.full((48,), 7.0)), prompts.embeddings)
+    inputs = vlm.full_inputs()
+    same = vlm.model(**{**inputs, "inputs_embeds": ablated(prompts, nothing)}).logits
+    assert torch.equal(same, vlm.model(**inputs).logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vector", [None, torch.arange(48.0)])
+def test_exactly_the_chosen_tokens_become_exactly_the_vector(kind, vector):
+    prompts = small_vlm(kind).prompts()
+    chosen = torch.rand(2, 9) < 0.5
+    result = ablated(prompts, chosen, vector)
+    places = prompts.places_of(chosen)
+    assert torch.equal(result[~places], prompts.embeddings[~places])
+    assert torch.equal(result[places], (torch.zeros(48) if vector is None else vector).expand(int(chosen.sum()), -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_token_is_the_mean_over_pictures_and_patches(kind):
+    vlm = small_vlm(kind)
+    records = [{"image": picture, "tags": [("dog", 0.5)]} for picture in pictures(5)]
+    records.insert(2, {"image": None})
+    found = mean_image_token(vlm.model, vlm.processor, records, batch_size=2, progress=False)
+    tokens = []
+    for record in records:
+        if record["image"] is not None:
+            prompts = module.read_prompts(vlm.parts, vlm.processor, [record["image"]], ["?"], [record["tags"]])
+            tokens.append(prompts.image_tokens()[0])
+    torch.testing.assert_close(found, torch.cat(tokens).mean(0))
+    limited = mean_image_token(vlm.model, vlm.processor, records, limit=1, progress=False)
+    torch.testing.assert_close(limited, tokens[0].mean(0))
+    with pytest.raises(ValueError, match="records holds no picture"):
+        mean_image_token(vlm.model, vlm.processor, [{"image": None}], progress=False)
+
+
+def test_patches_become_tokens_behind_the_class_token():
+    vlm = small_vlm("llama")
+    prompts = vlm.prompts()
+    patches = ObjectPatches(vlm.processor.image_processor, vlm.parts.grid)
+    grids = [patches(pictures(1)[0], [0, 0, 3, 3]), patches(pictures(1)[0], [20, 12, 3, 3], buffer=1)]
+    chosen = tokens_of_patches(prompts, grids)
+    assert chosen[0].nonzero().flatten().tolist() == [0] and chosen[1].all()
+
+
+def test_random_tokens_depend_on_the_sample_alone():
+    prompts, counts = small_vlm("llama").prompts(3), torch.tensor([2, 5, 0])
+    chosen = random_tokens(prompts, counts, ["a", "b", "c"], seed=3)
+    assert chosen.sum(-1).tolist() == [2, 5, 0]
+    again = random_tokens(prompts.rows([1, 0]), counts[[1, 0]], ["b", "a"], seed=3)
+    assert torch.equal(again, chosen[[1, 0]])
+    assert not torch.equal(random_tokens(prompts, counts, ["a", "b", "c"], seed=4), chosen)
+    many = torch.stack([random_tokens(prompts, counts, [f"{i}"] * 3)[1] for i in range(200)]).float().mean(0)
+    assert (many - 5 / 9).abs().max() < 0.15  # every token is as likely
+
+
+def test_highest_tokens():
+    scores = torch.tensor([[9.0, 1.0, 3.0, 2.0], [9.0, 5.0, 5.0, 5.0]])
+    assert highest_tokens(scores, torch.tensor([2, 1])).tolist() == [
+        [True, False, True, False],
+        [True, False, False, False],
+    ]
+    assert highest_tokens(scores, torch.tensor([2, 3]), num_prefix=1).tolist() == [
+        [False, False, True, True],
+        [False, True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_integrated_gradients_add_up_to_the_difference(kind):
+    prompts = small_vlm(kind).prompts()
+    baseline = prompts.image_tokens().mean((0, 1))
+    found = integrated_gradients(prompts, ANSWERS, baseline, steps=64)
+    everything = torch.ones(2, 9, dtype=torch.bool)
+    with torch.no_grad():
+        with_tokens = answer_log_probabilities(prompts, ANSWERS)
+        without = answer_log_probabilities(prompts, ANSWERS, ablated(prompts, everything, baseline))
+    torch.testing.assert_close(found.sum(-1), with_tokens - without, atol=2e-2, rtol=2e-2)
+    assert found.shape == (2, 9) and not found.requires_grad
+    coarse = integrated_gradients(prompts, ANSWERS, baseline, steps=2)
+    assert (coarse.sum(-1) - (with_tokens - without)).abs().sum() > (
+        found.sum(-1) - (with_tokens - without)
+    ).abs().sum()
+
+
+def test_a_token_that_is_the_baseline_adds_nothing():
+    prompts = small_vlm("llama").prompts()
+    baseline = torch.ones(48)
+    chosen = torch.arange(9).expand(2, -1) == 4
+    prompts = replace(prompts, embeddings=ablated(prompts, chosen, baseline))
+    found = integrated_gradients(prompts, ANSWERS, baseline, steps=3)
+    assert (found[:, 4] == 0).all() and (found[:, :4] != 0).all()
+    with pytest.raises(ValueError, match="steps=0"):
+        integrated_gradients(prompts, ANSWERS, steps=0)
+
+
+def test_parameters_get_no_gradient():
+    vlm = small_vlm("llama")
+    integrated_gradients(vlm.prompts(), ANSWERS, steps=1)
+    assert all(parameter.grad is None for parameter in vlm.model.parameters())
+
+
+class SeesOnlyTheObject:
+    """Stands in for `greedy_answers`: right as long as no token under the object is replaced."""
+
+    def __init__(self, vlm):
+        self.vlm, self.patches = vlm, ObjectPatches(vlm.processor.image_processor, vlm.parts.grid)
+        self.words = vlm.processor.tokenizer.convert_tokens_to_ids
+        self.calls = 0
+
+    def __call__(self, prompts, embeddings=None, max_new_tokens=16):
+        self.calls += 1
+        if embeddings is None:
+            return [self.words(["a", "dog", "yes", "red"]) for _ in range(len(prompts))]
+        replaced = (embeddings != prompts.embeddings).any(-1).gather(1, prompts.image_places)  # (B, P)
+        untouched = ~replaced[:, 4]  # the object lies on the patch in the middle
+        return [self.words(["yes", "red", "dog"] if seen else ["no", "blue"]) for seen in untouched.tolist()]
+
+
+def dog_records(count):
+    return [
+        {
+            "id": f"r{number}", "image": picture, "task": "vqa", "question": "what color is the dog ?",
+            "answers": ["a red"], "bbox": [15, 12, 9, 7], "tags": [], "metadata": {"object": "dog"},
+        }
+        for number, picture in enumerate(pictures(count))
+    ]  # fmt: skip
+
+
+def test_what_is_counted(monkeypatch, tmp_path):
+    vlm = small_vlm("llama")
+    stand_in = SeesOnlyTheObject(vlm)
+    monkeypatch.setattr(module, "greedy_answers", stand_in)
+    records = dog_records(12)
+    ablation = TokenAblation(
+        forms=("generative", "polling"),
+        buffers=(0, 1),
+        batch_size=5,
+        progress=False,
+        output_dir=tmp_path,
+        gradient_steps=1,
+    )
+    found = ablation(vlm.model, vlm.processor, records)
+    assert ablation.primary_metric in found and found["skipped"] == 0
+    assert found["tokens_0"] == 1 and found["tokens_1"] == 9
+    for form in ("generative", "polling"):
+        assert found[f"{form}_samples"] == 12 and found[f"{form}_clean"] == 1
+        assert found[f"{form}_drop_object_0"] == 1 and found[f"{form}_drop_random_0"] < 0.6
+        # All nine tokens, whoever chose them.
+        assert {found[f"{form}_drop_{name}_1"] for name in ("object", "random", "register", "gradient")} == {1.0}
+        gain = found[f"{form}_object_over_random_0"]
+        assert gain == pytest.approx(1 - found[f"{form}_drop_random_0"])
+        assert found[f"{form}_object_over_random_0_low"] <= gain <= found[f"{form}_object_over_random_0_high"]
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert rows[3]["answers"]["polling"]["object_0"] == "no blue" and rows[3]["tokens"] == {"0": 1, "1": 9}
+
+    calls = stand_in.calls
+    assert ablation(vlm.model, vlm.processor, records) == found  # everything is read back
+    assert stand_in.calls == calls
+    with pytest.raises(ValueError, match="replacement='zero'"):
+        TokenAblation(
+            torch.ones(48), forms=("generative", "polling"), buffers=(0, 1), progress=False, output_dir=tmp_path,
+            gradient_steps=1,
+        )(vlm.model, vlm.processor, records)  # fmt: skip
+
+
+def test_what_is_not_identified_anyway_is_left_out(monkeypatch):
+    vlm = small_vlm("llama")
+    stand_in = SeesOnlyTheObject(vlm)
+    monkeypatch.setattr(module, "greedy_answers", stand_in)
+    records = dog_records(4)
+    records[1]["answers"] = records[2]["answers"] = ["green"]
+    for record in records[:1] + records[3:]:
+        record["answers"] = ["a dog yes red"]
+    found = TokenAblation(forms=("vqa",), rivals=(), buffers=(0,), progress=False)(vlm.model, vlm.processor, records)
+    assert found["vqa_clean"] == 0.5 and found["vqa_drop_object_0"] == 1 and "vqa_drop_random_0" not in found
+    for record in records:
+        record["answers"] = ["green"]
+    found = TokenAblation(forms=("vqa",), progress=False)(vlm.model, vlm.processor, records)
+    assert found["vqa_clean"] == 0 and not any("drop" in key for key in found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_runs(kind):
+    vlm = small_vlm(kind)
+    records = object_records(3)
+    mean = mean_image_token(vlm.model, vlm.processor, records, progress=False)
+    found = TokenAblation(mean, buffers=(0,), gradient_steps=2, batch_size=2, progress=False)(
+        vlm.model, vlm.processor, records
+    )
+    assert found["generative_samples"] == found["polling_samples"] == found["vqa_samples"] == 3
+
+
+def test_cropped_objects_are_skipped_and_counted():
+    vlm = small_vlm("llava")  # crops 40 × 30 to the middle 30 columns
+    records = object_records(3)
+    records[0]["bbox"] = [0, 0, 3, 3]
+    found = TokenAblation(buffers=(0,), forms=("vqa",), progress=False)(vlm.model, vlm.processor, records)
+    assert found["skipped"] == 1 and found["vqa_samples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"forms": ["talk"]}, "forms holds 'talk': choose among generative, polling, vqa"),
+        ({"rivals": ["best"]}, "rivals holds 'best'"),
+        ({"buffers": [-1]}, r"buffers=\[-1\]"),
+        ({"forms": []}, r"forms=\[\]"),
+    ],
+)
+def test_bad_arguments(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        TokenAblation(**arguments)
+
+
+def test_records_without_objects_are_an_error():
+    vlm = small_vlm("llama")
+    records = [{"id": "x", "image": pictures(1)[0], "task": "vqa", "question": "what ?", "answers": ["red"]}]
+    with pytest.raises(ValueError, match="records holds nothing for token ablation"):
+        TokenAblation(progress=False)(vlm.model, vlm.processor, records)
+
+
+@torch.no_grad()
+def test_of_a_description_the_name_is_what_gradients_explain():
+    vlm = small_vlm("llama")
+    tokenizer = vlm.processor.tokenizer
+    answer = tokenizer.convert_tokens_to_ids("a blue cat , a red ball .".split())
+    probe = module.object_probe(object_records(2)[1])
+    assert probe is not None and probe.name == "red ball"
+    start, stop = TokenAblation()._target(tokenizer, "generative", probe, answer)
+    assert tokenizer.decode(answer[start:stop]).split() == ["red", "ball"]
+    assert TokenAblation()._target(tokenizer, "vqa", probe, answer) == (0, 8)
