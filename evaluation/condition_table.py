@@ -62,7 +62,7 @@ def evaluate_conditions(
 def table_text(rows_by_model: dict[str, list[Row]]) -> str:
     """The rows of several models side by side, as text for a terminal: accuracy, interval, router weights."""
     names = list(rows_by_model)
-    lines = [f"{'condition':<16}" + "".join(f"{name:>34}" for name in names)]
+    lines = [f"{'condition':<16}" + "".join(f"  {'router ' + name:<42}" for name in names)]
     for rows in zip(*rows_by_model.values(), strict=True):
         cells = []
         for row in rows:
@@ -70,5 +70,5 @@ def table_text(rows_by_model: dict[str, list[Row]]) -> str:
             if row["image_weight"] is not None:
                 routed = f"  image {row['image_weight']:.2f} tags {row['text_weight']:.2f}"
             cells.append(f"{row['accuracy']:.3f} [{row['low']:.2f}, {row['high']:.2f}]" + routed)
-        lines.append(f"{rows[0]['condition']:<16}" + "".join(f"{cell:>34}" for cell in cells))
+        lines.append((f"{rows[0]['condition']:<16}" + "".join(f"  {cell:<42}" for cell in cells)).rstrip())
     return "\n".join(lines)

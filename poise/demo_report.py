@@ -1,5 +1,6 @@
 """The demo's picture: accuracy by condition and router, what the router did, and two scenes with their answers."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ def draw_report(
         path: the PNG file.
         chance: accuracy of guessing, drawn as a line.
     """
-    figure = plt.figure(figsize=(13, 9), layout="constrained")
-    grid = figure.add_gridspec(3, 4, height_ratios=[1.25, 0.9, 1.0])
-    _draw_accuracy(figure.add_subplot(grid[0, :]), rows_by_model, chance)
-    _draw_weights(figure.add_subplot(grid[1, :]), rows_by_model)
-    for column, example in enumerate(examples[:2]):
-        _draw_example(figure.add_subplot(grid[2, 2 * column]), figure.add_subplot(grid[2, 2 * column + 1]), example)
+    figure = plt.figure(figsize=(13, 10.5), layout="constrained")
+    charts, scenes = figure.subfigures(2, 1, height_ratios=[2.4, 1.0])
+    upper, lower = charts.subplots(2, 1, height_ratios=[1.3, 1.0])
+    _draw_accuracy(upper, rows_by_model, chance)
+    _draw_weights(lower, rows_by_model)
+    panels = scenes.subplots(1, 4, width_ratios=[1.0, 1.6, 1.0, 1.6])
+    for (picture, words), example in zip((panels[:2], panels[2:]), examples, strict=True):
+        _draw_example(picture, words, example)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -49,12 +52,12 @@ def _draw_accuracy(axes, rows_by_model, chance):
         axes.bar(left, values, width, color=COLORS[offset % len(COLORS)], label=f"router: {name}")
         axes.errorbar(left, values, yerr=errors, fmt="none", ecolor="#1f2937", elinewidth=1, capsize=2)
     axes.axhline(chance, color="#6b7280", linewidth=1, linestyle=":")
-    axes.text(len(rows) - 0.5, chance, " chance", va="bottom", ha="right", fontsize=8, color="#6b7280")
+    axes.text(len(rows) - 0.45, chance + 0.02, "chance", fontsize=8, color="#6b7280")
     axes.set_xticks(range(len(rows)), [row["condition"] for row in rows], rotation=15)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("accuracy (bars: 95 % interval)")
-    axes.set_title("How the models hold up: right answers by condition. No degradation was ever seen in training.")
-    axes.legend(loc="upper right", ncols=len(rows_by_model), frameon=False)
+    axes.set_ylim(0, 1.04)
+    axes.set_ylabel("right answers (95 % interval)")
+    axes.set_title("How the models hold up. No degradation was ever seen in training.", loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(rows_by_model), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -75,10 +78,8 @@ def _draw_weights(axes, rows_by_model):
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
         bars.set_label(label)
     axes.set_xticks(range(len(rows)), [row["condition"] for row in rows], rotation=15)
-    axes.set_title(
-        f"What the router did (router: {name}): 1 = trusted, 0 = replaced by its null token and the other stream"
-    )
-    axes.legend(loc="lower left", ncols=2, frameon=False, fontsize=8)
+    axes.set_title(f"What the {name} router did: 1 = stream trusted, 0 = faded to its null token", loc="left")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
 
 def _draw_example(picture, words, example):
@@ -87,6 +88,6 @@ def _draw_example(picture, words, example):
     picture.set_title(example["title"], fontsize=10)
     words.set_axis_off()
     tags = ", ".join(f"{name} {score:.2f}" for name, score in example["tags"]) or "none"
-    lines = [f"tags: {tags}", "", f"Q: {example['question']}", f"right: {example['truth']}", ""]
-    lines += [f"{name}: {answer}" for name, answer in example["answers"].items()]
-    words.text(0, 0.95, "\n".join(lines), va="top", fontsize=9, wrap=True, transform=words.transAxes)
+    lines = [*textwrap.wrap(f"tags: {tags}", 38), "", example["question"], f"right: {example['truth']}", ""]
+    lines += [f"router {name}: {answer}" for name, answer in example["answers"].items()]
+    words.text(0, 0.98, "\n".join(lines), va="top", fontsize=10, transform=words.transAxes)

@@ -35,7 +35,8 @@ def load_records(recipe: Recipe) -> tuple[Dataset, Sequence[dict[str, Any]] | No
         raise ValueError(f"data.train={recipe.data['train']!r} holds no records: nothing to train on")
     limit = recipe.data["evaluation_samples"]
     if evaluation is not None and limit is not None and len(evaluation) > limit:
-        evaluation = Subset(evaluation, range(limit))
+        # Evenly over the whole: the first records of a file are often all of one task.
+        evaluation = Subset(evaluation, [index * len(evaluation) // limit for index in range(limit)])
     return train, evaluation
 
 

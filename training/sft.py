@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import logging as transformers_logging
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
@@ -69,7 +69,7 @@ def run_sft(
     Args:
         recipe ([`Recipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
-        callbacks (`Sequence[TrainerCallback]`, *optional*): added to the trainer's.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's and take the place of printed logs.
 
     Returns:
         The folder of the finished model, and the last evaluation's metrics with `train_loss`, `steps`, `seconds` and
@@ -99,6 +99,8 @@ def run_sft(
         max_length=recipe.data["max_length"],
         callbacks=list(callbacks),
     )
+    if callbacks:
+        trainer.remove_callback(PrinterCallback)
     result = _train(trainer, checkpoint)
     metrics = {"train_loss": result.training_loss, "steps": result.global_step,
                "seconds": result.metrics.get("train_runtime"), "parameters": parameters}  # fmt: skip
@@ -140,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.set_verbosity_warning()
     folder, metrics = run_sft(recipe, known.resume)
     for name, value in metrics.items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not name.endswith(("_low", "_high")):
             logger.info("%s: %.4g", name, value)
     logger.info("model: %s", folder)
     return 0

@@ -41,7 +41,7 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
         ({"projector_type": "mpl"}, ["mpl", "mlp"]),
         ({"quantization": "fp4"}, ["fp4", "nf4"]),
         ({"learning_rates.new_modules": -1}, ["new_modules", "-1"]),
-        ({"soft_prompt_pooling": "mean"}, ["soft_prompt_length=8", "soft_prompt_length=1"]),
+        ({"soft_prompt_pooling": "mean"}, ["soft_prompt_length=12", "soft_prompt_length=1"]),
         ({"soft_prompt_type": "none", "router_type": "gate"}, ["router_type='gate'", "router_scope='prompt'"]),
         ({"data.train": None}, ["data.train", "--data"]),
         ({"training.max_step": 3}, ["max_step", "max_steps"]),
