@@ -60,7 +60,12 @@ def check_repository_name(name: str) -> None:
 
 
 def upload(
-    folder: Path, repository: str, private: bool = False, create_pr: bool = False, message: str | None = None
+    folder: Path,
+    repository: str,
+    private: bool = False,
+    create_pr: bool = False,
+    message: str | None = None,
+    token: str | None = None,
 ) -> Published:
     """
     Commit a folder to a repository, which is created if it is not there.
@@ -71,16 +76,17 @@ def upload(
         private (`bool`, *optional*, defaults to `False`): create it private.
         create_pr (`bool`, *optional*, defaults to `False`): open a pull request instead of committing to `main`.
         message (`str`, *optional*): of the commit.
+        token (`str`, *optional*): of the Hub; by default the one that `hf auth login` stored, or HF_TOKEN.
 
     Raises:
         ValueError: a file holds a token; or `private` and the repository is public already.
         OSError: no or a wrong token, no permission, a conflict, or the connection; one line that says what to do.
     """
     check_repository_name(repository)
-    refuse_secrets(folder)
-    api = HfApi()
+    refuse_secrets(folder, token)
+    api = HfApi(token=token)
     try:
-        account = _patiently(lambda: api.whoami(token=True))["name"]
+        account = _patiently(lambda: api.whoami(token=token or True))["name"]
         _patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
         before = _patiently(lambda: api.model_info(repository))
         if private and not before.private:

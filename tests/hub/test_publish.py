@@ -172,3 +172,30 @@ def test_a_folder_without_a_run_is_said(tmp_path):
         main([str(tmp_path), "--repo", "user/name"])
     with pytest.raises(ValueError, match="is no folder"):
         main([str(tmp_path / "nothing"), "--repo", "user/name"])
+
+
+def test_push_to_hub_makes_the_same_repository(online, built, run, unchecked, monkeypatch):
+    from poise.hub_cards import push_to_hub
+    from poise.training.checkpoints import load_trained
+
+    assert main([str(run), "--repo", "user/name"]) == 0
+    published = online.repositories.pop("user/name").main
+    model, _ = load_trained(run / "model")
+    card_data = CardData.load(run / CARD_DATA_FILE)
+    recipe = {"model": {"router_type": "reliability"}, "training": {}}
+    monkeypatch.delenv("HF_TOKEN")
+    url = push_to_hub(model, "user/name", card_data=card_data, recipe=recipe, token=WRITE_TOKEN)
+    assert url.startswith(f"{online.endpoint}/user/name/commit/")
+    pushed = online.repositories["user/name"].main
+    assert {path: file.content for path, file in pushed.items()} == {
+        path: file.content for path, file in published.items()
+    }
+
+
+def test_push_to_hub_needs_a_processor(backbones):
+    from conftest import build
+
+    from poise.hub_cards import push_to_hub
+
+    with pytest.raises(ValueError, match="processor=None"):
+        push_to_hub(build(backbones)[0], "user/name")

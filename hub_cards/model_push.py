@@ -1,0 +1,75 @@
+"""`model.push_to_hub(...)` as `poise publish` does it: the same folder, the same check, one commit."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poise.hub_cards.card_data import CardData
+from poise.hub_cards.publishable_folder import write_publishable_folder
+from poise.hub_cards.upload import check_repository_name, upload
+from poise.processing import PoiseProcessor
+from poise.training.checkpoints import base_of
+
+
+def push_to_hub(
+    model: torch.nn.Module,
+    repo_id: str,
+    *,
+    processor: PoiseProcessor | None = None,
+    card_data: CardData | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    sample: Mapping[str, Any] | None = None,
+    adapter_only: bool = False,
+    private: bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    max_shard_size: str | int | None = "5GB",
+    token: str | None = None,
+) -> str:
+    """
+    Publish a model with its processor, code and card, after the self-check.
+
+    Args:
+        model: see [`write_publishable_folder`]; so are `card_data`, `recipe`, `sample`, `adapter_only`.
+        repo_id (`str`): `user/name`.
+        processor ([`PoiseProcessor`], *optional*): made for the model; by default from where the model was loaded.
+        private, create_pr, commit_message, token: see [`upload`].
+        max_shard_size (`str`, *optional*, defaults to `"5GB"`): of a weight file.
+
+    Returns:
+        `str`: address of the commit or of the pull request.
+
+    Raises:
+        ValueError: no processor is given, and the model was not loaded from a place that has one.
+        SelfCheckError: it does not load, or does not answer, without Poise; nothing was uploaded.
+        OSError: as [`upload`].
+    """
+    check_repository_name(repo_id)
+    if processor is None:
+        processor = _processor_of(base_of(model))
+    with tempfile.TemporaryDirectory(prefix="poise-publish-") as scratch:
+        folder = write_publishable_folder(
+            model,
+            processor,
+            Path(scratch) / repo_id.split("/")[-1],
+            card_data,
+            recipe,
+            sample,
+            repository=repo_id,
+            adapter_only=adapter_only,
+            max_shard_size=str(max_shard_size or "5GB"),
+        )
+        return upload(folder, repo_id, bool(private), create_pr, commit_message, token).url
+
+
+def _processor_of(base: torch.nn.Module) -> PoiseProcessor:
+    origin = getattr(base.config, "name_or_path", "")
+    if not origin:
+        raise ValueError(
+            "processor=None, and the model was not loaded from a folder or repository that has one: "
+            "give model.push_to_hub(..., processor=processor)"
+        )
+    return PoiseProcessor.from_pretrained(origin)
