@@ -78,8 +78,8 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
     """
     Configuration and frozen backbones `{"vision", "text", "tag_encoder"}` of a new model.
 
-    The configuration is checked, and its mistakes raised as `ValueError`, before any weight is read. The language model's embeddings grow by one row if its
-    vocabulary has no room for the placeholder `<image>`.
+    The configuration is checked, and its mistakes raised as `ValueError`, before any weight is read. The language
+    model's embeddings grow by one row if its vocabulary has no room for the placeholder `<image>`.
     """
     check_fields(config_class, fields)
     uses_tags = fields.get("soft_prompt_type", "dynamic") == "dynamic"

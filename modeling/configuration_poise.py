@@ -143,6 +143,9 @@ class PoiseConfig(PreTrainedConfig):
                 f"soft_prompt_length={self.soft_prompt_length} must be at least 1; "
                 "for a model without a prompt set soft_prompt_type='none'."
             )
+        for name in ("channel_rank", "channel_max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.soft_prompt_pooling == "mean" and self.soft_prompt_type == "dynamic" and self.soft_prompt_length != 1:
             raise ValueError(
                 f"soft_prompt_length={self.soft_prompt_length} does not fit soft_prompt_pooling='mean', which makes "
@@ -171,6 +174,8 @@ class PoiseConfig(PreTrainedConfig):
                 f"choose one of {', '.join(PREFIX_TOKENS)}."
             )
         layers, depth = self.vision_feature_layers, self.vision_config.num_hidden_layers
+        if not layers:
+            raise ValueError("vision_feature_layer=[] selects nothing: use None for the tower's last hidden state.")
         for layer in layers:
             if layer is not None and not -depth - 1 <= layer <= depth:
                 raise ValueError(

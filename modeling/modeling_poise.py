@@ -55,6 +55,11 @@ class PoisePreTrainedModel(PreTrainedModel):
         keep_quantized_weights_trainable(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
+    def save_pretrained(self, save_directory, save_original_format=False, **kwargs):
+        # "Original" names are those that transformers' renaming of *other* models' old checkpoints would have produced:
+        # it takes "language_model.model" for one of them. Ours are the names in the state dict, however often saved.
+        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module):
         if hasattr(module, "init_own_weights"):
@@ -84,6 +89,17 @@ class PoiseModel(PoisePreTrainedModel):
         # The language model may have copied its configuration; one object keeps resizing and saving in step.
         config.text_config = self.language_model.config
         self.post_init()
+        # T5 keeps its "wo" in float32 when loaded in float16. That name is searched anywhere, and would find the tag
+        # encoder's "word_embeddings", too.
+        kept = tuple(f".{name}" for name in self._keep_in_fp32_modules)
+        names = [name for name, _ in self.language_model.named_modules(prefix="language_model")]
+        self._keep_in_fp32_modules = {name for name in names if name.endswith(kept)}
+
+    @classmethod
+    def from_pretrained(cls, *args, key_mapping=None, **kwargs):
+        # A checkpoint of the whole model has "model." before every name. It must go first: transformers would read
+        # "model.language_model.model" as an old name of another model and drop half of it.
+        return super().from_pretrained(*args, key_mapping={r"^model\.": "", **(key_mapping or {})}, **kwargs)
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()

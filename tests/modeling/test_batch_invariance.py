@@ -1,4 +1,4 @@
-"""A sample's result is its own: the same alone and in any batch, whichever side the padding is on, however long it is."""
+"""A sample's result is its own: the same alone and in any batch, whichever side the padding is on."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ def test_mlp_reads_the_chosen_layers_side_by_side(layers):
 
 
 def test_aggregator_starts_as_its_deep_features():
-    """The same as an `mlp` of the last layer alone, until its zero branches have learnt; then the middle layers count."""
+    """An `mlp` of the last layer alone, until its zero branches have learnt; then the middle layers count."""
     model = tiny_model(vision_feature_layer=[0, 1, 2], projector_type="aggregator", soft_prompt_type="none")
     pixels = picture_inputs([1, 2])["pixel_values"]
     deep = vision_states(model, pixels)[2]

@@ -1,4 +1,4 @@
-"""Soft prompts: static and dynamic ones, both poolings, the three ways in which scores enter, and pictures without tags."""
+"""Soft prompts: static and dynamic, both poolings, the three ways in which scores enter, pictures without tags."""
 
 import pytest
 import torch

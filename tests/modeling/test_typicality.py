@@ -120,7 +120,7 @@ def test_no_verdict_before_enough_was_held_out():
 
 
 def test_slope_and_threshold():
-    """Weight ½ exactly at the threshold, steeper with a greater slope; the threshold is the quantile, or further out."""
+    """Weight ½ exactly at the threshold, steeper with a greater slope; the threshold is in the far tail."""
     rows = stream(3000)
     for slope in (1.0, 6.0):
         statistics = observed(rows, slope=slope)
