@@ -1,5 +1,6 @@
 """From a recipe to a model that is ready to train: backbones, quantization, adapters, trainable groups, processor."""
 
+import logging
 import re
 from typing import Any
 
@@ -12,9 +13,13 @@ from poise.processing import PoiseProcessor
 from poise.training.parameter_groups import NEW_MODULES, set_trainable
 from poise.training.recipe import Recipe
 from poise.training.tiny_backbones import tiny_backbone_path
+from poise.training.word_alignment import align_words
+
+logger = logging.getLogger(__name__)
 
 TINY = "tiny:"
 _BACKBONES = ("vision", "text", "tag_encoder")
+_NOT_CONFIG = ("dtype", "quantization", "align_words")
 
 
 def resolve_backbone(name: str | None) -> str | None:
@@ -91,7 +96,7 @@ def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
     dtype = getattr(torch, recipe.model["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"model.dtype={recipe.model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
-    fields = {k: v for k, v in recipe.model.items() if k not in (*_BACKBONES, "dtype", "quantization")}
+    fields = {k: v for k, v in recipe.model.items() if k not in (*_BACKBONES, *_NOT_CONFIG)}
     backbones = {name: resolve_backbone(recipe.model.get(name)) for name in _BACKBONES}
     model = PoiseForConditionalGeneration.from_backbones(
         **backbones,
@@ -102,6 +107,9 @@ def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
     # The names as the recipe gives them: a folder of this machine is no help to whoever loads the model elsewhere.
     model.config.backbones = {name: recipe.model.get(name) for name in _BACKBONES}
     processor = PoiseProcessor.from_backbones(**backbones, config=model.config, **recipe.processor)
+    if recipe.model["align_words"]:
+        explained = align_words(model, processor, recipe.training.get("seed", 42))
+        logger.info("soft prompt aligned to the language model's words: %.0f %% of their variance", 100 * explained)
     return model, processor
 
 

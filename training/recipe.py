@@ -30,7 +30,7 @@ def _model_fields() -> tuple[str, ...]:
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("vision", "text", "tag_encoder", "dtype", "quantization", *_model_fields()),
+    "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", *_model_fields()),
     "processor": ("tag_words", "max_tags", "chat_template"),
     "data": ("train", "evaluation", "image_folder", "scenes", "max_length", "evaluation_samples", "max_new_tokens"),
     "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora"),
@@ -38,7 +38,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "training": tuple(field.name for field in dataclasses.fields(TrainingArguments)),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none"},
+    "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none", "align_words": False},
     "processor": {},
     "data": {"evaluation": None, "image_folder": None, "scenes": {}, "max_length": None, "evaluation_samples": 200,
              "max_new_tokens": 20},
@@ -53,7 +53,8 @@ class Recipe:
     """
     What a run does, section by section; see `training/recipes/` for written-out ones.
 
-    model: backbones by Hub id, folder or `tiny:NAME` (the shipped ones), `dtype`, `quantization`, `PoiseConfig` fields.
+    model: backbones by Hub id, folder or `tiny:NAME` (the shipped ones), `dtype`, `quantization`, `align_words` (the
+        soft prompt starts with the language model's words, see `word_alignment`), `PoiseConfig` fields.
     processor: `tag_words`, `max_tags`, `chat_template`.
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), knobs.
     lora: rank and so on, or `None` to leave the language model untouched.
