@@ -24,9 +24,10 @@ from poise.hub_cards.publishable_folder import write_publishable_folder
 from poise.hub_cards.self_check import check_loads_without_poise
 from poise.processing.scenes import COLORS
 from poise.training.checkpoints import load_trained
+from poise.training.progress_report import ProgressReport, Report
 from poise.training.recipe import Recipe, load_recipe
 from poise.training.sft import run_sft
-from poise.training.side_by_side import ProgressReport, Report, run_side_by_side
+from poise.training.side_by_side import run_side_by_side
 
 ROUTERS = ("none", "reliability")
 EXAMPLES = (("image blank", 3), ("tags invented", 5))
@@ -37,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="outputs/demo", help="folder for models, report.png and results.json")
     parser.add_argument("--config", default="demo", metavar="RECIPE", help="recipe to run once for each router")
     parser.add_argument("--steps", type=int, help="training steps (default: the recipe's)")
+    parser.add_argument("--routers", nargs="+", default=ROUTERS, help="to compare; the last is published (%(default)s)")
+    parser.add_argument("--seed", type=int, help="of scenes, new modules and training (default: the recipe's)")
     parser.add_argument("--samples", type=int, default=300, help="questions per condition (default: %(default)s)")
     return parser
 
@@ -56,6 +59,8 @@ def recipe_for(router: str, args: argparse.Namespace) -> Recipe:
     overrides: dict[str, Any] = {"router_type": router, "training.output_dir": str(Path(args.output) / router)}
     if args.steps is not None:
         overrides["training.max_steps"] = args.steps
+    if args.seed is not None:
+        overrides["training.seed"] = args.seed
     return load_recipe(args.config, {**overrides, "training.disable_tqdm": True})
 
 
@@ -88,7 +93,7 @@ def publish(run: Run, folder: Path) -> Path:
 def draw_examples(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """Scenes with what every model answers about them."""
     loaded = {router: load_trained(run.folder) for router, run in runs.items()}
-    seed = runs[ROUTERS[-1]].recipe.training["seed"]
+    seed = next(iter(runs.values())).recipe.training["seed"]
     examples = []
     for name, index in EXAMPLES:
         scenes = condition_named(name).scenes(index + 1, seed, tasks=("vqa",), question_types=("color",))
@@ -128,11 +133,11 @@ def questions_for_check(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
 
 def train_side_by_side(args: argparse.Namespace) -> dict[str, Run]:
     """Both runs at the same time, by router."""
-    recipes = {router: recipe_for(router, args) for router in ROUTERS}
-    print(f"fine-tuning and measuring two models, router_type {' and '.join(ROUTERS)}, side by side")
+    recipes = {router: recipe_for(router, args) for router in args.routers}
+    print(f"fine-tuning and measuring {len(recipes)} models, router_type {' and '.join(recipes)}, side by side")
     jobs = {f"router {router}": (train_and_measure, (recipe, args.samples)) for router, recipe in recipes.items()}
     results = run_side_by_side(jobs).values()
-    return {router: Run(recipes[router], *result) for router, result in zip(ROUTERS, results, strict=True)}
+    return {router: Run(recipes[router], *result) for router, result in zip(recipes, results, strict=True)}
 
 
 def ask_without_poise(published: Path, samples: list[dict[str, Any]]) -> None:
@@ -153,7 +158,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     runs = train_side_by_side(args)
     rows = {router: run.rows for router, run in runs.items()}
-    routed = runs[ROUTERS[-1]]
+    routed = list(runs.values())[-1]
     published = publish(routed, output / "published")
     ask_without_poise(published, questions_for_check(routed.recipe, output / "questions"))
 

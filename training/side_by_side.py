@@ -5,28 +5,13 @@ Models this small gain nothing from a second thread, so two runs on two cores ta
 
 import logging
 import multiprocessing
+import os
 import queue
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
-
-Report = Callable[[str, int, int], None]
-
-
-class ProgressReport(TrainerCallback):
-    """Tells `report(stage, done, total)` how far a training is, in place of a bar of its own."""
-
-    def __init__(self, report: Report):
-        self.report = report
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.report("training", 0, state.max_steps)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.report("training", state.global_step, state.max_steps)
 
 
 def _child(name: str, work: Callable[..., Any], arguments: tuple, messages: Any) -> None:
@@ -39,12 +24,15 @@ def _child(name: str, work: Callable[..., Any], arguments: tuple, messages: Any)
         messages.put((name, "error", (f"{type(error).__name__}: {error}", traceback.format_exc())))
 
 
-def run_side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:
+def run_side_by_side(
+    jobs: Mapping[str, tuple[Callable[..., Any], tuple]], at_once: int | None = None
+) -> dict[str, Any]:
     """
     Run `work(*arguments, report)` of every job in a process of its own and return the results by name.
 
     Args:
         jobs: `{name: (work, arguments)}`; both must pickle; `work` calls `report(stage, done, total)` now and then.
+        at_once (`int`, *optional*): how many run at the same time; by default one for each core.
 
     Raises:
         RuntimeError: a job failed; the others are ended. The message is the job's own, its traceback is logged.
@@ -59,9 +47,10 @@ def run_side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], tuple]]) -> di
     bars = {name: tqdm(total=1, desc=name.ljust(width), position=place) for place, name in enumerate(jobs)}
     results: dict[str, Any] = {}
     try:
-        for process in processes.values():
-            process.start()
+        waiting = list(processes.values())
         while len(results) < len(jobs):
+            while waiting and len(jobs) - len(waiting) - len(results) < (at_once or os.cpu_count() or 1):
+                waiting.pop(0).start()
             name, kind, content = _next_message(messages, processes, results)
             if kind == "progress":
                 _show(bars[name], name.ljust(width), *content)
@@ -87,7 +76,7 @@ def _next_message(messages: Any, processes: Mapping[str, Any], results: Mapping[
             return messages.get(timeout=1.0)
         except queue.Empty:
             for name, process in processes.items():
-                if name not in results and not process.is_alive() and messages.empty():
+                if name not in results and process.exitcode is not None and messages.empty():
                     return name, "error", (f"the process ended with exit code {process.exitcode}", "")
 
 
