@@ -46,14 +46,18 @@ def _conditions(rows: Sequence[EvaluationRow]) -> Figure:
     places = range(len(rows))
     axes.barh(places, [row.value for row in rows], height=0.65, color=BAR)
     known = [
-        (place, row) for place, row in zip(places, rows, strict=True) if row.low is not None and row.high is not None
+        (place, row.value, row.low, row.high)
+        for place, row in enumerate(rows)
+        if row.low is not None and row.high is not None
     ]
     if known:
-        errors = [[row.value - row.low for _, row in known], [row.high - row.value for _, row in known]]
         axes.errorbar(
-            [row.value for _, row in known],
-            [place for place, _ in known],
-            xerr=[[max(0.0, error) for error in side] for side in errors],
+            [value for _, value, _, _ in known],
+            [place for place, _, _, _ in known],
+            xerr=[
+                [max(0.0, value - low) for _, value, low, _ in known],
+                [max(0.0, high - value) for _, value, _, high in known],
+            ],
             fmt="none",
             ecolor=INTERVAL,
             elinewidth=1,

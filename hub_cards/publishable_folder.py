@@ -87,7 +87,7 @@ def write_publishable_folder(
         try:
             variant = _save_model(model, new, repository, adapter_only, max_shard_size)
             processor.save_pretrained(new)
-            _forget_local_names(new)
+            forget_local_names(new)
             _write_facts(new, card_data, shown_recipe)
             shown_sample = _write_sample(new, sample)
             if check:
@@ -129,7 +129,7 @@ def _save_model(model: torch.nn.Module, folder: Path, repository: str, adapter_o
     return "quantized" if quantized else "finetune"
 
 
-def _forget_local_names(folder: Path) -> None:
+def forget_local_names(folder: Path) -> None:
     """transformers notes in configurations and tokenizers from where they were loaded: folders of this machine too."""
     for path in [*folder.glob("*.json"), *folder.glob("*/*.json")]:
         content = json.loads(path.read_text(encoding="utf-8"))

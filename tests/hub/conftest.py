@@ -45,19 +45,19 @@ def word_tokenizer(folder: Path, special_tokens: dict[str, str]) -> int:
     return len(vocabulary)
 
 
-def save_backbones(folder: Path) -> dict[str, str]:
+def save_backbones(folder: Path, shape: dict[str, int] = SHAPE) -> dict[str, str]:
     """Backbones of random weights, each in a folder in the Hub's layout."""
     backbones = {part: str(folder / part) for part in ("vision", "text", "tag_encoder")}
     torch.manual_seed(0)
-    SiglipVisionModel(SiglipVisionConfig(image_size=16, patch_size=8, **SHAPE)).save_pretrained(backbones["vision"])
+    SiglipVisionModel(SiglipVisionConfig(image_size=16, patch_size=8, **shape)).save_pretrained(backbones["vision"])
     SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(backbones["vision"])
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     size = word_tokenizer(folder / "text", special)
     # Large weights: an untrained model of the usual scale answers everything with one and the same word.
-    llama = LlamaConfig(vocab_size=size, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.3, **SHAPE)
+    llama = LlamaConfig(vocab_size=size, bos_token_id=2, eos_token_id=3, pad_token_id=0, initializer_range=0.3, **shape)
     LlamaForCausalLM(llama).save_pretrained(backbones["text"])
     size = word_tokenizer(folder / "tag_encoder", {**special, "cls_token": "[CLS]", "sep_token": "[SEP]"})
-    BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, **SHAPE)).save_pretrained(
+    BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, **shape)).save_pretrained(
         backbones["tag_encoder"]
     )
     return backbones

@@ -33,9 +33,10 @@ def backbones_on_hub(online, backbones):
     return online
 
 
-def train(output_dir, **training):
+def train(output_dir, quantization="none", **training):
     """Two steps on drawn scenes; checkpoints after each."""
     overrides = {
+        "model.quantization": quantization,
         **{f"model.{role}": name for role, name in NAMES.items()},
         "model.router_type": "gate",
         "model.soft_prompt_length": 2,
@@ -161,3 +162,28 @@ def test_what_cannot_be_published_as_an_adapter(built, backbones, tmp_path):
         assert isinstance(adapted, PeftModel)
         with pytest.raises(ValueError, match=message):
             save_adapter(adapted, tmp_path, "user/name")
+
+
+@pytest.mark.slow
+def test_a_quantized_run(online, tmp_path, tmp_path_factory):
+    pytest.importorskip("bitsandbytes")
+    from conftest import save_backbones
+
+    wide = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    backbones = save_backbones(tmp_path_factory.mktemp("wide"), wide)
+    for role, name in NAMES.items():
+        online.hold(name, backbones[role])
+    train(tmp_path / "run", quantization="nf4")
+    with pytest.raises(ValueError, match="adapters over a language model in nf4.*--adapter-only.*--merge"):
+        main([str(tmp_path / "run"), "--repo", "user/merged"])
+
+    assert main([str(tmp_path / "run"), "--repo", "user/merged", "--merge"]) == 0
+    files = online.repositories["user/merged"].main
+    assert ModelCard(files["README.md"].content.decode()).data.base_model_relation == "finetune"
+    assert "quantization_config" not in json.loads(files["config.json"].content)
+    assert not any("lora" in name for name in load(files["model.safetensors"].content))
+
+    if "load_adapter" in vars(PoiseForConditionalGeneration):  # the self-check loads it in a process of its own
+        assert main([str(tmp_path / "run"), "--repo", "user/adapter", "--adapter-only"]) == 0
+        files = online.repositories["user/adapter"].main
+        assert json.loads(files["config.json"].content)["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
