@@ -96,7 +96,7 @@ def test_debug_shows_where_it_happened(fake_command, argv):
         main(argv)
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), AttributeError("x")])
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), RuntimeError("x"), ImportError("x", name="poise.x")])
 def test_a_mistake_in_the_program_is_not_hidden(fake_command, error):
     fake_command(raising(error))
     with pytest.raises(type(error)):
