@@ -76,7 +76,9 @@ class PoiseConfig(PreTrainedConfig):
         reliability_slope (`float`, *optional*, defaults to 6.0): steepness of its weight, per standard deviation.
         reliability_quantile (`float`, *optional*, defaults to 0.999): share of training samples it calls sound.
         agreement_quantile (`float`, *optional*, defaults to 0.99): share whose picture and tags it calls agreeing.
-        image_trust (`float`, *optional*, defaults to 0.9): share of a disagreement's blame that the tags bear.
+        image_trust (`float`, *optional*):
+            Share of the blame that the tags bear when picture and tags are sound but disagree; the picture bears the
+            rest. `None` fades neither and leaves the choice to the language model.
         backbones (`dict`, *optional*): Hub ids (or folders) of `vision`, `text`, `tag_encoder`, for the model card.
 
     Raises:
@@ -113,7 +115,7 @@ class PoiseConfig(PreTrainedConfig):
     reliability_slope: float = 6.0
     reliability_quantile: float = 0.999
     agreement_quantile: float = 0.99
-    image_trust: float = 0.9
+    image_trust: float | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     backbones: dict | None = None
@@ -164,8 +166,8 @@ class PoiseConfig(PreTrainedConfig):
         for name in ("reliability_quantile", "agreement_quantile"):
             if not 0.5 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0.5, 1).")
-        if not 0.0 <= self.image_trust <= 1.0:
-            raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1].")
+        if self.image_trust is not None and not 0.0 <= self.image_trust <= 1.0:
+            raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1], or be None.")
 
     def _check_vision_layers(self):
         if not hasattr(self.vision_config, "image_size"):

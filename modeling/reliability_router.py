@@ -110,15 +110,22 @@ class ReliabilityRouter(nn.Module):
 
     @torch.no_grad()
     def weigh(self, streams):
-        """Inference weights, [N, 2]: typicality of each stream, then blame for a disagreement of two typical ones."""
+        """Inference weights, [N, 2]: the typicality of each stream, and blame where they disagree."""
         image = self.image_typicality(streams.image_profile)  # (N,)
         if not self.uses_tags:
             return torch.stack([image, torch.ones_like(image)], dim=-1)
         tags = torch.where(streams.has_tags, self.tag_typicality(streams.tag_scores), 1.0)  # (N,)
-        agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
-        # Two sound streams that speak of different things: one is wrong, and nothing in them tells which. A tagger
-        # reads the picture, not the other way round, so the tags bear `image_trust` of the blame.
-        disagreement = (1 - agree) * image * tags * streams.has_tags  # (N,)
-        image = image * (1 - disagreement * (1 - self.image_trust))  # (N,)
-        tags = tags * (1 - disagreement * self.image_trust)  # (N,)
+        if self.image_trust is not None:
+            image, tags = self.blame(streams, image, tags)
         return torch.stack([image, tags], dim=-1)  # (N, 2)
+
+    def blame(self, streams, image, tags):
+        """
+        Weights [N], [N] after a disagreement of two sound streams: one is wrong, and nothing in them tells which.
+
+        A tagger reads the picture, not the other way round, so the tags bear `image_trust` of it. Off by default: a
+        language model that reads both streams weighs them better than one number does, see docs/architecture.md.
+        """
+        agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
+        disagreement = (1 - agree) * image * tags * streams.has_tags  # (N,)
+        return image * (1 - disagreement * (1 - self.image_trust)), tags * (1 - disagreement * self.image_trust)
