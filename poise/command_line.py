@@ -4,8 +4,8 @@ Exit codes: 0 done; 1 it failed (bad input, a file that is not there, an interru
 wrong (no such command, option or argument).
 
 Bad input is reported by Poise as `ValueError` and by the system as `OSError`; a missing optional package is an
-`ImportError`. These three end in one line on stderr. Every other exception is a mistake in the program (as is a module of
-Poise itself that cannot be imported), so its traceback is shown. `--debug` shows the traceback of all.
+`ImportError`. These three end in one line on stderr. Every other exception is a mistake in the program (as is a module
+of Poise itself that cannot be imported), so its traceback is shown. `--debug` shows the traceback of all.
 """
 
 import argparse
