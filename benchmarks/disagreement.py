@@ -1,0 +1,40 @@
+"""Who should yield when picture and tags disagree: `python benchmarks/disagreement.py outputs/demo/reliability/model`.
+
+The same trained model under several values of `image_trust`: right answers where the picture is another one's, where
+the tags are false, and where both are sound.
+"""
+
+import argparse
+
+from poise.evaluation.condition_table import evaluate_conditions
+from poise.evaluation.conditions import Condition
+from poise.training.checkpoints import load_trained
+
+CONDITIONS = (
+    Condition("prior broken"),
+    Condition("image swapped", settings={"image_degradation": "swapped_image", "severity": 5}),
+    Condition("tags invented", settings={"tag_corruption": "tags_invented", "severity": 5}),
+    Condition("tags adversarial", settings={"tag_corruption": "tags_adversarial", "severity": 5}),
+)
+TRUST = (None, 0.1, 0.5, 0.9)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="folder of a trained model with router_type=reliability")
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    model, processor = load_trained(args.model)
+    names = [condition.name for condition in CONDITIONS]
+    print("| image_trust | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
+    for trust in TRUST:
+        model.model.router.image_trust = trust
+        rows = evaluate_conditions(
+            model, processor, CONDITIONS, args.samples, args.seed, report=lambda *_: None, question_types=("color",)
+        )
+        print(f"| {trust} | " + " | ".join(f"{row['accuracy']:.3f}" for row in rows) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
