@@ -41,7 +41,7 @@ def study_lens(
 
     Returns:
         `dict` with `samples`; `object` and `rest`, lists over the L + 1 depths: mean share of the patches, on the
-        object and elsewhere, among whose `top_k` words is one of the words; `pictures`, the drawn ids; `words` of each.
+        object and elsewhere, whose likeliest word is one of the words; `pictures`, the drawn ids; `words` of each.
 
     Raises:
         ValueError: no record has a picture, or as [`logit_lens`].
@@ -75,7 +75,6 @@ def study_lens(
     mean = np.mean(shares, axis=0) if shares else np.zeros((0, 2))  # (L + 1, 2)
     return {
         "samples": len(shares),
-        "top_k": top_k,
         "object": mean[:, 0].tolist(),
         "rest": mean[:, 1].tolist(),
         "pictures": [lens.title for lens in drawn],

@@ -71,11 +71,11 @@ class LogitLens:
         return patches.reshape(self.grid)
 
     def says_word(self) -> np.ndarray:
-        """Whether any of the chosen words is among the top ones, (L + 1, rows, columns) bool."""
+        """Whether the likeliest word is one of the chosen ones, (L + 1, rows, columns) bool."""
         chosen = sorted({token for ids in self.word_ids for token in ids})
         first = self.num_prefix
-        patches = self.top_ids[:, first : first + self.grid[0] * self.grid[1]]  # (L + 1, P, k)
-        return np.isin(patches, chosen).any(-1).reshape(-1, *self.grid)
+        likeliest = self.top_ids[:, first : first + self.grid[0] * self.grid[1], 0]  # (L + 1, P)
+        return np.isin(likeliest, chosen).reshape(-1, *self.grid)
 
     def save(self, path: str | os.PathLike) -> None:
         """The arrays as a compressed `.npz`."""

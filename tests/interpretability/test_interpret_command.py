@@ -38,7 +38,7 @@ def test_everything_is_written(saved_model, records_file, tmp_path, capsys):
     assert run(*arguments, *smaller) == 0
     printed = capsys.readouterr().out
     for headline in (
-        "Logit lens: patches whose top 5 words",
+        "Logit lens: patches whose likeliest word",
         "Token ablation: of the objects",
         "Attention knockout: fall",
     ):
