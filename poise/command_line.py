@@ -52,7 +52,7 @@ COMMANDS = {
         ),
         Command(
             "sft",
-            "poise.training.sft",
+            "poise.fine_tune",
             "fine-tune a model on task records",
             "poise sft --config demo --router_type reliability",
         ),

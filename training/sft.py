@@ -4,7 +4,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def run_sft(
     Args:
         recipe ([`Recipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
-        callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's and take the place of printed logs.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
 
     Returns:
         The folder of the finished model, and the last evaluation's metrics with `train_loss`, `steps`, `seconds` and
@@ -99,8 +99,8 @@ def run_sft(
         max_length=recipe.data["max_length"],
         callbacks=list(callbacks),
     )
-    if callbacks:
-        trainer.remove_callback(PrinterCallback)
+    if callbacks and args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # the bar is off because somebody else shows how it goes
     result = _train(trainer, checkpoint)
     metrics = {"train_loss": result.training_loss, "steps": result.global_step,
                "seconds": result.metrics.get("train_runtime"), "parameters": parameters}  # fmt: skip
@@ -131,8 +131,11 @@ def _answer_scorer(evaluation, processor, recipe: Recipe):
     return lambda model: evaluator(model, processor, evaluation)
 
 
-def main(argv: Sequence[str]) -> int:
-    """`poise sft --config RECIPE [--data SOURCE] [--resume [CHECKPOINT]] [--key value …]`."""
+def main(argv: Sequence[str], callbacks: Callable[[Recipe], Sequence[TrainerCallback]] = lambda recipe: ()) -> int:
+    """`poise sft --config RECIPE [--data SOURCE] [--resume [CHECKPOINT]] [--key value …]`.
+
+    `callbacks` makes further callbacks of the trainer for the checked recipe.
+    """
     known, rest = build_parser().parse_known_args(list(argv))
     overrides = parse_overrides(rest)
     if known.data is not None:
@@ -140,7 +143,7 @@ def main(argv: Sequence[str]) -> int:
     recipe = load_recipe(known.config, overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()
-    folder, metrics = run_sft(recipe, known.resume)
+    folder, metrics = run_sft(recipe, known.resume, callbacks(recipe))
     for name, value in metrics.items():
         if isinstance(value, int | float) and not name.endswith(("_low", "_high")):
             logger.info("%s: %.4g", name, value)
