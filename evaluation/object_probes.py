@@ -72,29 +72,22 @@ def object_probe(record: Mapping[str, Any], prompts: Prompts | None = None) -> O
     if not isinstance(record["image"], Image.Image):
         raise ValueError(f"record {record['id']!r} has a bbox but its image is not opened: load it with TaskRecords.")
     name = metadata.get("object") or (record["question"] if record["task"] == "grounding" else "")
+    name = re.sub(r"^(the|a|an)\s+", "", name.lower())
     questions = {}
     if name:
         questions["generative"] = (prompts or Prompts()).caption
-        questions["polling"] = f"Is there {name} in this image?" if _has_article(name) else _polling(name)
+        questions["polling"] = f"Is there {'an' if name[0] in 'aeiou' else 'a'} {name} in this image?"  # as POPE asks
     if record["task"] == "vqa":
         questions["vqa"] = record["question"]
     return ObjectProbe(
         id=str(record["id"]),
         image=record["image"],
         box=tuple(record["bbox"]),
-        name=re.sub(r"^(the|a|an)\s+", "", name.lower()),
+        name=name,
         tags=record.get("tags") or (),
         questions=questions,
         answers=tuple(record.get("answers") or ()),
     )
-
-
-def _has_article(name: str) -> bool:
-    return name.lower().split()[0] in ("the", "a", "an")
-
-
-def _polling(name: str) -> str:
-    return f"Is there {'an' if name[0].lower() in 'aeiou' else 'a'} {name} in this image?"
 
 
 def _scene_probe(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> ObjectProbe | None:

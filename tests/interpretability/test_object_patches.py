@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPImageProcessor, SiglipImageProcessor, ViTImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from poise.evaluation.data_sources import load_data_source
 from poise.evaluation.object_patches import NoPatchError, ObjectPatches, patches_or_none
 from poise.evaluation.picture_geometry import measured_indices, picture_geometry
 from poise.processing import Scenes
@@ -88,6 +89,19 @@ def test_scenes_boxes_by_arithmetic():
             expected = np.zeros(GRID, dtype=bool)
             expected[y // 8 : (y + h - 1) // 8 + 1, x // 8 : (x + w - 1) // 8 + 1] = True
             assert np.array_equal(patches(record["image"], item["bbox"]), expected)
+
+
+def test_boxes_of_photos(shared_folder):
+    records = load_data_source(str(shared_folder / "data"))
+    processor = CLIPImageProcessor(size={"shortest_edge": 96}, crop_size={"height": 96, "width": 96})
+    patches = ObjectPatches(processor, (6, 6))
+    boxed = [index for index, record in enumerate(records.records) if "bbox" in record][:40]
+    assert len(boxed) == 40
+    for index in boxed[::4]:
+        image, box = records[index]["image"], records[index]["bbox"]
+        expected, found = brute_force(processor, *image.size, box, (6, 6)), patches_or_none(patches, image, box)
+        assert not (expected & ~(np.zeros((6, 6), dtype=bool) if found is None else found)).any()
+        assert found is None or (found & ~expected).sum() <= 12  # at most slivers around
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 2, 9])

@@ -57,7 +57,7 @@ def test_expressions_name_the_object():
     record = {**object_records(1)[0], "task": "grounding", "question": "the brown dog", "metadata": {}}
     probe = object_probe(record)
     assert probe.name == "brown dog" and set(probe.questions) == {"generative", "polling"}
-    assert probe.questions["polling"] == "Is there the brown dog in this image?"
+    assert probe.questions["polling"] == "Is there a brown dog in this image?"
 
 
 def test_records_without_a_box_or_a_picture():
