@@ -1,4 +1,4 @@
-"""What is saved is what is loaded: weights, ties, dtypes; elsewhere on disk, in another size, through every Auto class."""
+"""What is saved is what is loaded: weights, ties, dtypes; in parts, resized, through every Auto class."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_every_kind_of_model_comes_back(fields, tmp_path):
 
 @pytest.mark.parametrize("vision", ["siglip", "clip"])
 def test_names_of_weights_survive_any_number_of_saves(vision, tmp_path):
-    """transformers renames old checkpoints of other models, and undoes that when it saves; none of it is meant for us."""
+    """transformers renames old checkpoints of other models, and undoes that when it saves; ours keep their names."""
     model = open_model(vision=vision)
     names = set(model.state_dict())
     for generation in range(3):

@@ -1,0 +1,119 @@
+"""One step of TRL's DPO goes through router and soft prompt, which its trainers would otherwise pass by.
+
+TRL calls `base_model`, not the outer `forward`, and its collator renders chat messages to text before the processor sees
+them, which loses the tags of image entries. The collator below hands them to the processor's call instead.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from poise.modeling import PoiseForConditionalGeneration
+from poise.processing.processing_poise import PoiseProcessor
+
+trl = pytest.importorskip("trl")
+pytestmark = pytest.mark.slow
+
+
+class WithTags:
+    """A processor whose calls with images also have the images' tags."""
+
+    def __init__(self, processor, tags):
+        self.processor, self.tags = processor, tags
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+    def __call__(self, images=None, **arguments):
+        if images is not None:
+            arguments["tags"] = self.tags
+        return self.processor(images=images, **arguments)
+
+
+def tagged_collator(processor):
+    """TRL's collator for pictures, with `tags`: per example a list for each picture of {"name", "score"}."""
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+    collator = DataCollatorForVisionPreference(processor)
+
+    def collate(examples):
+        examples = [dict(example) for example in examples]
+        tags = [
+            [(tag["name"], tag["score"]) for tag in picture] for example in examples for picture in example.pop("tags")
+        ]
+        return replace(collator, processor=WithTags(processor, tags * 2))(examples)  # chosen, then rejected
+
+    return collate
+
+
+@pytest.fixture(scope="module")
+def parts(backbones):
+    """Model, processor and a preference data set of four pictures."""
+    from datasets import Dataset
+
+    arguments = backbones.arguments("siglip", "llama_with_placeholder")
+    torch.manual_seed(0)
+    model = PoiseForConditionalGeneration.from_backbones(
+        **arguments, router_type="reliability", router_scope="image", soft_prompt_length=2, stream_dropout=0.3,
+        tag_score_encoding="embedding",
+    )  # fmt: skip
+    processor = PoiseProcessor.from_backbones(**arguments, config=model.config)
+    rows = [
+        {
+            "images": [Image.new("RGB", (24, 24), color)],
+            "tags": [[{"name": "dog", "score": 0.9}, {"name": color, "score": 0.6}]],
+            "prompt": "<image> what color is the square ?",
+            "chosen": f" {color}",
+            "rejected": " ball dog",
+        }
+        for color in ("red", "blue", "red", "blue")
+    ]
+    return model, processor, Dataset.from_list(rows)
+
+
+def test_tags_reach_the_batch(parts):
+    model, processor, rows = parts
+    batch = tagged_collator(processor)([rows[0], rows[1]])
+    assert batch["pixel_values"].shape[0] == batch["tag_input_ids"].shape[0] == 4
+    placeholders = (batch["input_ids"] == model.config.image_token_id).sum(-1)
+    assert (placeholders == model.config.num_image_tokens + 2).all()
+    assert batch["tag_scores"].max() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_one_step_moves_router_and_soft_prompt(parts, adapter, tmp_path):
+    from peft import LoraConfig
+    from trl import DPOConfig, DPOTrainer
+
+    model, processor, rows = copy.deepcopy(parts[0]), *parts[1:]
+    arguments = DPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=3, learning_rate=0.05, report_to="none",
+        use_cpu=True, bf16=False, gradient_checkpointing=False, remove_unused_columns=False, logging_steps=1,
+        save_strategy="no", disable_tqdm=True, optim="sgd", max_grad_norm=0.0, beta=1.0, lr_scheduler_type="constant",
+    )  # fmt: skip
+    peft_config = LoraConfig(
+        target_modules=r".*language_model\..*\.(q|v)_proj", modules_to_save=["projector", "soft_prompt", "router"]
+    )
+    trainer = DPOTrainer(
+        model=model, ref_model=None if adapter else copy.deepcopy(model), args=arguments, train_dataset=rows,
+        processing_class=processor, data_collator=tagged_collator(processor),
+        peft_config=peft_config if adapter else None,
+    )  # fmt: skip
+    routed = []
+    for module in trainer.model.modules():
+        if type(module).__name__ == "ReliabilityRouter":
+            module.register_forward_hook(lambda module, inputs, output: routed.append(output[1].shape))
+    learning = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert any(".router." in name for name in learning)
+    trainer.train()
+    assert routed and set(routed) == {torch.Size([4, 2])}  # chosen and rejected, two each
+    moved = {name for name, p in trainer.model.named_parameters() if name in learning and not p.equal(learning[name])}
+    for part in ("router.image_complement.null", "router.text_complement.null", "projector.linear_2", "soft_prompt"):
+        assert any(part.split(".")[-1] in name and part.split(".")[0] in name for name in moved), part
+    still = set(learning) - moved
+    assert not [name for name in still if "soft_prompt" in name and "no_tags" not in name]
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=0.2)  # the reference is the model itself
