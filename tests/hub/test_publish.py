@@ -65,7 +65,7 @@ def without_poise(hub, tmp_path, repository, sample, token=None, snippet=None):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     if done.returncode != 0:
         return done.stderr

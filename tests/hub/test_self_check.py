@@ -14,6 +14,7 @@ def folder(built, tmp_path):
     return shutil.copytree(built.folder, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_answers_as_the_model_in_this_process(built, samples):
     answers = check_loads_without_poise(built.folder, samples, max_new_tokens=6)
     assert answers == [answer(built.model, built.processor, sample, 6) for sample in samples]
