@@ -12,8 +12,13 @@ from torch import nn
 NEW_MODULES = ("projector", "soft_prompt", "router")
 
 
-def group_of(name: str) -> str | None:
-    """Group of a parameter by its full name, or `None` for what is never trained (the language model's own weights)."""
+def group_of(name: str, groups: Iterable[str] = ()) -> str | None:
+    """
+    Group of a parameter by its full name, or `None` for what is never trained (the language model's own weights).
+
+    The soft prompt is a new module; where `groups` names "soft_prompt", it is a group of its own. One that starts with
+    the language model's words wants a lower rate than a projector that starts from nothing.
+    """
     if "lora_" in name:
         return "adapters"
     parts = name.split(".")
@@ -22,6 +27,8 @@ def group_of(name: str) -> str | None:
     for group in ("tag_encoder", "vision_tower"):
         if group in parts:
             return group
+    if "soft_prompt" in parts and "soft_prompt" in groups:
+        return "soft_prompt"
     return "new_modules" if any(module in parts for module in NEW_MODULES) else None
 
 
@@ -30,7 +37,7 @@ def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:
     groups = set(groups)
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
-            parameter.requires_grad = group_of(name) in groups and ".original_module." not in name
+            parameter.requires_grad = group_of(name, groups) in groups and ".original_module." not in name
 
 
 def optimizer_groups(
@@ -45,7 +52,8 @@ def optimizer_groups(
     found: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((group_of(name) or "new_modules", parameter.dim() > 1), []).append(parameter)
+            group = group_of(name, learning_rates) or "new_modules"
+            found.setdefault((group, parameter.dim() > 1), []).append(parameter)
     present = {group for group, _ in found}
     for group in learning_rates:
         if group not in present:

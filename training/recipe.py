@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from poise.modeling import PoiseConfig
 
 QUANTIZATIONS = ("none", "nf4", "int8")
-PARAMETER_GROUPS = ("new_modules", "adapters", "tag_encoder", "vision_tower")
+PARAMETER_GROUPS = ("new_modules", "soft_prompt", "adapters", "tag_encoder", "vision_tower")
 _NESTED = ("vision_config", "text_config", "tag_encoder_config", "image_token_id", "backbones")
 
 
