@@ -22,12 +22,14 @@ def greedy_answers(
     inputs = {"inputs_embeds": embeddings}
     if parts.is_encoder_decoder:
         inputs = {"encoder_outputs": parts.reader(inputs_embeds=embeddings, attention_mask=prompts.attention_mask)}
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     tokens = parts.model.generate(
         **inputs,
         attention_mask=prompts.attention_mask,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         num_beams=1,
+        pad_token_id=padding,
     )  # (B, new), for an encoder-decoder (B, 1 + new)
     ends = parts.model.generation_config.eos_token_id
     ends = {*([ends] if isinstance(ends, int) else ends or []), tokenizer.eos_token_id, tokenizer.pad_token_id}

@@ -115,6 +115,16 @@ def small_vlm(kind: str, num_layers: int = 3) -> SmallVLM:
     return SmallVLM(kind, model.eval(), processor)
 
 
+def poise_around(text_config_class: Any, **shape: Any) -> SmallVLM:
+    """A Poise model around a language model of another family; `shape` in that family's words."""
+    torch.manual_seed(1)
+    tokenizer = word_tokenizer()
+    text = text_config_class(vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=3, bos_token_id=2, **shape)
+    model = _poise(text, tokenizer)
+    model.generation_config.suppress_tokens = [tokenizer.convert_tokens_to_ids("<image>"), 0, 1, 3]
+    return SmallVLM(text.model_type, model.eval(), _poise_processor(model, tokenizer))
+
+
 def _poise(text: Any, tokenizer: Any) -> PoiseForConditionalGeneration:
     tower = SiglipVisionConfig(**_TOWER, vision_use_head=False)
     tags = BertConfig(

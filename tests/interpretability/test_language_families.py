@@ -1,0 +1,51 @@
+"""Language models of other families, whose layers, norms and attentions go by other names."""
+
+import numpy as np
+import pytest
+import torch
+from small_vlms import QUESTIONS, pictures, poise_around
+from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, OPTConfig, Phi3Config, Qwen3Config
+
+from poise.evaluation.attention_blocking import block_attention
+from poise.evaluation.logit_lens import logit_lens
+from poise.evaluation.prompted_answers import greedy_answers
+
+SHAPE = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+FAMILIES = {
+    GPT2Config: {"n_embd": 48, "n_layer": 2, "n_head": 4},
+    OPTConfig: {
+        "hidden_size": 48, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 48,
+    },
+    GPTNeoXConfig: SHAPE,
+    Phi3Config: {**SHAPE, "num_key_value_heads": 2},
+    GemmaConfig: {**SHAPE, "num_key_value_heads": 2, "head_dim": 16},
+    Qwen3Config: {**SHAPE, "num_key_value_heads": 2, "head_dim": 16},
+    MistralConfig: {**SHAPE, "num_key_value_heads": 2, "sliding_window": 12},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+@torch.no_grad()
+def test_lens_and_knockout(family):
+    vlm = poise_around(family, **FAMILIES[family])
+    prompts = vlm.prompts()
+    chosen = torch.arange(9).expand(2, -1) >= 6
+    keys = prompts.places_of(chosen)
+    noise = torch.where(chosen[..., None], 5 * torch.randn_like(prompts.image_tokens()), prompts.image_tokens())
+    inputs = {"attention_mask": prompts.attention_mask, "position_ids": prompts.position_ids}
+    for name in ("eager", "sdpa"):
+        vlm.parts.reader.set_attn_implementation(name)
+        with block_attention(vlm.model, ~keys, keys, answer_queries=True):
+            clean = vlm.model(inputs_embeds=prompts.embeddings, **inputs).logits
+            changed = vlm.model(inputs_embeds=prompts.with_image_tokens(noise), **inputs).logits
+            assert all(greedy_answers(prompts, max_new_tokens=3))
+        assert torch.equal(clean[:, -1], changed[:, -1])
+    free = vlm.model(inputs_embeds=prompts.embeddings, **inputs).logits
+    assert not torch.equal(free[:, -1], clean[:, -1])
+
+    lens = logit_lens(vlm.model, vlm.processor, pictures(1)[0], QUESTIONS[0])
+    alone = vlm.prompts(1, with_tags=False)
+    logits = vlm.model(inputs_embeds=alone.embeddings, attention_mask=alone.attention_mask).logits[0]
+    places = torch.cat([alone.image_places, alone.prompt_places], dim=1)[0]
+    expected = logits[places].softmax(-1).topk(5).values
+    np.testing.assert_allclose(lens.top_probabilities[-1], expected.numpy(), rtol=1e-3)
