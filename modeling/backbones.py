@@ -140,7 +140,8 @@ def quantize_composite(model):
     kept = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and type(module) is torch.nn.Linear
+        # A quantized layer is a linear one too, but its weight is a parameter of a special kind.
+        if isinstance(module, torch.nn.Linear) and type(module.weight) is torch.nn.Parameter
     ]
     quantizer.quantization_config.llm_int8_skip_modules = kept
     if hasattr(quantizer, "modules_to_not_convert"):

@@ -10,6 +10,8 @@ made together in `get_image_features`, where the route between those two streams
 question works where the streams are merged, once, at prefill.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 from transformers import (
@@ -33,6 +35,8 @@ from .streams import Streams
 from .tag_statistics import score_statistics, tag_words
 from .vision_features import encode_image
 
+LANGUAGE_MODEL = "model.language_model.model."  # how the names of a decoder-only language model's weights begin
+
 
 class PoisePreTrainedModel(PreTrainedModel):
     """Loading, saving and initialization shared by the two model classes."""
@@ -55,9 +59,21 @@ class PoisePreTrainedModel(PreTrainedModel):
         keep_quantized_weights_trainable(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        # transformers cures old checkpoints of other models by renaming "language_model.model". To us that is no old
+        # name: the renaming would lose quantized weights, and undo itself at saving where nothing was to undo.
+        kept = [
+            change
+            for change in load_config.weight_mapping
+            if change.scope_prefix is not None or change.rename_source_key(LANGUAGE_MODEL)[0] == LANGUAGE_MODEL
+        ]
+        return PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, replace(load_config, weight_mapping=kept), *args, **kwargs
+        )
+
     def save_pretrained(self, save_directory, save_original_format=False, **kwargs):
-        # "Original" names are those that transformers' renaming of *other* models' old checkpoints would have produced:
-        # it takes "language_model.model" for one of them. Ours are the names in the state dict, however often saved.
+        # There is no older format to go back to; and back from a loaded 4-bit model transformers knows no way.
         return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
 
     @torch.no_grad()
@@ -94,12 +110,6 @@ class PoiseModel(PoisePreTrainedModel):
         kept = tuple(f".{name}" for name in self._keep_in_fp32_modules)
         names = [name for name, _ in self.language_model.named_modules(prefix="language_model")]
         self._keep_in_fp32_modules = {name for name in names if name.endswith(kept)}
-
-    @classmethod
-    def from_pretrained(cls, *args, key_mapping=None, **kwargs):
-        # A checkpoint of the whole model has "model." before every name. It must go first: transformers would read
-        # "model.language_model.model" as an old name of another model and drop half of it.
-        return super().from_pretrained(*args, key_mapping={r"^model\.": "", **(key_mapping or {})}, **kwargs)
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()

@@ -68,7 +68,7 @@ def test_close_to_the_full_model(arguments):
     quantized.model.projector.load_state_dict(full.model.projector.state_dict())
     quantized.model.soft_prompt.load_state_dict(full.model.soft_prompt.state_dict())
     one, other = ask(full).flatten(), ask(quantized).flatten()
-    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.97
+    assert torch.nn.functional.cosine_similarity(one, other, dim=0) > 0.9
 
 
 def test_saved_and_loaded(arguments, tmp_path):

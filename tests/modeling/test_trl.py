@@ -1,7 +1,7 @@
 """One step of TRL's DPO goes through router and soft prompt, which its trainers would otherwise pass by.
 
-TRL calls `base_model`, not the outer `forward`, and its collator renders chat messages to text before the processor sees
-them, which loses the tags of image entries. The collator below hands them to the processor's call instead.
+TRL calls `base_model`, not the outer `forward`, and its collator renders chat messages to text before the processor
+sees them, which loses the tags of image entries. The collator below hands them to the processor's call instead.
 """
 
 import copy
