@@ -20,7 +20,7 @@ from poise.training.parameter_groups import count_parameters
 from poise.training.recipe import Recipe
 
 DESCRIPTIONS = {
-    "scenes": "coloured shapes drawn from a seed, with questions, captions and tags; part of Poise, no photo in it"
+    "scenes": "coloured shapes drawn from a seed, with questions, captions and tags; part of Poise; no photo in it"
 }
 
 
@@ -103,15 +103,19 @@ def data_of_recipe(recipe: Mapping[str, Any], records: int | None = None) -> dic
     source = str(recipe["data"]["train"])
     name = os.path.basename(source.rstrip("/")) or source
     knobs = recipe["data"].get("scenes") or {}
-    shown = ", ".join(f"{key} {value}" for key, value in knobs.items() if key != "size")
+    shown = ", ".join(f"{key}: {_spoken(value)}" for key, value in knobs.items() if key != "size")
     description = DESCRIPTIONS.get(source)
     return {
         "name": name,
         "hub_id": None,
         "split": "train" if source in DESCRIPTIONS else None,
         "records": records if records is not None else knobs.get("size"),
-        "description": f"{description} ({shown})" if description and shown and source == "scenes" else description,
+        "description": f"{description} ; {shown}" if description and shown and source == "scenes" else description,
     }
+
+
+def _spoken(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def hardware() -> str:
@@ -119,4 +123,5 @@ def hardware() -> str:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return f"{count} × {torch.cuda.get_device_name(0)}"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"

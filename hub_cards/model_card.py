@@ -32,6 +32,11 @@ SOFT_PROMPTS = {
     "static": "static: {length} learned vectors, the same for every picture (LION)",
     "dynamic": "dynamic: {length} tokens made from the picture's tags and their scores",
 }
+POOLINGS = {
+    "queries": "learned queries attend to the tags",
+    "tokens": "none, the first tag tokens themselves",
+    "mean": "the mean over the tags (Dynamic LION)",
+}
 ROUTERS = {
     "none": "none: both streams reach the language model as they are",
     "gate": "gate: one weight per stream from the pooled features of both, which scales it",
@@ -200,8 +205,7 @@ def _architecture(config: Any) -> list[tuple[str, str]]:
         ("soft prompt", prompt.format(length=config.soft_prompt_length)),
     ]
     if config.soft_prompt_type == "dynamic":
-        pooling = {"queries": "learned queries attend to the tags", "mean": "the mean over the tags (Dynamic LION)"}
-        rows.append(("pooling of the tags", pooling.get(config.soft_prompt_pooling, config.soft_prompt_pooling)))
+        rows.append(("pooling of the tags", POOLINGS.get(config.soft_prompt_pooling, config.soft_prompt_pooling)))
         rows.append(("tag scores", SCORE_ENCODINGS.get(config.tag_score_encoding, config.tag_score_encoding)))
     router = ROUTERS.get(config.router_type, config.router_type)
     scope = {"image": "image tokens and soft prompt", "prompt": "image tokens, and soft prompt with the question"}

@@ -52,7 +52,7 @@ def test_collects_what_the_card_says_about_training(tmp_path):
     assert data.versions["torch"] == torch.__version__.split("+")[0] or data.versions["torch"] == torch.__version__
     assert "CPU" in data.hardware or "×" in data.hardware
     (source,) = data.datasets
-    assert (source["name"], source["records"]) == ("scenes", 16) and "prior_strength 0.9" in source["description"]
+    assert (source["name"], source["records"]) == ("scenes", 16) and "prior_strength: 0.9" in source["description"]
     text = (tmp_path / CARD_DATA_FILE).read_text()
     assert "hf_secret" not in text and "/home/somebody" not in text
 

@@ -8,9 +8,11 @@ from huggingface_hub import ModelCard
 
 from poise.hub_cards.backbone_names import base_models, hub_id, in_words
 from poise.hub_cards.card_data import CardData, EvaluationRow, add_evaluation_file, rows_from
-from poise.hub_cards.model_card import ROUTERS, SOFT_PROMPTS, build_card
+from poise.hub_cards.model_card import POOLINGS, ROUTERS, SCORE_ENCODINGS, SOFT_PROMPTS, build_card
 from poise.modeling import PoiseConfig
 from poise.modeling.information_router import ROUTERS as BUILT_ROUTERS
+from poise.modeling.soft_prompt import PROMPT_POOLINGS
+from poise.modeling.soft_prompt import SCORE_ENCODINGS as BUILT_ENCODINGS
 from poise.modeling.soft_prompt import SOFT_PROMPTS as BUILT_PROMPTS
 
 SECTIONS = (
@@ -126,6 +128,7 @@ def test_a_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
 
 def test_every_choice_of_the_model_has_words():
     assert set(ROUTERS) == set(BUILT_ROUTERS) and set(SOFT_PROMPTS) == set(BUILT_PROMPTS)
+    assert set(POOLINGS) == set(PROMPT_POOLINGS) and set(SCORE_ENCODINGS) == set(BUILT_ENCODINGS)
     for router in ROUTERS:
         card = build_card(config(router_type=router), CardData(), "user/name")
         assert ROUTERS[router] in section(card, "Architecture")
