@@ -16,7 +16,7 @@ def trained(small_recipe, tmp_path_factory):
 
 
 def test_every_trainable_parameter_stands_in_exactly_one_group_with_its_rate(trained):
-    rates = {"new_modules": 2e-3, "adapters": 1e-3, "tag_encoder": 1e-4}
+    rates = {"new_modules": 2e-3, "soft_prompt": 5e-4, "adapters": 1e-3, "tag_encoder": 1e-4}
     groups = optimizer_groups(trained, rates, weight_decay=0.1)
     listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in trained.parameters() if p.requires_grad)
@@ -51,6 +51,8 @@ def test_names_fall_into_their_groups():
     assert group_of("base_model.model.model.language_model.model.layers.0.q_proj.lora_A.default.weight") == "adapters"
     assert group_of("model.language_model.model.layers.0.q_proj.weight") is None
     assert group_of("model.router.modules_to_save.default.image_complement.null") == "new_modules"
+    prompt = "model.soft_prompt.modules_to_save.default.projection.weight"
+    assert (group_of(prompt), group_of(prompt, ["soft_prompt"])) == ("new_modules", "soft_prompt")
     assert group_of("model.tag_encoder.embeddings.word_embeddings.weight") == "tag_encoder"
 
 
