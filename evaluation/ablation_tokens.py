@@ -1,7 +1,7 @@
 """Which image tokens to take away: the object's, and three rivals of the same number to compare it with.
 
-Neo et al., arXiv 2410.07149, section 4.1 (register tokens after Darcet et al., arXiv 2309.16588: places where a vision
-tower keeps global information, told by the length of their features).
+Neo et al., arXiv 2410.07149, ablation experiments (register tokens after Darcet et al., arXiv 2309.16588: places where
+a vision tower keeps global information, told by the length of their features).
 """
 
 import hashlib

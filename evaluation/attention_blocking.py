@@ -1,8 +1,9 @@
 """Attention knockout: no weight from chosen positions to chosen positions, in chosen layers.
 
-Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767, section
-4.1); for image tokens Neo et al. (arXiv 2410.07149, section 6). The mask of each attention layer is edited on its way
-in, so the implementation computes exact zeros itself: additive masks receive minus infinity, boolean ones `False`.
+Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767),
+attention knockout; for image tokens Neo et al. (arXiv 2410.07149), tracing of information flow. The mask of each
+attention layer is edited on its way in, so the implementation computes exact zeros itself: additive masks receive minus
+infinity, boolean ones `False`.
 """
 
 from collections.abc import Iterator, Sequence

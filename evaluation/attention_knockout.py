@@ -1,7 +1,8 @@
 """Attention knockout by layer windows: through which layers does an answer draw on the object, the picture, the prompt?
 
-Neo et al., arXiv 2410.07149, section 6, after Geva et al., arXiv 2304.14767, section 4: block the attention of one
-group of positions to another in a few layers at a time and see how far the probability of the answer falls.
+Neo et al., arXiv 2410.07149 (attention knockout), after Geva et al., arXiv 2304.14767, whose measure, the relative
+change of the answer's probability, this is: block the attention of one group of positions to another in a few layers at
+a time.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
 """Logit lens over visual tokens: what each image and soft-prompt token would say if the model stopped at a layer.
 
-nostalgebraist, "interpreting GPT: the logit lens" (2020); over image tokens Neo et al., arXiv 2410.07149, section 5:
+nostalgebraist, "interpreting GPT: the logit lens" (2020); over image tokens Neo et al., arXiv 2410.07149:
 the states of every layer go through the language model's own final norm and head. At the last layer that is the model's
 own output at those positions.
 

@@ -45,7 +45,7 @@ class ObjectPatches:
             image: the stored picture.
             box: [x, y, w, h] in its pixels.
             buffer (`int`, *optional*, defaults to 0): how many patches around are added, corners included (the vision
-                tower mixes an object into its neighbourhood; Neo et al., section 4.1).
+                tower mixes an object into its neighbourhood; Neo et al., arXiv 2410.07149, take 1 or 2).
 
         Returns:
             `np.ndarray` (rows, columns) of bool.

@@ -1,5 +1,5 @@
 """One object of a picture, where it is, and the three ways to ask whether a model sees it: let it describe the picture
-(generative), ask whether the object is there (polling), ask about it (VQA). Neo et al., arXiv 2410.07149, section 4.1.
+(generative), ask whether the object is there (polling), ask about it (VQA). Neo et al., arXiv 2410.07149, ablation.
 """
 
 import re
