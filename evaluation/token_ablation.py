@@ -2,8 +2,7 @@
 
 Neo et al., arXiv 2410.07149, ablation experiments: tokens are replaced by the mean image token of other pictures, where
 the language model reads them. Of the objects that a model identifies with nothing replaced, the share that it then no
-longer identifies is the drop; for LLaVA it exceeded 70 % (with the patches around), far above that of as many random
-tokens.
+longer identifies is the drop; for LLaVA its authors report over 70 %.
 """
 
 import hashlib
