@@ -95,7 +95,7 @@ def _upsampling() -> np.ndarray:
 
 def object_looks(key: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Radius id, y offset id, x offset id, each `(B, 4)` int64, and colour variation `(B, 4, 4)` in [-1, 1)."""
-    u = random_uniforms(stable_hash(key, "looks"), indices, MAX_OBJECTS * 7).reshape(-1, MAX_OBJECTS, 7)
+    u = random_uniforms(stable_hash(key, "looks"), indices, MAX_OBJECTS * 7).reshape(len(indices), MAX_OBJECTS, 7)
     radius = (u[..., 0] * len(RADII)).astype(np.int64)
     down, right = (u[..., i] * (2 * MAX_JITTER + 1) for i in (1, 2))
     return radius, down.astype(np.int64), right.astype(np.int64), u[..., 3:] * 2 - 1

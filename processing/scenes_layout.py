@@ -149,7 +149,9 @@ def draw_layout(
 
     # Presence: yes names the target; no names a pair of the same law that no object has.
     pair = shape * len(COLORS) + color  # (B, 4)
-    wrong = random_uniforms(stable_hash(key, "absent"), indices, 3 * 2 * _CANDIDATES).reshape(size, -1, 3)  # (B, 2C, 3)
+    wrong = random_uniforms(stable_hash(key, "absent"), indices, 2 * _CANDIDATES * 3).reshape(
+        size, 2 * _CANDIDATES, 3
+    )  # (B, 2C, 3)
     wrong_shape = (wrong[..., 0] * len(SHAPES)).astype(np.int64)
     wrong_color = _colors_by_prior(wrong_shape, wrong[..., 1], wrong[..., 2], prior_strength, prior_broken)
     wrong_pair = wrong_shape * len(COLORS) + wrong_color  # (B, 2C)

@@ -50,7 +50,7 @@ def random_uniforms(key: int, indices: np.ndarray, slots: int) -> np.ndarray:
 def random_bytes(key: int, indices: np.ndarray, count: int) -> np.ndarray:
     """Uniform bytes, uint8, shape `(B, count)`: eight a hash, for pixel noise where 53 bits each would be waste."""
     bits = random_bits(key, indices, -(-count // 8))
-    return bits.astype("<u8").view(np.uint8).reshape(len(indices), -1)[:, :count]
+    return bits.astype("<u8").view(np.uint8)[:, :count]
 
 
 def random_ranks(key: int, indices: np.ndarray, slots: int) -> np.ndarray:

@@ -92,3 +92,9 @@ def test_counter_random_numbers():
 def test_index_outside(index):
     with pytest.raises(IndexError, match="40 scenes"):
         Scenes(size=40)[index]
+
+
+def test_no_scenes_are_an_empty_batch():
+    scenes = Scenes(size=4)
+    assert scenes.__getitems__([]) == [] and scenes.records([]) == []
+    assert scenes.batch([])["images"].shape == (0, 48, 48, 3)
