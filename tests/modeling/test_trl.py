@@ -51,16 +51,10 @@ def tagged_collator(processor):
 
 @pytest.fixture(scope="module")
 def parts(backbones):
-    """Model, processor and a preference data set of four pictures."""
+    """`parts(router)` gives model, processor and a preference data set of four pictures."""
     from datasets import Dataset
 
     arguments = backbones.arguments("siglip", "llama_with_placeholder")
-    torch.manual_seed(0)
-    model = PoiseForConditionalGeneration.from_backbones(
-        **arguments, router_type="reliability", router_scope="image", soft_prompt_length=2, stream_dropout=0.3,
-        tag_score_encoding="embedding",
-    )  # fmt: skip
-    processor = PoiseProcessor.from_backbones(**arguments, config=model.config)
     rows = [
         {
             "images": [Image.new("RGB", (24, 24), color)],
@@ -71,28 +65,39 @@ def parts(backbones):
         }
         for color in ("red", "blue", "red", "blue")
     ]
-    return model, processor, Dataset.from_list(rows)
+
+    def build(router):
+        torch.manual_seed(0)
+        model = PoiseForConditionalGeneration.from_backbones(
+            **arguments, router_type=router, router_scope="image", soft_prompt_length=2, stream_dropout=0.5,
+            tag_score_encoding="embedding",
+        )  # fmt: skip
+        return model, PoiseProcessor.from_backbones(**arguments, config=model.config), Dataset.from_list(rows)
+
+    return build
 
 
 def test_tags_reach_the_batch(parts):
-    model, processor, rows = parts
+    model, processor, rows = parts("none")
     batch = tagged_collator(processor)([rows[0], rows[1]])
     assert batch["pixel_values"].shape[0] == batch["tag_input_ids"].shape[0] == 4
     placeholders = (batch["input_ids"] == model.config.image_token_id).sum(-1)
     assert (placeholders == model.config.num_image_tokens + 2).all()
-    assert batch["tag_scores"].max() == pytest.approx(0.9)
+    assert batch["tag_attention_mask"].any(-1).all() and batch["tag_scores"].max() > 0.5
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-def test_one_step_moves_router_and_soft_prompt(parts, adapter, tmp_path):
+@pytest.mark.parametrize("router,adapter", [("gate", False), ("reliability", True)])
+def test_one_step_moves_router_and_soft_prompt(parts, router, adapter, tmp_path):
+    """Everything trained against a copy, and an adapter with the new modules against itself switched off."""
     from peft import LoraConfig
     from trl import DPOConfig, DPOTrainer
 
-    model, processor, rows = copy.deepcopy(parts[0]), *parts[1:]
+    model, processor, rows = parts(router)
     arguments = DPOConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=2, max_steps=3, learning_rate=0.05, report_to="none",
-        use_cpu=True, bf16=False, gradient_checkpointing=False, remove_unused_columns=False, logging_steps=1,
+        use_cpu=True, bf16=False, activation_checkpointing=False, remove_unused_columns=False, logging_steps=1,
         save_strategy="no", disable_tqdm=True, optim="sgd", max_grad_norm=0.0, beta=1.0, lr_scheduler_type="constant",
+        disable_dropout=router == "gate",  # the null tokens of `reliability` learn where whole streams are dropped
     )  # fmt: skip
     peft_config = LoraConfig(
         target_modules=r".*language_model\..*\.(q|v)_proj", modules_to_save=["projector", "soft_prompt", "router"]
@@ -104,16 +109,18 @@ def test_one_step_moves_router_and_soft_prompt(parts, adapter, tmp_path):
     )  # fmt: skip
     routed = []
     for module in trainer.model.modules():
-        if type(module).__name__ == "ReliabilityRouter":
+        if type(module).__name__ in ("GateRouter", "ReliabilityRouter"):
             module.register_forward_hook(lambda module, inputs, output: routed.append(output[1].shape))
     learning = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    assert any(".router." in name for name in learning)
+    assert {part for part in ("projector", "soft_prompt", "router", "lora_") if any(part in n for n in learning)} == {
+        "projector", "soft_prompt", "router", *(["lora_"] if adapter else []),
+    }  # fmt: skip
     trainer.train()
-    assert routed and set(routed) == {torch.Size([4, 2])}  # chosen and rejected, two each
-    moved = {name for name, p in trainer.model.named_parameters() if name in learning and not p.equal(learning[name])}
-    for part in ("router.image_complement.null", "router.text_complement.null", "projector.linear_2", "soft_prompt"):
-        assert any(part.split(".")[-1] in name and part.split(".")[0] in name for name in moved), part
-    still = set(learning) - moved
-    assert not [name for name in still if "soft_prompt" in name and "no_tags" not in name]
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert log[0]["loss"] == pytest.approx(0.6931, abs=0.2)  # the reference is the model itself
+    assert len(routed) >= 3 and set(routed) == {torch.Size([4, 2])}  # chosen and rejected, two each
+    still = [n for n, p in trainer.model.named_parameters() if n in learning and p.equal(learning[n])]
+    # Every picture had tags; and the complement's query reads a null token that itself was zero at first.
+    assert [n for n in still if "no_tags" not in n and "complement.key" not in n and "complement.query" not in n] == []
+    if router == "gate":  # without dropout the reference is at first the model itself
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert float(log[0]["loss"]) == pytest.approx(0.6931, abs=1e-3)
+        assert float(log[2]["loss"]) < float(log[0]["loss"])
