@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
@@ -65,7 +64,6 @@ def tiny_backbone_path(name: str) -> str:
 def build_backbone(name: str, folder: Path, steps: int | None = None, seed: int = 0) -> dict:
     """Pretrains one backbone, saves it with tokenizer or image processor and README; returns what `check` measures."""
     steps = STEPS[name] if steps is None else steps
-    started = time.perf_counter()
     if name == "vision":
         model, _ = train_vision_tower(steps, seed)
         companion = image_processor()
@@ -74,14 +72,13 @@ def build_backbone(name: str, folder: Path, steps: int | None = None, seed: int 
         model = masked_model.bert
     else:
         model, companion = train_language_model(name == "seq2seq_lm", steps, seed)
-    seconds = time.perf_counter() - started
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     companion.save_pretrained(folder)
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner only, but a package's data are for everyone
     figures = check_backbone(name, folder)
-    (folder / "README.md").write_text(_readme(name, steps, seed, seconds, figures), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(name, steps, seed, figures), encoding="utf-8")
     return figures
 
 
@@ -97,7 +94,7 @@ def check_backbone(name: str, folder: str | Path | None = None) -> dict:
     return check_language_model(auto.from_pretrained(folder), tokenizer)
 
 
-def _readme(name: str, steps: int, seed: int, seconds: float, figures: dict) -> str:
+def _readme(name: str, steps: int, seed: int, figures: dict) -> str:
     meaning = dict(_MEANING)
     if name == "tag_encoder":
         meaning = {
@@ -114,7 +111,7 @@ license: apache-2.0
 
 {_WHAT[name]}
 
-Made by `poise backbones --out DIR --only {name} --seed {seed} --steps {steps}` in {seconds:.0f} s on one CPU core.
+Made by `poise backbones --out DIR --only {name} --seed {seed} --steps {steps}`.
 Measured by `poise backbones --check --only {name}`:
 
 | figure | value | meaning |
