@@ -10,9 +10,7 @@ from poise.evaluation.score_table import format_table
 
 def lens_table(found: Mapping[str, Any]) -> str:
     """How often the words of an object are read on it and elsewhere, by depth; from `study_lens`."""
-    title = (
-        f"Logit lens: patches whose likeliest word is one of the object's name ({found['samples']} objects)"
-    )
+    title = f"Logit lens: patches whose likeliest word is one of the object's name ({found['samples']} objects)"
     if found["reads_encoder"]:
         title += "; an encoder's states, which the head was not made for"
     rows = [

@@ -107,7 +107,7 @@ class PoiseModel(PoisePreTrainedModel):
         self.post_init()
         # T5 keeps its "wo" in float32 when loaded in float16. That name is searched anywhere, and would find the tag
         # encoder's "word_embeddings", too.
-        kept = tuple(f".{name}" for name in self._keep_in_fp32_modules)
+        kept = tuple(f".{name}" for name in getattr(self, "_keep_in_fp32_modules", ()))
         names = [name for name, _ in self.language_model.named_modules(prefix="language_model")]
         self._keep_in_fp32_modules = {name for name in names if name.endswith(kept)}
 
@@ -172,7 +172,9 @@ class PoiseModel(PoisePreTrainedModel):
                 "picture, all-zero in tag_attention_mask for a picture without tags."
             )
         image = self.projector(vision_features.to(self.projector_dtype))  # (N, P, D)
-        tag_mask = None if tag_input_ids is None else tag_attention_mask.bool()  # (N, L)
+        if tag_input_ids is not None and (tag_attention_mask is None or tag_scores is None):
+            raise ValueError("tag_input_ids comes with tag_attention_mask and tag_scores: pass all three, or none.")
+        tag_mask = None if tag_attention_mask is None else tag_attention_mask.bool()  # (N, L)
         prompt = self._prompt_tokens(num_images, image, tag_input_ids, tag_mask, tag_scores)  # (N, K, D)
         statistics = self._statistics(vision_features, image_profile, tag_input_ids, tag_mask, tag_scores)
         streams = self._image_streams(image, prompt, statistics)

@@ -129,7 +129,7 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
 
 
 def _merged(written: Mapping[str, Any]) -> dict[str, Any]:
-    sections = {name: dict(default) for name, default in DEFAULTS.items()}
+    sections: dict[str, Any] = {name: dict(default) for name, default in DEFAULTS.items()}
     for name, content in written.items():
         if name not in SECTIONS:
             raise _unknown("recipe section", name, list(SECTIONS))

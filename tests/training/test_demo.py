@@ -24,5 +24,7 @@ def test_demo_leaves_a_report_results_and_a_publishable_model(tmp_path, capsys):
     with Image.open(tmp_path / "report.png") as report:
         assert min(report.size) > 500
     published = tmp_path / "published"
-    assert {"README.md", "model.safetensors", "modeling_poise.py", "recipe.yaml"} <= {p.name for p in published.iterdir()}
+    assert {"README.md", "model.safetensors", "modeling_poise.py", "recipe.yaml"} <= {
+        p.name for p in published.iterdir()
+    }
     assert printed.count("(right:") == 3

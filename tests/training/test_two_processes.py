@@ -1,4 +1,4 @@
-"""`accelerate launch` with two CPU processes: the losses of one process at the same global batch, and one statistics."""
+"""`accelerate launch` with two CPU processes: the losses and the statistics of one process at the same global batch."""
 
 import json
 import os
