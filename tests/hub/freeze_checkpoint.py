@@ -50,7 +50,7 @@ def behaviour(model, processor):
 
 
 def main():
-    from conftest import build, save_backbones
+    from folder_models import build, save_backbones
 
     from poise import __version__
     from poise.hub_cards.publishable_folder import forget_local_names

@@ -193,7 +193,7 @@ def test_push_to_hub_makes_the_same_repository(online, built, run, unchecked, mo
 
 
 def test_push_to_hub_needs_a_processor(backbones):
-    from conftest import build
+    from folder_models import build
 
     from poise.hub_cards import push_to_hub
 

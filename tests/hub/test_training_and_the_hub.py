@@ -150,7 +150,7 @@ def logits_of(model, processor, sample):
 def test_what_cannot_be_published_as_an_adapter(built, backbones, tmp_path):
     with pytest.raises(ValueError, match="has no adapters"):
         save_adapter(built.model, tmp_path, "user/name")
-    from conftest import build
+    from folder_models import build
     from peft import LoraConfig, get_peft_model
 
     for backbones_of_model, lora, message in (
@@ -168,7 +168,7 @@ def test_what_cannot_be_published_as_an_adapter(built, backbones, tmp_path):
 @pytest.mark.slow
 def test_a_quantized_run(online, tmp_path, tmp_path_factory):
     pytest.importorskip("bitsandbytes")
-    from conftest import save_backbones
+    from folder_models import save_backbones
 
     wide = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     backbones = save_backbones(tmp_path_factory.mktemp("wide"), wide)
