@@ -49,7 +49,7 @@ def test_pure_and_only_its_own_stream(name, records, donor):
     assert changed_somewhere
 
 
-@pytest.mark.parametrize("name", set(DEGRADATION_STREAMS) - {"blur", "jpeg", "blank", "tags_adversarial"})
+@pytest.mark.parametrize("name", sorted(set(DEGRADATION_STREAMS) - {"blur", "jpeg", "blank", "tags_adversarial"}))
 def test_seed_and_sample_draw_other_accidents(name, records, donor):
     seeds = [[content(degrade(record, name, 3, seed=s, donor=donor)) for record in records[:20]] for s in (0, 1)]
     assert seeds[0] != seeds[1]
@@ -57,7 +57,7 @@ def test_seed_and_sample_draw_other_accidents(name, records, donor):
     assert renamed != seeds[0]
 
 
-@pytest.mark.parametrize("name", set(IMAGE_DEGRADATIONS) - {"swapped_image"})
+@pytest.mark.parametrize("name", sorted(set(IMAGE_DEGRADATIONS) - {"swapped_image"}))
 def test_pictures_get_worse(name, records):
     """Mean distance to the clean picture grows with the severity; for JPEG, whose errors jump, at least over all."""
     distance = []
