@@ -206,7 +206,7 @@ def test_a_missing_or_a_cut_picture_is_one_clear_line(language):
     with pytest.raises(ValueError, match=r"33 placeholder tokens for 22 image and soft-prompt tokens"):
         model.generate(**{k: v[:2] if len(v) == 3 else v for k, v in batch.items()}, **FOUR_TOKENS)
     cut = {**batch, "input_ids": batch["input_ids"][:, -12:], "attention_mask": batch["attention_mask"][:, -12:]}
-    with pytest.raises(ValueError, match="do not truncate through a picture"):
+    with pytest.raises(ValueError, match="do not cut through a picture"):
         model.generate(**cut, **FOUR_TOKENS)
 
 

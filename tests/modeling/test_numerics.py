@@ -1,5 +1,7 @@
 """The same numbers by every route: eager and SDPA attention, bfloat16 and float32, compiled and not."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_models import (
@@ -68,9 +70,20 @@ def test_mixed_precision_training_step(router, scope):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+# Every router once in each scope, and each language model with both; tracing takes seconds a case.
+COMPILED = [
+    ("llama", "none", "image"),
+    ("llama", "gate", "prompt"),
+    ("llama", "channel", "image"),
+    ("llama", "reliability", "prompt"),
+    ("t5", "gate", "image"),
+    ("t5", "channel", "prompt"),
+    ("t5", "reliability", "image"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("router,scope", [("none", "image"), *((r, s) for r in ROUTERS[1:] for s in SCOPES)])
+@pytest.mark.parametrize("language,router,scope", COMPILED)
 def test_compiles_without_a_graph_break(language, router, scope):
     model = open_model(language, router_type=router, router_scope=scope, channel_rank=3)
     samples = (Sample(), Sample(pictures=(2,), tags=(False,), question=(10,)))
@@ -82,9 +95,10 @@ def test_compiles_without_a_graph_break(language, router, scope):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler on this machine")
 def test_compiled_by_inductor_gives_the_same():
     """Once through the real compiler, with the router that has most of its own arithmetic."""
-    model = open_model(router_type="reliability")
+    model = open_model(router_type="reliability", text_fields={"num_hidden_layers": 1})
     batch = batch_of(model, Sample())
     torch._dynamo.reset()
     with torch.no_grad():
