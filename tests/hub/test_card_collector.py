@@ -47,7 +47,7 @@ def train(folder, steps, resume=None, **options):
 def test_collects_what_the_card_says_about_training(tmp_path):
     data = train(tmp_path, steps=6)
     assert data.parameters == {"new_modules": 1, "total": 4}
-    assert data.steps == 6 and data.seconds > 0 and data.processes == 1
+    assert data.steps == 6 and data.seconds is not None and data.processes == 1
     assert [step for step, _ in data.losses] == [2, 4, 6]
     assert data.versions["torch"] == torch.__version__.split("+")[0] or data.versions["torch"] == torch.__version__
     assert "CPU" in data.hardware or "×" in data.hardware

@@ -57,7 +57,11 @@ def test_every_new_parameter_learns_within_two_steps_and_no_backbone_does(langua
         model(**batch).loss.backward()
         learnt |= {name for name, p in new_parameters(model).items() if p.grad is not None and p.grad.abs().sum() > 0}
         optimizer.step()
-    assert learnt == set(new_parameters(model))
+    expected = set(new_parameters(model))
+    if (router, scope) == ("reliability", "image"):
+        # A picture without tags has no tag stream there: it reads the router's null token instead.
+        expected -= {"model.soft_prompt.no_tags"}
+    assert learnt == expected
     assert all(p.grad is None for name, p in model.named_parameters() if name not in new_parameters(model))
 
 

@@ -47,6 +47,5 @@ def test_the_same_seed_gives_the_same_projection(aligned):
 
 
 def test_queries_have_no_words(small_recipe, tmp_path):
-    model, processor = assemble(small_recipe(tmp_path, soft_prompt_pooling="queries"))
     with pytest.raises(ValueError, match="soft_prompt_pooling='tokens' or 'mean'"):
-        align_words(model, processor)
+        assemble(small_recipe(tmp_path, soft_prompt_pooling="queries", align_words=True))
