@@ -1,0 +1,226 @@
+"""The feature cache: complete, resumable, verified, shared between processes, never of another model."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+
+import pytest
+import torch
+
+from poise.training.feature_cache import FeatureCache, fingerprint
+
+
+def features(rows):
+    """A pure function of the row: a matrix and a whole number."""
+    index = torch.tensor(rows)
+    return {
+        "tokens": torch.sin(index[:, None, None] + torch.arange(12.0).view(1, 3, 4)),  # (B, 3, 4)
+        "row": index,  # (B,)
+    }
+
+
+class Counted:
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, rows):
+        self.rows += rows
+        return features(rows)
+
+
+def opened(folder, compute, key="k", count=25, **kwargs):
+    return FeatureCache.open(folder, key, count, compute, **{"shard_rows": 8, "batch_size": 3, **kwargs})
+
+
+def test_rows_come_back_as_they_were_computed(tmp_path):
+    cache = opened(tmp_path, features)
+    assert len(cache) == 25 and cache.num_shards == 4
+    rows = [24, 0, 7, 8, 24, 15]
+    expected = features(rows)
+    batch = cache.batch(rows)
+    assert batch.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor)
+        assert all(torch.equal(cache[row][name], tensor[i]) for i, row in enumerate(rows))
+    assert torch.equal(cache[-1]["row"], torch.tensor(24))
+    with pytest.raises(IndexError, match="row 25 is outside the 25 rows"):
+        cache[25]
+
+
+def test_a_second_opening_computes_nothing(tmp_path):
+    opened(tmp_path, features)
+    counted = Counted()
+    opened(tmp_path, counted)
+    assert counted.rows == []
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_precision_storage(tmp_path, name):
+    dtype = getattr(torch, name)
+    cache = opened(tmp_path, features, dtype=dtype)
+    assert cache[3]["tokens"].dtype == dtype and cache[3]["row"].dtype == torch.int64
+    assert torch.equal(cache[3]["tokens"], features([3])["tokens"][0].to(dtype))
+    kept = opened(tmp_path, features, dtype=dtype, exact=["tokens"])
+    assert torch.equal(kept[3]["tokens"], features([3])["tokens"][0])
+
+
+def test_what_does_not_fit_the_storage_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'tokens' is not finite in float16; store it as float32"):
+        opened(tmp_path, lambda rows: {"tokens": torch.full((len(rows), 2), 1e6)}, dtype=torch.float16)
+    with pytest.raises(ValueError, match="dtype=torch.float64 is no storage"):
+        opened(tmp_path, features, dtype=torch.float64)
+    with pytest.raises(ValueError, match="differ in names or shapes"):
+        opened(tmp_path, lambda rows: {"tokens": torch.zeros(len(rows), rows[0] + 1)})
+    with pytest.raises(ValueError, match=r"'tokens' has shape \(1, 2\) for 3 rows"):
+        opened(tmp_path, lambda rows: {"tokens": torch.zeros(1, 2)})
+
+
+@pytest.mark.parametrize("change", [{"key": "other"}, {"count": 24}, {"dtype": torch.float16}, {"shard_rows": 4}])
+def test_a_mismatch_is_noticed_and_rebuilt(tmp_path, change, caplog):
+    opened(tmp_path, features)
+    counted = Counted()
+    with caplog.at_level("INFO"):
+        cache = opened(tmp_path, counted, **change)
+    assert sorted(counted.rows) == list(range(len(cache)))
+    assert "fits these weights" in caplog.text and "1 older" in caplog.text
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def cut_to_nothing(path):
+    path.write_bytes(b"")
+
+
+def exchange(path):
+    path.write_bytes((path.parent / "shard-00002.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, cut_to_nothing, exchange])
+def test_a_damaged_shard_is_rebuilt_not_trusted(tmp_path, damage, caplog):
+    cache = opened(tmp_path, features)
+    damage(cache.path(1))
+    counted = Counted()
+    again = opened(tmp_path, counted)
+    assert counted.rows == list(range(8, 16))
+    assert "shard-00001.safetensors is damaged" in caplog.text
+    assert torch.equal(again.batch(range(25))["tokens"], features(list(range(25)))["tokens"])
+
+
+def test_what_was_finished_before_a_failure_is_kept(tmp_path):
+    def failing(rows):
+        if 17 in rows:
+            raise OSError(28, "No space left on device")
+        return features(rows)
+
+    with pytest.raises(OSError):
+        opened(tmp_path, failing)
+    counted = Counted()
+    opened(tmp_path, counted)
+    assert counted.rows == list(range(16, 25))
+
+
+def test_workers_map_the_files_for_themselves(tmp_path):
+    cache = opened(tmp_path, features)
+    cache.batch([0, 20])
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy._shards == {}
+    assert torch.equal(copy.batch([0, 20])["tokens"], cache.batch([0, 20])["tokens"])
+
+
+def test_rows_are_mapped_not_read(tmp_path):
+    """A row is a view into the file's pages: opening a cache takes no memory of its size."""
+    count, width = 64, 256 * 1024  # 64 MB
+    cache = FeatureCache.open(tmp_path, "k", count, lambda rows: {"x": torch.ones(len(rows), width)}, batch_size=8)
+    cache = pickle.loads(pickle.dumps(cache))
+    before = _private_memory()
+    rows = [cache[row]["x"][:8].sum() for row in range(count)]
+    assert sum(rows) == 8 * count
+    assert _private_memory() - before < 16e6
+
+
+def _private_memory():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def _open_slowly(folder, log):
+    def slow(rows):
+        time.sleep(0.02)
+        with open(log, "a") as file:
+            file.write("".join(f"{row}\n" for row in rows))
+        return features(rows)
+
+    opened(folder, slow, count=64)
+
+
+def _spawned(folder, log):
+    process = multiprocessing.get_context("fork").Process(target=_open_slowly, args=(folder, log))
+    process.start()
+    return process
+
+
+def test_processes_share_the_work(tmp_path):
+    log = tmp_path / "rows.txt"
+    processes = [_spawned(tmp_path / "cache", log) for _ in range(3)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    computed = [int(line) for line in log.read_text().split()]
+    assert sorted(computed) == list(range(64))  # every row once
+
+
+def test_the_death_of_a_process_holds_up_nobody(tmp_path):
+    log = tmp_path / "rows.txt"
+    victim = _spawned(tmp_path / "cache", log)
+    while not log.is_file():
+        time.sleep(0.01)
+    heir = _spawned(tmp_path / "cache", log)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join(10)
+    heir.join(60)
+    assert victim.exitcode == -signal.SIGKILL and heir.exitcode == 0
+    counted = Counted()
+    cache = opened(tmp_path / "cache", counted, count=64)
+    assert counted.rows == []
+    assert torch.equal(cache.batch(range(64))["row"], torch.arange(64))
+
+
+def test_fingerprints_tell_contents_apart():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(3, 3)
+    parts = [
+        linear,
+        {"size": 48, "mean": [0.5, 0.5]},
+        {"size": 48, "mean": [0.5, 0.25]},
+        torch.zeros(4),
+        torch.zeros(4, dtype=torch.bfloat16),
+        torch.zeros(2, 2),
+        "a",
+        b"a",
+        1,
+        1.0,
+        True,
+        None,
+        ["ab", "c"],
+        ["a", "bc"],
+        [["a"], "b"],
+    ]
+    prints = [fingerprint(part) for part in parts]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    before = fingerprint(linear)
+    with torch.no_grad():
+        linear.weight[0, 0] += 1e-7
+    assert fingerprint(linear) != before
+    with pytest.raises(TypeError, match="a function has no contents"):
+        fingerprint(lambda: None)
