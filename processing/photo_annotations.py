@@ -3,13 +3,16 @@
 `python -m poise.processing.photo_annotations FOLDER OUTPUT` reads `images/` and beside it, as far as they exist,
 
 * `captions.jsonl`: `image`, `captions`;
-* `vqa.jsonl`: `image`, `question`, `answers` (best first), `source`;
+* `vqa.jsonl`: `image`, `question`, `answers` (best first), `source`, and where published `answer_scores` (answer →
+  score), `choices` with `correct_choice_idx`, `question_id`;
 * `refexp_derived.jsonl`: `image`, `expression`, `bbox` ([x, y, w, h] in pixels);
 * `tags.jsonl`: `image`, `labels` (the categories that are in the photo, for photos searched for all of them);
 
 and writes `OUTPUT/train.jsonl` and `OUTPUT/validation.jsonl`. Photos are not copied, records name them where they are.
 All records of a photo go to the same file. The labels become tags as a tagger would give them: their scores are
-simulated, and so are a few invented tags, which is said in each record's metadata.
+simulated, and so are a few invented tags, which is said in each record's metadata. The metadata also holds the photo's
+name as `image_id`, by which records of one photo are drawn together when intervals are estimated, and what the metrics
+of questions read: `answer_scores`, `choices`, `correct_choice_idx`.
 """
 
 import argparse
@@ -28,6 +31,8 @@ from .task_record_files import write_task_records
 SOURCES = {"caption": "captions.jsonl", "vqa": "vqa.jsonl", "grounding": "refexp_derived.jsonl"}
 # Beta distributions of simulated scores: a tagger is mostly sure of what it sees and mostly unsure of what it invents.
 TRUE_SCORES, INVENTED_SCORES = (8.0, 2.0), (2.0, 6.0)
+# What a question's annotation may bring beyond the answers; the metrics look for these names in the metadata.
+QUESTION_METADATA = ("answer_scores", "choices", "correct_choice_idx", "question_id")
 
 
 def simulated_tags(
@@ -82,7 +87,7 @@ def records_from_annotations(
                 "image": str(folder / "images" / row["image"]),
                 "task": task,
             }
-            metadata = {"source": row.get("source", path.name)}
+            metadata = {"source": row.get("source", path.name), "image_id": row["image"]}
             if row["image"] in labels:
                 record["tags"] = simulated_tags(labels[row["image"]], vocabulary, row["image"], seed, invented)
                 metadata["tag_scores"] = "simulated"
@@ -90,6 +95,7 @@ def records_from_annotations(
                 record["captions"] = row["captions"]
             elif task == "vqa":
                 record.update(question=row["question"], answers=row["answers"])
+                metadata.update({name: row[name] for name in QUESTION_METADATA if row.get(name) is not None})
             else:
                 record.update(question=row["expression"], bbox=_clipped(row["bbox"], record["image"]))
             records.append({**record, "metadata": metadata})
@@ -108,18 +114,31 @@ def convert_photo_annotations(
     Args:
         validation_share (`float`, *optional*, defaults to 0.1): share of the photos whose records go to validation.
     """
-    if not 0.0 <= validation_share < 1.0:
-        raise ValueError(f"validation_share={validation_share} must lie in [0, 1).")
-    records = records_from_annotations(folder, tasks, seed)
-    photos = sorted({record["image"] for record in records})
-    random.Random(seed).shuffle(photos)
-    validation = set(photos[: round(len(photos) * validation_share)])
-    parts = {
-        "train": [record for record in records if record["image"] not in validation],
-        "validation": [record for record in records if record["image"] in validation],
-    }
+    parts = split_by_photo(records_from_annotations(folder, tasks, seed), validation_share, seed)
     return {
         name: write_task_records(part, Path(output_folder) / f"{name}.jsonl") for name, part in parts.items() if part
+    }
+
+
+def split_by_photo(
+    records: Sequence[dict[str, Any]], validation_share: float = 0.1, seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Records as `{"train": ..., "validation": ...}`; all records of a photo are on one side.
+
+    Args:
+        validation_share (`float`, *optional*, defaults to 0.1): share of the photos whose records go to validation.
+
+    Raises:
+        ValueError: `validation_share` is outside [0, 1).
+    """
+    if not 0.0 <= validation_share < 1.0:
+        raise ValueError(f"validation_share={validation_share} must lie in [0, 1).")
+    photos = sorted({str(record["image"]) for record in records})
+    random.Random(seed).shuffle(photos)
+    validation = set(photos[: round(len(photos) * validation_share)])
+    return {
+        "train": [record for record in records if str(record["image"]) not in validation],
+        "validation": [record for record in records if str(record["image"]) in validation],
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
-from poise.processing.photo_annotations import records_from_annotations
+from poise.processing.photo_annotations import records_from_annotations, split_by_photo
 from poise.processing.scenes import Scenes
 from poise.processing.task_record_files import TaskRecords, load_task_records
 from poise.training.recipe import Recipe
@@ -57,9 +57,5 @@ def _source(source: str, split: str, recipe: Recipe, seed: int):
 
 def _annotated_photos(folder: Path, seed: int):
     """Photos with published annotations, a tenth of the photos held out for evaluation."""
-    records = records_from_annotations(folder, seed=seed)
-    photos = sorted({str(record["image"]) for record in records})
-    held_out = set(photos[::10])
-    train = [record for record in records if str(record["image"]) not in held_out]
-    validation = [record for record in records if str(record["image"]) in held_out]
-    return TaskRecords(train), TaskRecords(validation)
+    parts = split_by_photo(records_from_annotations(folder, seed=seed), seed=seed)
+    return TaskRecords(parts["train"]), TaskRecords(parts["validation"])

@@ -36,7 +36,7 @@ def test_every_kind_becomes_records(folder):
     records = {record["id"]: record for record in records_from_annotations(folder)}
     assert len(records) == 12
     assert records["captions-0"]["captions"] == ["a dog", "the dog"]
-    assert records["vqa-0"]["metadata"] == {"source": "okvqa", "tag_scores": "simulated"}
+    assert records["vqa-0"]["metadata"] == {"source": "okvqa", "image_id": "0.jpg", "tag_scores": "simulated"}
     assert records["refexp_derived-0"]["bbox"] == [0.0, 5, 80, 55]
     assert "tags" not in records["captions-5"]  # not searched for all categories: nothing is claimed
     assert "dog" in [name for name, _ in records["vqa-0"]["tags"]]
@@ -94,3 +94,20 @@ def test_real_photos(shared_folder, tmp_path):
         assert len(records) == count > 20
         assert {record["task"] for record in records.records} == {"caption", "vqa", "grounding"}
     assert records[0]["image"].mode == "RGB"
+
+
+def test_what_the_metrics_of_questions_read_reaches_the_metadata(folder):
+    from poise.evaluation.generation_evaluator import GenerationEvaluator
+
+    scored = {"image": "2.jpg", "question": "which ?", "answers": ["rack", "shelf"], "source": "okvqa"}
+    scored["answer_scores"] = {"rack": 1, "shelf": 0.667}
+    chosen = {"image": "2.jpg", "question": "who ?", "answers": ["a dog"] * 10, "source": "aokvqa", "question_id": "q7"}
+    chosen.update(choices=["a cat", "a dog"], correct_choice_idx=1)
+    (folder / "vqa.jsonl").write_text(json.dumps(scored) + "\n" + json.dumps(chosen))
+    soft, choice = records_from_annotations(folder, tasks=["vqa"])
+    row = GenerationEvaluator(task="vqa").row(soft)
+    assert row["answer_scores"] == {"rack": 1, "shelf": 0.667} and row["group"] == "2.jpg"
+    row = GenerationEvaluator(task="multiple_choice").row(choice)
+    assert (row["choices"], row["correct_choice_idx"], row["group"]) == (["a cat", "a dog"], 1, "2.jpg")
+    assert choice["metadata"]["question_id"] == "q7"
+    assert GenerationEvaluator(task="multiple_choice").row(soft) is None
