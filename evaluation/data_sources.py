@@ -36,6 +36,11 @@ def load_data_source(source: str, limit: int | None = None) -> Dataset:
     return records if limit is None or limit >= len(records) else Subset(records, range(limit))
 
 
+def data_name(source: str) -> str:
+    """A source by the name that tables give it: a file without the folders it lies in."""
+    return source if source.partition(":")[0] == SCENES else Path(source).name
+
+
 def _scenes(source: str) -> Scenes:
     split, *settings = source.partition(":")[2].split(",")
     arguments: dict[str, Any] = {}
@@ -44,6 +49,9 @@ def _scenes(source: str) -> Scenes:
         if not equals:
             raise ValueError(f"data={source!r}: {setting!r} is no setting; write name=value, such as size=200.")
         arguments[name.strip()] = _value(value.strip())
+    for name in ("tasks", "question_types"):
+        if isinstance(arguments.get(name), str):
+            arguments[name] = [arguments[name]]
     try:
         return Scenes(split or "test", **arguments)
     except TypeError as error:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from poise.modeling.configuration_poise import PREFIX_TOKENS
+from poise.modeling.prefix_tokens import PREFIX_TOKENS
 
 # What model families call the same thing.
 _LAYERS = ("layers", "h", "blocks", "block")

@@ -69,6 +69,12 @@ COMMANDS = {
             "poise interpret outputs/demo/reliability/model --samples 200 --tags drop",
         ),
         Command(
+            "robustness",
+            "poise.evaluation.robustness_command",
+            "how the answers hold up when picture, tags or question are damaged",
+            "poise robustness outputs/demo/reliability/model --samples 300",
+        ),
+        Command(
             "ask",
             "poise.ask",
             "answer a question about an image",
@@ -149,10 +155,10 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if debug:
             raise
-        print(f"poise {command.name}: interrupted", file=sys.stderr)
+        print(f"poise {command.name}: {stopped or 'interrupted'}", file=sys.stderr)
         return 1
     except USER_ERRORS as error:
         ours = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "poise"
