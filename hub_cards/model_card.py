@@ -224,7 +224,7 @@ def _training_facts(card_data: CardData) -> list[tuple[str, str]]:
     total = parameters.pop("total", None)
     trained = sum(parameters.values())
     groups = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
-    rates = ", ".join(f"{name} {number(rate)}" for name, rate in (recipe.get("learning_rates") or {}).items())
+    rates = ", ".join(f"{name} {number(_rate(rate))}" for name, rate in (recipe.get("learning_rates") or {}).items())
     lora = recipe.get("lora")
     batch = training.get("per_device_train_batch_size")
     accumulation = training.get("gradient_accumulation_steps", 1)
@@ -265,6 +265,11 @@ def _licenses(config: Any, card_data: CardData) -> list[tuple[str, str]]:
 def cell(text: Any) -> str:
     """Text that may stand in a cell of a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _rate(value: Any) -> float:
+    """The peak rate of a group, which a recipe gives as a number or with decay and schedule."""
+    return value["rate"] if isinstance(value, Mapping) else value
 
 
 def number(value: float) -> str:

@@ -1,15 +1,89 @@
-"""Which parameters learn, and how fast: named groups with their own learning rates.
+"""Which parameters learn, and how fast: named groups, each with its own learning rate, decay and schedule.
 
 New modules start from nothing and want a rate far above the adapters', and those one above a pretrained tag encoder's
 (Dynamic LION gives its projection a multiple of the base rate for the same reason).
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
 
 NEW_MODULES = ("projector", "soft_prompt", "router")
+PARAMETER_GROUPS = ("new_modules", "soft_prompt", "adapters", "tag_encoder", "vision_tower")
+# Those of transformers whose factor depends on the step alone, so that groups can follow different ones.
+SCHEDULES = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+)  # fmt: skip
+MIXING = "task_mixing"  # the weights between task-routed adapters: numbers near 1, not matrices near 0
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """
+    How one group learns.
+
+    Args:
+        rate (`float`): peak learning rate.
+        weight_decay (`float`, *optional*): of its matrices; the run's own (`training.weight_decay`) by default.
+        schedule (`str`, *optional*): one of `SCHEDULES`; the run's own (`training.lr_scheduler_type`) by default.
+        warmup (`float`, *optional*): steps (1 or more) or share of the run (below 1); the run's own by default.
+    """
+
+    rate: float
+    weight_decay: float | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+
+    @classmethod
+    def of(cls, group: str, value: Any) -> "GroupSettings":
+        """
+        A number is a rate; a mapping names the fields.
+
+        Raises:
+            ValueError: an unknown field or schedule, or a value that is no number in its range.
+        """
+        where = f"learning_rates.{group}"
+        content = dict(value) if isinstance(value, Mapping) else {"rate": value}
+        known = [field.name for field in fields(cls)]
+        for name in content:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"{where}: {name!r} is not known: {hint}")
+        if "rate" not in content:
+            raise ValueError(f"{where}={value!r} has no rate: write {{rate: 1.0e-3, ...}}, or the number alone")
+        if not _is_number(content["rate"]) or not content["rate"] > 0:
+            raise ValueError(
+                f"{where}={content['rate']!r} must be a number above 0 (YAML reads 1e-3 without a dot as text: "
+                "write 1.0e-3); leave the group out to keep it frozen"
+            )
+        for name in ("weight_decay", "warmup"):
+            given = content.get(name)
+            if given is not None and (not _is_number(given) or given < 0):
+                raise ValueError(f"{where}.{name}={given!r} must be a number of 0 or more")
+        schedule = content.get("schedule")
+        if schedule is not None and schedule not in SCHEDULES:
+            raise ValueError(f"{where}.schedule={schedule!r} is not known: choose one of {', '.join(SCHEDULES)}")
+        return cls(**content)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def group_settings(learning_rates: Mapping[str, Any]) -> dict[str, GroupSettings]:
+    """`{"new_modules": 1e-3, "adapters": {"rate": 2e-4, "schedule": "constant"}}` as settings by group.
+
+    Raises:
+        ValueError: see [`GroupSettings.of`].
+    """
+    return {
+        group: value if isinstance(value, GroupSettings) else GroupSettings.of(group, value)
+        for group, value in learning_rates.items()
+    }
 
 
 def group_of(name: str, groups: Iterable[str] = ()) -> str | None:
@@ -19,9 +93,11 @@ def group_of(name: str, groups: Iterable[str] = ()) -> str | None:
     The soft prompt is a new module; where `groups` names "soft_prompt", it is a group of its own. One that starts with
     the language model's words wants a lower rate than a projector that starts from nothing.
     """
-    if "lora_" in name:
-        return "adapters"
     parts = name.split(".")
+    if MIXING in parts:
+        return "new_modules"
+    if "lora_" in name or "task_adapters" in parts:
+        return "adapters"
     if "language_model" in parts:
         return None
     for group in ("tag_encoder", "vision_tower"):
@@ -40,22 +116,31 @@ def set_trainable(model: nn.Module, groups: Iterable[str]) -> None:
             parameter.requires_grad = group_of(name, groups) in groups and ".original_module." not in name
 
 
-def optimizer_groups(
-    model: nn.Module, learning_rates: Mapping[str, float], weight_decay: float
-) -> list[dict[str, Any]]:
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices decay; vectors (biases, norms, null tokens) and mixing weights do not."""
+    return parameter.dim() > 1 and MIXING not in name.split(".")
+
+
+def optimizer_groups(model: nn.Module, learning_rates: Mapping[str, Any], weight_decay: float) -> list[dict[str, Any]]:
     """
-    Parameter groups for a torch optimizer, one per name and decay; vectors (biases, norms, null tokens) do not decay.
+    Parameter groups for a torch optimizer, one per name and decay.
+
+    Args:
+        model: with `requires_grad` set.
+        learning_rates (`Mapping`): a rate, a mapping or [`GroupSettings`] by group.
+        weight_decay (`float`): of groups that name none.
 
     Raises:
         ValueError: a rate is given for a group of which the model has no trainable parameter.
     """
+    settings = group_settings(learning_rates)
     found: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = group_of(name, learning_rates) or "new_modules"
-            found.setdefault((group, parameter.dim() > 1), []).append(parameter)
+            group = group_of(name, settings) or "new_modules"
+            found.setdefault((group, decays(name, parameter)), []).append(parameter)
     present = {group for group, _ in found}
-    for group in learning_rates:
+    for group in settings:
         if group not in present:
             raise ValueError(
                 f"learning_rates.{group} is given, but the model has no trainable parameter there: drop the rate"
@@ -63,12 +148,16 @@ def optimizer_groups(
     return [
         {
             "params": parameters,
-            "lr": float(learning_rates[group]),
-            "weight_decay": weight_decay if decays else 0.0,
+            "lr": float(settings[group].rate),
+            "weight_decay": _decay_of(settings[group], weight_decay) if does_decay else 0.0,
             "group": group,
         }
-        for (group, decays), parameters in found.items()
+        for (group, does_decay), parameters in found.items()
     ]
+
+
+def _decay_of(settings: GroupSettings, default: float) -> float:
+    return default if settings.weight_decay is None else float(settings.weight_decay)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -16,9 +16,9 @@ import yaml
 from transformers import PreTrainedConfig, TrainingArguments
 
 from poise.modeling import PoiseConfig
+from poise.training.parameter_groups import PARAMETER_GROUPS
+from poise.training.recipe_checks import check_values
 
-QUANTIZATIONS = ("none", "nf4", "int8")
-PARAMETER_GROUPS = ("new_modules", "soft_prompt", "adapters", "tag_encoder", "vision_tower")
 _NESTED = ("vision_config", "text_config", "tag_encoder_config", "image_token_id", "backbones")
 
 
@@ -35,6 +35,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "data": ("train", "evaluation", "image_folder", "scenes", "max_length", "evaluation_samples", "max_new_tokens"),
     "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora"),
     "learning_rates": PARAMETER_GROUPS,
+    "checks": ("allow_without_gradient",),
+    "early_stopping": ("patience", "threshold"),
     "training": tuple(field.name for field in dataclasses.fields(TrainingArguments)),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -44,6 +46,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
              "max_new_tokens": 20},
     "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False},
     "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},
+    "checks": {"allow_without_gradient": []},
+    "early_stopping": {"patience": None, "threshold": 0.0},
     "training": {},
 }  # fmt: skip
 
@@ -58,7 +62,10 @@ class Recipe:
     processor: `tag_words`, `max_tags`, `chat_template`.
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), knobs.
     lora: rank and so on, or `None` to leave the language model untouched.
-    learning_rates: one rate per group; a group that is not named is not trained.
+    learning_rates: by group a rate, or `{rate, weight_decay, schedule, warmup}`; a group that is not named is not
+        trained.
+    checks: `allow_without_gradient`, modules that may stay without a gradient in the first step.
+    early_stopping: `patience` in evaluations without progress of `training.metric_for_best_model`, `threshold`.
     training: fields of `transformers.TrainingArguments`.
     """
 
@@ -66,7 +73,9 @@ class Recipe:
     processor: dict[str, Any]
     data: dict[str, Any]
     lora: dict[str, Any] | None
-    learning_rates: dict[str, float]
+    learning_rates: dict[str, Any]
+    checks: dict[str, Any]
+    early_stopping: dict[str, Any]
     training: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,7 +133,9 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
             sections[section] = dict(DEFAULTS[section])
         sections[section][field] = value
     recipe = Recipe(**sections)
-    _check_values(recipe)
+    check_values(recipe)
+    # Every contradiction that the configuration can see without the backbones' own shapes is seen here.
+    PoiseConfig(**{key: value for key, value in recipe.model.items() if key in _model_fields()})
     return recipe
 
 
@@ -159,29 +170,6 @@ def _locate(key: str) -> tuple[str, str]:
         choices = " or ".join(f"{home}.{key}" for home in homes)
         raise ValueError(f"recipe key {key!r} stands in {len(homes)} sections: write {choices}")
     return homes[0], key
-
-
-def _check_values(recipe: Recipe) -> None:
-    for name in ("vision", "text"):
-        if not recipe.model.get(name):
-            raise ValueError(f"model.{name} is missing: name a backbone by Hub id, folder or tiny:NAME")
-    if not recipe.data.get("train"):
-        raise ValueError("data.train is missing: give 'scenes', a JSON-lines file or a folder (or --data on the line)")
-    quantization = recipe.model["quantization"]
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"model.quantization={quantization!r} is not known: choose one of {', '.join(QUANTIZATIONS)}")
-    if not recipe.learning_rates:
-        raise ValueError("learning_rates is empty: nothing would be trained; name at least new_modules")
-    for group, rate in recipe.learning_rates.items():
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
-            raise ValueError(
-                f"learning_rates.{group}={rate!r} must be a number above 0 (YAML reads 1e-3 without a dot as text: "
-                "write 1.0e-3); leave the group out to keep it frozen"
-            )
-    if "adapters" in recipe.learning_rates and recipe.lora is None:
-        raise ValueError("learning_rates.adapters is given but lora is null: give lora a rank, or drop the rate")
-    # Every contradiction that the configuration can see without the backbones' own shapes is seen here.
-    PoiseConfig(**{key: value for key, value in recipe.model.items() if key in _model_fields()})
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 import argparse
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers import logging as transformers_logging
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.training.assembly import assemble, prepare_for_training
-from poise.training.checkpoints import check_resumable, export_model, last_checkpoint
-from poise.training.parameter_groups import count_parameters
+from poise.training.checkpoints import check_resumable, export_model
+from poise.training.module_table import module_table
+from poise.training.parameter_groups import count_parameters, group_settings
 from poise.training.recipe import Recipe, load_recipe, parse_overrides
 from poise.training.records import load_records
 from poise.training.trainer import PoiseTrainer
@@ -50,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """`TrainingArguments` of a recipe, checked; the learning rate of the arguments is only the loggers' headline."""
     settings = {**TRAINING_DEFAULTS, **recipe.training}
-    settings.setdefault("learning_rate", max(recipe.learning_rates.values()))
+    settings.setdefault("learning_rate", max(group.rate for group in group_settings(recipe.learning_rates).values()))
+    if recipe.early_stopping["patience"] is not None:
+        settings.setdefault("load_best_model_at_end", True)
     output_dir = Path(settings["output_dir"])
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"training.output_dir={str(output_dir)!r} is a file: name a folder")
@@ -86,7 +88,8 @@ def run_sft(
     model, processor = assemble(recipe)
     trained = prepare_for_training(model, recipe)
     parameters = count_parameters(trained)
-    logger.info("parameters: %s", ", ".join(f"{name} {number:,}" for name, number in parameters.items()))
+    if args.process_index == 0:
+        logger.info("%s", module_table(trained, recipe.learning_rates))
     trainer = PoiseTrainer(
         trained,
         args,
@@ -97,11 +100,12 @@ def run_sft(
         score_answers=_answer_scorer(evaluation, processor, recipe),
         recipe=recipe,
         max_length=recipe.data["max_length"],
-        callbacks=list(callbacks),
+        allow_without_gradient=recipe.checks["allow_without_gradient"],
+        callbacks=[*callbacks, *_early_stopping(recipe)],
     )
     if callbacks and args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # the bar is off because somebody else shows how it goes
-    result = _train(trainer, checkpoint)
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
     metrics = {"train_loss": result.training_loss, "steps": result.global_step,
                "seconds": result.metrics.get("train_runtime"), "parameters": parameters}  # fmt: skip
     if evaluation is not None and args.eval_strategy != "no":
@@ -113,15 +117,9 @@ def run_sft(
     return folder, metrics
 
 
-def _train(trainer: PoiseTrainer, checkpoint: Path | None):
-    try:
-        return trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
-    except KeyboardInterrupt:
-        if trainer.state.global_step > 0:
-            trainer._save_checkpoint(trainer.model, trial=None)
-            newest = last_checkpoint(trainer.args.output_dir)
-            print(f"interrupted; saved {newest}. Go on with the same command and --resume", file=sys.stderr)  # noqa: T201
-        raise
+def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+    patience, threshold = recipe.early_stopping["patience"], recipe.early_stopping["threshold"]
+    return [] if patience is None else [EarlyStoppingCallback(patience, float(threshold))]
 
 
 def _answer_scorer(evaluation, processor, recipe: Recipe):

@@ -1,12 +1,13 @@
 """`PoiseTrainer`: transformers' Trainer with the groups, checks and generated answers that a VLM needs.
 
-What it adds: a learning rate per parameter group; the first batch described in plain words; a check after the first
-step that every module which should learn got a gradient; evaluation that generates and scores answers; checkpoints that
-carry adapter, new modules, configuration, processor and recipe together.
+What it adds: learning rate, decay and schedule per parameter group; the first batch described in plain words; a check
+after the first step that every module which should learn got a gradient; evaluation that generates and scores answers;
+another caption of every picture in every epoch; checkpoints that carry adapter, new modules, configuration, processor
+and recipe together.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,27 @@ from transformers import Trainer, TrainerCallback
 
 from poise.processing import PoiseProcessor, TrainingCollator, describe_batch
 from poise.training.checkpoints import write_run_files
-from poise.training.parameter_groups import NEW_MODULES, group_of, optimizer_groups
+from poise.training.gradient_check import GradientCheck
+from poise.training.group_schedules import own_schedules, scheduler_by_group
+from poise.training.parameter_groups import optimizer_groups
 from poise.training.recipe import Recipe
+from poise.training.safe_training import SafeTraining
 
 logger = logging.getLogger(__name__)
 
 
-class PoiseTrainer(Trainer):
+class PoiseTrainer(SafeTraining, Trainer):
     """
     Args:
         model: as `prepare_for_training` returns it, with or without PEFT.
         args (`TrainingArguments`): `remove_unused_columns` must be off, records are no model inputs.
         processor ([`PoiseProcessor`]): made for the model; saved into every checkpoint.
-        learning_rates (`Mapping[str, float]`): a rate per group of `parameter_groups`.
+        learning_rates (`Mapping`): by group of `parameter_groups` a rate, or `{rate, weight_decay, schedule, warmup}`.
         score_answers (`Callable`, *optional*): `(model) -> dict[str, float]`; called in every evaluation, its metrics
-            join `eval_loss` and can choose the best checkpoint.
+            join `eval_loss`, choose the best checkpoint and stop early.
         recipe ([`Recipe`], *optional*): written beside every checkpoint.
         max_length (`int`, *optional*): longest row in tokens.
+        allow_without_gradient (`Sequence[str]`, *optional*): modules that may miss a gradient in the first step.
     """
 
     def __init__(
@@ -39,17 +44,19 @@ class PoiseTrainer(Trainer):
         model: torch.nn.Module,
         args,
         processor: PoiseProcessor,
-        learning_rates: Mapping[str, float],
+        learning_rates: Mapping[str, Any],
         train_dataset=None,
         eval_dataset=None,
         score_answers: Callable[[torch.nn.Module], dict[str, float]] | None = None,
         recipe: Recipe | None = None,
         max_length: int | None = None,
+        allow_without_gradient: Sequence[str] = (),
         **kwargs: Any,
     ):
         self.processor, self.learning_rates = processor, dict(learning_rates)
         self.score_answers, self.recipe = score_answers, recipe
         self.first_batch_described = False
+        self.group_rates: dict[str, float] = {}
         args.remove_unused_columns = False
         # Answers are generated; the logits of a whole evaluation would only fill the memory.
         args.prediction_loss_only = True
@@ -68,7 +75,8 @@ class PoiseTrainer(Trainer):
             processing_class=processor,
             **kwargs,
         )
-        self.add_callback(GradientCheck())
+        self.add_callback(GradientCheck(allow_without_gradient))
+        self.add_callback(CaptionOfTheEpoch(self.data_collator))
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -78,6 +86,14 @@ class PoiseTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None and own_schedules(self.learning_rates):
+            self.lr_scheduler = scheduler_by_group(
+                optimizer or self.optimizer, self.learning_rates, self.args, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def training_step(self, model, inputs, num_items_in_batch=None):
         if not self.first_batch_described:
             self.first_batch_described = True
@@ -85,13 +101,23 @@ class PoiseTrainer(Trainer):
                 logger.info("first batch: %s", describe_batch(inputs, self.processor))
         return super().training_step(model, inputs, num_items_in_batch)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        # Inside the loop, not after `evaluate`: so early stopping and trackers see one set of metrics.
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self.score_answers is not None:
-            scored = {f"{metric_key_prefix}_{k}": v for k, v in self.score_answers(self.model).items()}
-            self.log(scored)
-            metrics.update(scored)
-        return metrics
+            scored = self.score_answers(self.model)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scored.items()})
+        return output
+
+    def _get_learning_rate(self):
+        # Called before the scheduler moves on: these are the rates of the step that is going to be logged.
+        self.group_rates = {group["group"]: group["lr"] for group in self.optimizer.param_groups if "group" in group}
+        return super()._get_learning_rate()
+
+    def log(self, logs, start_time=None):
+        if "learning_rate" in logs:
+            logs = {**logs, **{f"learning_rate/{name}": float(rate) for name, rate in self.group_rates.items()}}
+        super().log(logs, start_time)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
@@ -100,34 +126,12 @@ class PoiseTrainer(Trainer):
             write_run_files(folder, self.accelerator.unwrap_model(self.model), self.recipe)
 
 
-class GradientCheck(TrainerCallback):
-    """After the first backward pass: every module that should learn must have got a gradient."""
+class CaptionOfTheEpoch(TrainerCallback):
+    """Tells the collator which epoch it is, so that every epoch draws other captions; a resumed one draws the same."""
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if state.global_step > 0 or model is None:
-            return
-        without, silent = modules_without_gradient(model)
-        if without:
-            raise ValueError(
-                f"{', '.join(without)} should learn but got no gradient in the first step: the loss does not depend on "
-                "it. Check that the records bring the inputs it reads (images, tags), or drop its learning rate."
-            )
-        if silent:
-            logger.warning(
-                "%s got a gradient of exactly zero in the first step; if that lasts, nothing is learned there.",
-                ", ".join(silent),
-            )
+    def __init__(self, collator: Any):
+        self.collator = collator
 
-
-def modules_without_gradient(model: torch.nn.Module) -> tuple[list[str], list[str]]:
-    """Trainable modules none of whose parameters has a gradient, and those whose gradients are all exactly zero."""
-    gradients: dict[str, list[float | None]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            new_module = next((module for module in NEW_MODULES if module in name.split(".")), None)
-            key = new_module if group_of(name) == "new_modules" and new_module else str(group_of(name))
-            gradient = parameter.grad
-            gradients.setdefault(key, []).append(None if gradient is None else float(gradient.abs().max()))
-    without = [name for name, values in gradients.items() if all(value is None for value in values)]
-    silent = [name for name, values in gradients.items() if name not in without and not any(values)]
-    return without, silent
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.collator, "epoch"):
+            self.collator.epoch = int(state.epoch or 0)

@@ -5,7 +5,7 @@ import torch
 
 from poise.training.assembly import assemble, prepare_for_training
 from poise.training.parameter_groups import count_parameters, group_of, optimizer_groups
-from poise.training.trainer import modules_without_gradient
+from poise.training.gradient_check import modules_without_gradient
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,125 @@
+"""Mistakes in a recipe that can be seen without a model: each one line that names key, value and remedy."""
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from poise.training.parameter_groups import group_settings
+
+QUANTIZATIONS = ("none", "nf4", "int8")
+CHECKED_MODULES = ("projector", "soft_prompt", "router", "adapters", "tag_encoder", "vision_tower")
+TRACKERS = {"trackio": "trackio", "tensorboard": "tensorboard"}  # `report_to` → package of an optional extra
+_COUNTS = {"evaluation_samples": 1, "max_new_tokens": 1, "max_length": 1}
+
+
+def check_values(recipe: Any) -> None:
+    """
+    Raises:
+        ValueError: a value that cannot be, or two that contradict each other.
+        ImportError: an optional package is asked for that is not installed.
+    """
+    _check_backbones(recipe.model)
+    _check_data(recipe.data)
+    _check_adapters(recipe)
+    if not recipe.learning_rates:
+        raise ValueError("learning_rates is empty: nothing would be trained; name at least new_modules")
+    group_settings(recipe.learning_rates)
+    _check_start_up(recipe.checks)
+    _check_stopping(recipe)
+    _check_training(recipe)
+
+
+def _check_backbones(model: dict[str, Any]) -> None:
+    for name in ("vision", "text"):
+        if not model.get(name):
+            raise ValueError(f"model.{name} is missing: name a backbone by Hub id, folder or tiny:NAME")
+    if model.get("soft_prompt_type", "dynamic") == "dynamic" and not model.get("tag_encoder"):
+        raise ValueError(
+            "model.tag_encoder is missing, but soft_prompt_type='dynamic' reads tags: name a BERT-like encoder "
+            "(tiny:tag_encoder), or set soft_prompt_type to static or none"
+        )
+    quantization = model["quantization"]
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"model.quantization={quantization!r} is not known: choose one of {', '.join(QUANTIZATIONS)}")
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"model.quantization={quantization!r} needs bitsandbytes: pip install 'poise[quantization]', or set "
+            "model.quantization=none"
+        )
+    dtype = getattr(torch, str(model["dtype"]), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"model.dtype={model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    if not data.get("train"):
+        raise ValueError("data.train is missing: give 'scenes', a JSON-lines file or a folder (or --data on the line)")
+    for name, least in _COUNTS.items():
+        value = data.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"data.{name}={value!r} must be a whole number of at least {least}, or null")
+
+
+def _check_adapters(recipe: Any) -> None:
+    lora, routed = recipe.lora, recipe.model.get("task_adapter_rank")
+    if lora is None and not routed and "adapters" in recipe.learning_rates:
+        raise ValueError("learning_rates.adapters is given but lora is null: give lora a rank, or drop the rate")
+    if lora is None and not routed and recipe.model["quantization"] != "none":
+        raise ValueError(
+            f"model.quantization={recipe.model['quantization']!r} with lora: null would train no adapter on the "
+            "quantized language model: give lora a rank, or set model.quantization=none"
+        )
+    if lora is None:
+        return
+    for name in ("r", "alpha"):
+        value = lora[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"lora.{name}={value!r} must be a whole number of at least 1 (lora: null for no LoRA)")
+    dropout = lora["dropout"]
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"lora.dropout={dropout!r} must lie in [0, 1)")
+    for name in ("use_dora", "use_rslora"):
+        if not isinstance(lora[name], bool):
+            raise ValueError(f"lora.{name}={lora[name]!r} must be true or false")
+
+
+def _check_start_up(checks: dict[str, Any]) -> None:
+    allowed = checks["allow_without_gradient"]
+    if not isinstance(allowed, list | tuple) or any(name not in CHECKED_MODULES for name in allowed):
+        raise ValueError(
+            f"checks.allow_without_gradient={allowed!r} must be a list of {', '.join(CHECKED_MODULES)}: name the "
+            "modules that may stay without a gradient in the first step"
+        )
+
+
+def _check_stopping(recipe: Any) -> None:
+    patience = recipe.early_stopping["patience"]
+    if patience is None:
+        return
+    if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
+        raise ValueError(f"early_stopping.patience={patience!r} must be a whole number of at least 1, or null")
+    threshold = recipe.early_stopping["threshold"]
+    if not isinstance(threshold, int | float) or threshold < 0:
+        raise ValueError(f"early_stopping.threshold={threshold!r} must be a number of 0 or more")
+    if str(recipe.training.get("eval_strategy", "no")) in ("no", "False"):
+        raise ValueError(
+            f"early_stopping.patience={patience} counts evaluations, but training.eval_strategy is 'no': set it to "
+            "steps or epoch"
+        )
+
+
+def _check_training(recipe: Any) -> None:
+    training = recipe.training
+    if training.get("remove_unused_columns"):
+        raise ValueError(
+            "training.remove_unused_columns=true would drop pictures and tags, which are no inputs of the model yet "
+            "when records are read: leave it out"
+        )
+    wanted = training.get("report_to") or []
+    for name in [wanted] if isinstance(wanted, str) else wanted:
+        package = TRACKERS.get(name)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ImportError(
+                f"training.report_to={name!r} needs {package}: pip install 'poise[{name}]', or set report_to=none"
+            )
