@@ -7,6 +7,8 @@ from importlib import import_module
 
 _HOME = {
     "PoiseConfig": "configuration_poise",
+    "PoiseDualEncoder": "modeling_dual_encoder",
+    "PoiseDualEncoderConfig": "configuration_dual_encoder",
     "PoiseForConditionalGeneration": "modeling_poise",
     "PoiseModel": "modeling_poise",
     "PoisePreTrainedModel": "modeling_poise",

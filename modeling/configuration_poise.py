@@ -5,36 +5,19 @@ mistake in a name or a combination is found here, before a single weight is read
 """
 
 import copy
-from difflib import get_close_matches
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .information_router import ROUTERS
+from .named_choices import check_choice
+from .prefix_tokens import PREFIX_TOKENS, count_prefix_tokens
 from .projectors import PROJECTORS
 from .soft_prompt import PROMPT_POOLINGS, SCORE_ENCODINGS, SOFT_PROMPTS
 
-# Tokens that a vision tower puts before its patches (class token, registers), by `model_type`.
-PREFIX_TOKENS = {
-    "siglip_vision_model": 0,
-    "clip_vision_model": 1,
-    "vit": 1,
-    "dinov2": 1,
-    "dinov2_with_registers": 1,  # plus `num_register_tokens`
-    "dinov3_vit": 1,  # plus `num_register_tokens`
-}
 ROUTER_SCOPES = ("image", "prompt")
 FEATURE_SELECTIONS = ("patch", "full")
-
-
-def check_choice(argument, value, choices):
-    """Raise a `ValueError` that names `argument`, `value` and the nearest of `choices`."""
-    if value in choices:
-        return
-    near = get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{argument}={value!r} is not known: choose one of {', '.join(map(repr, choices))}.{hint}")
 
 
 @strict
@@ -225,15 +208,7 @@ class PoiseConfig(PreTrainedConfig):
     @property
     def num_prefix_tokens(self):
         """Tokens before the patches in the tower's output."""
-        if self.vision_prefix_tokens is not None:
-            return self.vision_prefix_tokens
-        model_type = self.vision_config.model_type
-        if model_type not in PREFIX_TOKENS:
-            raise ValueError(
-                f"vision_config.model_type={model_type!r}: it is not known how many class or register tokens this "
-                "tower puts before its patches; set vision_prefix_tokens."
-            )
-        return PREFIX_TOKENS[model_type] + getattr(self.vision_config, "num_register_tokens", 0)
+        return count_prefix_tokens(self.vision_config, self.vision_prefix_tokens)
 
     @property
     def patch_grid(self):

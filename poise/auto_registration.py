@@ -26,29 +26,42 @@ WATCHED_PACKAGES = ("transformers", "poise")
 def _register_config() -> None:
     from transformers import AutoConfig
 
+    from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
 
     AutoConfig.register(PoiseConfig.model_type, PoiseConfig)
+    AutoConfig.register(PoiseDualEncoderConfig.model_type, PoiseDualEncoderConfig)
 
 
 def _register_models() -> None:
-    from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
+    from transformers import (
+        AutoModel,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForZeroShotImageClassification,
+    )
 
+    from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
+    from poise.modeling.modeling_dual_encoder import PoiseDualEncoder
     from poise.modeling.modeling_poise import PoiseForConditionalGeneration, PoiseModel
 
     AutoModel.register(PoiseConfig, PoiseModel)
     AutoModelForImageTextToText.register(PoiseConfig, PoiseForConditionalGeneration)
     AutoModelForMultimodalLM.register(PoiseConfig, PoiseForConditionalGeneration)
+    AutoModel.register(PoiseDualEncoderConfig, PoiseDualEncoder)
+    AutoModelForZeroShotImageClassification.register(PoiseDualEncoderConfig, PoiseDualEncoder)
 
 
 def _register_processor() -> None:
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, VisionTextDualEncoderProcessor
 
+    from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
     from poise.processing.processing_poise import PoiseProcessor
 
     AutoProcessor.register(PoiseConfig, PoiseProcessor)
+    AutoProcessor.register(PoiseDualEncoderConfig, VisionTextDualEncoderProcessor)
 
 
 # Module that defines the Auto class -> what is to be done once it is there.

@@ -30,7 +30,7 @@ REMOTE_CODE_LIBRARIES = {
 }
 # Files of the ground floor that are not copied next to the weights may use these too.
 GROUND_FLOOR_LIBRARIES = REMOTE_CODE_LIBRARIES | {"datasets", "matplotlib"}
-REMOTE_CODE_ROOTS = {"modeling": ["modeling_poise"], "processing": ["processing_poise"]}
+REMOTE_CODE_ROOTS = {"modeling": ["modeling_poise", "modeling_dual_encoder"], "processing": ["processing_poise"]}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 
 
