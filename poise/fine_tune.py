@@ -4,6 +4,10 @@ from collections.abc import Sequence
 
 from poise.hub_cards.card_collector import CardCollector
 from poise.training import sft
+from poise.training.recipe import parse_overrides
+
+__all__ = ["build_parser", "main", "parse_overrides"]
+build_parser = sft.build_parser
 
 
 def main(argv: Sequence[str]) -> int:
