@@ -6,9 +6,6 @@ finished model with merged adapters, processor and remote code, which plain tran
 
 import json
 import os
-import platform
-import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +16,23 @@ from transformers import PreTrainedModel
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
 from poise.processing import PoiseProcessor
 from poise.training.recipe import Recipe
+from poise.training.safe_training import complete_checkpoints, resumable_checkpoint
+from poise.training.versions import VERSIONS_FILE, versions, warn_of_other_versions, write_versions
+from poise.training.written_aside import ASIDE, clear_aside, move_into_place, room_for
 
 RECIPE_FILE = "recipe.yaml"
-VERSIONS_FILE = "versions.json"
-_PACKAGES = ("poise", "torch", "transformers", "peft", "accelerate", "safetensors")
 
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a checkpoint depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+__all__ = [
+    "RECIPE_FILE",
+    "VERSIONS_FILE",
+    "base_of",
+    "check_resumable",
+    "export_model",
+    "last_checkpoint",
+    "load_trained",
+    "versions",
+    "write_run_files",
+]
 
 
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
@@ -38,19 +43,15 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
 def write_run_files(folder: Path, model: torch.nn.Module, recipe: Recipe | None) -> None:
     """Configuration, versions and recipe beside saved weights (PEFT saves none of them)."""
     base_of(model).config.save_pretrained(folder)
-    (folder / VERSIONS_FILE).write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    write_versions(folder)
     if recipe is not None:
         recipe.save(folder / RECIPE_FILE)
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> Path | None:
     """The newest `checkpoint-N` of a run that is complete, or `None`."""
-    found = [
-        (int(match[1]), path)
-        for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / "trainer_state.json").is_file()
-    ]
-    return max(found)[1] if found else None
+    saved = complete_checkpoints(output_dir)
+    return saved[-1] if saved else None
 
 
 def check_resumable(checkpoint: str | os.PathLike, recipe: Recipe) -> Path:
@@ -58,24 +59,9 @@ def check_resumable(checkpoint: str | os.PathLike, recipe: Recipe) -> Path:
     The checkpoint folder, if a run with this recipe can go on from it.
 
     Raises:
-        ValueError: it is no checkpoint, holds no optimizer state, or belongs to another architecture.
+        ValueError: it is no checkpoint, a torn one, holds no optimizer state, or belongs to another architecture.
     """
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(f"resume={str(checkpoint)!r} is no folder: give a checkpoint-N folder, or the run's folder")
-    if not (folder / "trainer_state.json").is_file():
-        newest = last_checkpoint(folder)
-        if newest is None:
-            raise ValueError(
-                f"resume={str(checkpoint)!r} holds no complete checkpoint (no trainer_state.json): give a checkpoint-N "
-                "folder that poise sft wrote, or start without --resume"
-            )
-        folder = newest
-    if not (folder / "optimizer.pt").is_file():
-        raise ValueError(
-            f"resume={str(folder)!r} has no optimizer state (written with save_only_model): it would silently start a "
-            "new optimizer; start without --resume, or train with save_only_model=false"
-        )
+    folder = resumable_checkpoint(checkpoint, "poise sft")
     _check_same_architecture(folder, recipe)
     return folder
 
@@ -107,14 +93,19 @@ def export_model(model: torch.nn.Module, processor: PoiseProcessor, folder: Path
     then is a PEFT adapter with the new modules inside.
     """
     base = base_of(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel) and getattr(base, "is_quantized", False):
-        model.save_pretrained(folder)
-    else:
-        merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        merged.eval().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_run_files(folder, base, recipe)
+    clear_aside(folder.parent)
+    written = folder.parent / ASIDE / folder.name
+    with room_for(written, 0, f"the checkpoints in {folder.parent} are untouched: make room and go on with --resume"):
+        written.mkdir(parents=True)
+        if isinstance(model, PeftModel) and getattr(base, "is_quantized", False):
+            model.save_pretrained(written)
+        else:
+            merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+            merged.eval().save_pretrained(written)
+        processor.save_pretrained(written)
+        write_run_files(written, base, recipe)
+        move_into_place(written, folder)
+    clear_aside(folder.parent)
     return folder
 
 
@@ -131,6 +122,7 @@ def load_trained(folder: str | os.PathLike, **kwargs: Any) -> tuple[torch.nn.Mod
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"model={str(folder)!r} is no folder: give a finished model or a checkpoint-N folder")
+    warn_of_other_versions(folder)
     if (folder / "adapter_config.json").is_file():
         if not (folder / RECIPE_FILE).is_file():
             raise ValueError(f"model={str(folder)!r} is an adapter without {RECIPE_FILE}: its base cannot be built")

@@ -1,0 +1,253 @@
+"""What every stage's trainer shares so that nothing is lost: put `SafeTraining` before a transformers Trainer.
+
+    class PoiseTrainer(SafeTraining, Trainer): ...
+    class PreferenceTrainer(SafeTraining, DPOTrainer): ...
+
+A checkpoint is complete or invisible; a full disk leaves the former one and says how much is missing; Ctrl-C (and
+SIGTERM, which clusters send before they take a machine away) saves after the current step and says how to go on;
+rotation keeps the best and the newest; the first step checks that the processes run as they were launched.
+"""
+
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from poise.training.launch_check import check_launch
+from poise.training.versions import warn_of_other_versions, write_versions
+from poise.training.written_aside import (
+    ASIDE,
+    clear_aside,
+    missing_files,
+    move_into_place,
+    remove,
+    room_for,
+    seal,
+    size_of,
+)
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1.0  # seconds after Ctrl-C in which another one is an echo of the first, not a new wish
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped from outside, and saved; the message says where and how to go on."""
+
+
+def complete_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The run's `checkpoint-N` folders that hold all that was written into them, by N."""
+    found = {
+        int(match[1]): path
+        for path in Path(output_dir).glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+        and (path / TRAINER_STATE_NAME).is_file()
+        and not missing_files(path)
+    }
+    return [found[step] for step in sorted(found)]
+
+
+def resumable_checkpoint(checkpoint: str | os.PathLike, command: str) -> Path:
+    """
+    The folder that a run can go on from: a `checkpoint-N`, or the newest complete one of a run's folder.
+
+    Args:
+        checkpoint (`str`): either folder.
+        command (`str`): who writes such checkpoints, for the message.
+
+    Raises:
+        ValueError: it is no folder, holds no complete checkpoint, or one without optimizer state.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise ValueError(f"resume={str(checkpoint)!r} is no folder: give a checkpoint-N folder, or the run's folder")
+    torn = missing_files(folder)
+    if torn:
+        raise ValueError(
+            f"resume={str(folder)!r} is torn, {torn[0]} is missing or of another size: give the run's folder to go on "
+            "from its newest complete checkpoint"
+        )
+    if not (folder / TRAINER_STATE_NAME).is_file():
+        clear_aside(folder)
+        saved = complete_checkpoints(folder)
+        if not saved:
+            raise ValueError(
+                f"resume={str(checkpoint)!r} holds no complete checkpoint (no {TRAINER_STATE_NAME}): give a "
+                f"checkpoint-N folder that {command} wrote, or start without --resume"
+            )
+        folder = saved[-1]
+    # One file from one process; folders of their own from FSDP and DeepSpeed.
+    if not any(path.name.startswith(("optimizer", "global_step")) for path in folder.iterdir()):
+        raise ValueError(
+            f"resume={str(folder)!r} has no optimizer state (written with save_only_model): it would silently start a "
+            "new optimizer; start without --resume, or train with save_only_model=false"
+        )
+    warn_of_other_versions(folder)
+    return folder
+
+
+class SafeTraining:
+    """Comes before a `Trainer` among the bases of a class; see the module's docstring."""
+
+    state: Any
+    args: Any
+    model: Any
+    accelerator: Any
+
+    _aside: Path | None = None
+    _launch_checked = False
+    _written: str | None = None
+
+    def train(self, *args, **kwargs):
+        stop = StopOnSignal()
+        self.add_callback(stop)  # type: ignore[attr-defined]
+        try:
+            result = super().train(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            stop.forget()
+            self.remove_callback(stop)  # type: ignore[attr-defined]
+        if stop.wanted:
+            raise Interrupted(self._how_to_go_on())
+        return result
+
+    def _how_to_go_on(self) -> str:
+        saved = complete_checkpoints(self.args.output_dir)
+        if not saved:
+            return "interrupted before the first step; nothing to save"
+        return f"interrupted; saved {saved[-1]}. Go on with the same command and --resume"
+
+    def training_step(self, model, *args, **kwargs):
+        if not self._launch_checked:
+            self._launch_checked = True
+            check_launch(model, self.args)
+        return super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+
+    def _get_output_dir(self, trial):
+        run = super()._get_output_dir(trial)  # type: ignore[misc]
+        return run if self._aside is None else os.fspath(self._aside)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self._aside is not None:
+            self._written = checkpoint_folder  # an upload in the background must not see the folder move
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        written = run / ASIDE / folder.name
+        if self.args.should_save:
+            clear_aside(run)
+        self.accelerator.wait_for_everyone()
+        with room_for(written, self._bytes_needed(run), self._what_is_left(run)):
+            self._aside = run / ASIDE
+            try:
+                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            finally:
+                self._aside = None
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = os.fspath(folder)
+            if self.args.should_save:
+                self.state.save_to_json(os.fspath(written / TRAINER_STATE_NAME))
+                write_versions(written)
+            self.accelerator.wait_for_everyone()
+            self._publish(written, folder)
+        if self.args.should_save:
+            rotate(run, self.args.save_total_limit, self.state.best_global_step)
+            clear_aside(run)
+        self.accelerator.wait_for_everyone()
+        if self._written is not None:
+            self._written = None
+            self._push_from_checkpoint(os.fspath(folder))
+
+    def _publish(self, written: Path, folder: Path) -> None:
+        """Seal and rename: by the first process, and by the first of each machine that does not see its disk."""
+        if self.args.process_index == 0:
+            seal(written)
+            move_into_place(written, folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.process_index != 0 and self.args.local_process_index == 0 and written.is_dir():
+            seal(written)
+            move_into_place(written, folder)
+
+    def _bytes_needed(self, run: Path) -> int:
+        """Size of the checkpoint to come: that of the last one, or what parameters and optimizer hold."""
+        saved = complete_checkpoints(run)
+        if saved:
+            return size_of(saved[-1])
+        tensors = [p for p in self.model.parameters() if p.requires_grad or not isinstance(self.model, PeftModel)]
+        optimizer = getattr(self, "optimizer", None)
+        for state in getattr(getattr(optimizer, "optimizer", optimizer), "state", {}).values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _what_is_left(self, run: Path) -> str:
+        saved = complete_checkpoints(run)
+        kept = f"{saved[-1].name} is untouched: make" if saved else "make"
+        again = "go on with the same command and --resume" if saved else "start again"
+        return f"{kept} room and {again}"
+
+
+def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
+    """Keep the newest checkpoint, the best one, and of the others the newest up to `limit` in all."""
+    if not limit or limit < 0:
+        return
+    saved = complete_checkpoints(run)
+    protected = {saved[-1].name, f"checkpoint-{best_step}"} if saved else set()
+    others = [path for path in saved if path.name not in protected]
+    room = max(0, limit - sum(path.name in protected for path in saved))
+    for path in others[: len(others) - room]:
+        remove(path)
+
+
+class StopOnSignal(TrainerCallback):
+    """After Ctrl-C or SIGTERM the current step is finished, a checkpoint saved and training stopped, everywhere."""
+
+    def __init__(self):
+        self.wanted = False
+        self.process = os.getpid()
+        self.former: dict[int, Callable | int | None] = {}
+        self.asked_at = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.former[number] = signal.signal(number, self.ask)
+
+    def ask(self, number, frame):
+        # Workers that load data inherit this; they go on until the process that feeds on them is done.
+        if os.getpid() != self.process:
+            return
+        echo = time.monotonic() - self.asked_at < PATIENCE
+        if self.wanted and number == signal.SIGINT and not echo and not torch.distributed.is_initialized():
+            self.forget()
+            raise KeyboardInterrupt
+        if not self.wanted:
+            logger.warning("stopping after this step, with a checkpoint (Ctrl-C again: at once, without)")
+        self.wanted, self.asked_at = True, time.monotonic()
+
+    def forget(self):
+        """Give the signals back."""
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        self.former = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            # One process that stops alone leaves the others waiting for it forever.
+            wanted = torch.tensor(float(self.wanted), device=args.device)
+            torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
+            self.wanted = bool(wanted)
+        if self.wanted:
+            control.should_save = control.should_training_stop = True
+        return control
