@@ -10,81 +10,28 @@ made together in `get_image_features`, where the route between those two streams
 question works where the streams are merged, once, at prefill.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, torch_compilable_check
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .backbones import keep_quantized_weights_trainable, load_backbones, mark_initialized, quantize_composite
 from .configuration_poise import PoiseConfig
+from .generation_poise import PoiseGenerationMixin
 from .information_router import build_router
 from .outputs_poise import PoiseImageFeatures, PoiseModelOutput, PoiseOutput
+from .pretrained_poise import PoisePreTrainedModel, build_backbones, without_pooler
 from .projectors import build_projector
 from .soft_prompt import build_soft_prompt
+from .stream_merging import StreamMerging
 from .streams import Streams
 from .tag_statistics import score_statistics, tag_words
+from .task_routed_adapters import build_task_adapters, hook_adapters
 from .vision_features import encode_image
 
-LANGUAGE_MODEL = "model.language_model.model."  # how the names of a decoder-only language model's weights begin
 
-
-class PoisePreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialization shared by the two model classes."""
-
-    config: PoiseConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
-        keep_quantized_weights_trainable(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
-
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
-        # transformers cures old checkpoints of other models by renaming "language_model.model". To us that is no old
-        # name: the renaming would lose quantized weights, and undo itself at saving where nothing was to undo.
-        kept = [
-            change
-            for change in load_config.weight_mapping
-            if change.scope_prefix is not None or change.rename_source_key(LANGUAGE_MODEL)[0] == LANGUAGE_MODEL
-        ]
-        return PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, replace(load_config, weight_mapping=kept), *args, **kwargs
-        )
-
-    def save_pretrained(self, save_directory, save_original_format=False, **kwargs):
-        # There is no older format to go back to; and back from a loaded 4-bit model transformers knows no way.
-        return super().save_pretrained(save_directory, save_original_format=save_original_format, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        if hasattr(module, "init_own_weights"):
-            module.init_own_weights(self.config.initializer_range)
-        else:
-            super()._init_weights(module)
-
-
-class PoiseModel(PoisePreTrainedModel):
+class PoiseModel(StreamMerging, PoisePreTrainedModel):
     """
     Everything but the language model's head: merges the streams and returns the language model's hidden states.
 
@@ -104,6 +51,9 @@ class PoiseModel(PoisePreTrainedModel):
         self.language_model = backbones["text"]
         # The language model may have copied its configuration; one object keeps resizing and saving in step.
         config.text_config = self.language_model.config
+        self.task_adapters = build_task_adapters(config, self.language_model)
+        self.task_ids: torch.LongTensor | None = None  # of the current batch; the adapters' hooks read it
+        hook_adapters(self)
         self.post_init()
         # T5 keeps its "wo" in float32 when loaded in float16. That name is searched anywhere, and would find the tag
         # encoder's "word_embeddings", too.
@@ -220,108 +170,6 @@ class PoiseModel(PoisePreTrainedModel):
             "has_tags": tag_mask.any(-1),  # (N,)
         }
 
-    def get_placeholder_mask(self, input_ids, inputs_embeds, num_features):
-        """
-        Which positions are placeholders, (B, T) bool.
-
-        Raises:
-            ValueError: their number is not that of the features, because text was cut through a picture's run of
-                placeholders or a picture is missing.
-        """
-        if input_ids is None:
-            placeholder = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.get_input_embeddings()(placeholder)).all(-1)  # (B, T)
-        else:
-            mask = input_ids == self.config.image_token_id  # (B, T)
-        torch_compilable_check(
-            mask.sum() == num_features,
-            lambda: (
-                f"input_ids holds {int(mask.sum())} placeholder tokens for {num_features} image and soft-prompt "
-                "tokens: each picture needs one run of them as PoiseProcessor writes it; do not cut through a picture."
-            ),
-        )
-        return mask
-
-    def embed_streams(
-        self,
-        input_ids=None,
-        inputs_embeds=None,
-        attention_mask=None,
-        features: PoiseImageFeatures | None = None,
-        prompt_mask=None,
-    ):
-        """
-        Embeddings that the language model reads, (B, T, D), and the router's weights.
-
-        `features` fill the placeholders in reading order. `prompt_mask` (B, T') bool marks what a router of scope
-        `"prompt"` may see; positions beyond T' are answer.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids and inputs_embeds: give exactly one of them.")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, T, D)
-        if features is None:
-            return (inputs_embeds + self._stand_in() if self.training else inputs_embeds), None
-        tokens = torch.cat(list(features.pooler_output)).to(inputs_embeds.device, inputs_embeds.dtype)  # (N(P+K), D)
-        placeholders = self.get_placeholder_mask(input_ids, inputs_embeds, tokens.shape[0])  # (B, T)
-        inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None], tokens)  # (B, T, D)
-        if self.router is None or self.config.router_scope == "image":
-            return inputs_embeds, features.router_weights
-        streams = self._prompt_streams(inputs_embeds, placeholders, attention_mask, features, prompt_mask)
-        routed, weights = self.router(streams)
-        # A row of text alone has nothing to route, as in a batch without pictures.
-        routed_text = streams.text_mask & streams.is_real[:, None]  # (B, T)
-        merged = torch.where(routed_text[..., None], routed.text, inputs_embeds)  # (B, T, D)
-        return torch.where(streams.image_mask[..., None], routed.image, merged), weights
-
-    def _prompt_streams(self, inputs_embeds, placeholders, attention_mask, features, prompt_mask):
-        """One item per sample: its image tokens against its soft prompt and question, in place in the sequence."""
-        if features.image_hidden_states is None:
-            raise ValueError(
-                "router_scope='prompt' reads the whole prompt at once and cannot run on a part of it: "
-                "generate with prefill_chunk_size=None, or use router_scope='image'."
-            )
-        length = inputs_embeds.shape[1]
-        visible = torch.ones_like(placeholders)  # (B, T)
-        # With a static cache `generate` passes masks per layer type; its `prompt_mask` then says what is padding.
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-            visible = last_positions(attention_mask, length).bool()  # (B, T)
-        if prompt_mask is not None:
-            visible = visible & last_positions(prompt_mask, length).bool()  # (B, T)
-        config = self.config
-        run = config.num_image_tokens + config.num_prompt_tokens
-        place_in_run = (placeholders.cumsum(-1) - 1) % run  # (B, T)
-        is_image = placeholders & (place_in_run < config.num_image_tokens)  # (B, T)
-        is_prompt = placeholders & ~is_image  # (B, T)
-        per_sample = placeholders.sum(-1) // run  # (B,) pictures
-        return Streams(
-            image=inputs_embeds,
-            image_mask=is_image,
-            text=inputs_embeds,
-            text_mask=(is_prompt | ~placeholders) & visible,
-            prompt_mask=is_prompt,
-            is_real=per_sample > 0,
-            **self._statistics_per_sample(features, per_sample),
-        )
-
-    def _statistics_per_sample(self, features, per_sample):
-        """Mean statistics over the pictures of each sample, (N, ...) → (B, ...); `per_sample` (B,) counts pictures."""
-        if features.image_profile is None:
-            return {}
-        batch = torch.arange(per_sample.shape[0], device=per_sample.device)  # (B,)
-        owner = torch.repeat_interleave(batch, per_sample, output_size=features.image_profile.shape[0])  # (N,)
-        count = per_sample.clamp_min(1).float()  # (B,)
-
-        def mean(values):
-            total = values.new_zeros(per_sample.shape[0], values.shape[1]).index_add(0, owner, values)  # (B, E)
-            return total / count[:, None]
-
-        names = ("image_profile", "image_content", "tag_words", "tag_scores")
-        return {
-            **{name: mean(features[name]) for name in names},
-            "has_tags": mean(features.has_tags.float()[:, None])[:, 0] > 0,  # (B,)
-        }
-
     def _stand_in(self):
         """
         Zero, through a blank picture and every trainable module: a text-only batch then still gives each of them a
@@ -359,26 +207,6 @@ class PoiseModel(PoisePreTrainedModel):
             return given
         return self.get_image_features(**inputs, return_dict=True)
 
-    def prompt_mask_for(self, labels, prompt_mask, has_features):
-        """
-        What a router of scope `"prompt"` may see, (B, T) bool, or `None` for everything.
-
-        In training that is what stands before the first supervised label: pooling over the answer would leak it into
-        the prompt.
-        """
-        if prompt_mask is not None or not has_features or self.config.router_scope == "image" or self.router is None:
-            return prompt_mask
-        if self.config.is_encoder_decoder:
-            return None
-        if labels is not None:
-            return (labels != -100).cumsum(-1) == 0  # (B, T)
-        if self.training:
-            raise ValueError(
-                "router_scope='prompt' cannot tell the prompt from the answer in training without labels or "
-                "prompt_mask: pass one of them, or use router_scope='image' (TRL's trainers need that)."
-            )
-        return None
-
     @can_return_tuple
     def forward(
         self,
@@ -399,9 +227,11 @@ class PoiseModel(PoisePreTrainedModel):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
+        task_ids: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoiseModelOutput:
+        self.task_ids = task_ids
         features, weights = None, None
         if encoder_outputs is None:
             inputs_embeds, features, weights = self.read_inputs(
@@ -455,7 +285,7 @@ class PoiseModel(PoisePreTrainedModel):
         )
 
 
-class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
+class PoiseForConditionalGeneration(PoisePreTrainedModel, PoiseGenerationMixin):
     """
     A vision-language model with an information router and a soft prompt, for captioning, questions and grounding.
 
@@ -503,7 +333,8 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         for backbone in backbones.values():
             mark_initialized(backbone)
         model = cls(config, backbones)
-        for module in (model.model.projector, model.model.soft_prompt, model.model.router):
+        new_modules = (model.model.projector, model.model.soft_prompt, model.model.router, model.model.task_adapters)
+        for module in new_modules:
             if module is not None:
                 module.to(device=backbones["text"].device, dtype=dtype)
         if quantization_config is not None:
@@ -563,6 +394,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.FloatTensor | None = None,
+        task_ids: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -576,11 +408,14 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
             tag_input_ids, tag_attention_mask, tag_scores (N, L): their tags, see `PoiseModel.get_image_features`.
             labels (B, T), or (B, T') for an encoder-decoder: -100 where nothing is supervised.
             prompt_mask (B, T): what the router may see; derived from `labels` when left out.
+            task_ids (B,), or (B, T) for packed rows: places in `ADAPTER_TASKS`, read by task-routed adapters; the first
+                task when left out.
             num_items_in_batch: divisor of the summed loss, given by `Trainer` under gradient accumulation.
 
         Returns:
             [`PoiseOutput`] with `loss` and `logits` (B, T, V).
         """
+        self.model.task_ids = task_ids
         targets = {name: kwargs.pop(name) for name in ("num_items_in_batch", "shift_labels") if name in kwargs}
         features, weights = None, None
         if encoder_outputs is None:
@@ -625,77 +460,6 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
             num_items_in_batch=num_items_in_batch, shift_labels=shift_labels,
         )  # fmt: skip
 
-    # ---- generation ----------------------------------------------------------------------------------------------
-
-    def _prefill(self, input_ids, generation_config, model_kwargs, is_first_iteration=True):
-        if (
-            generation_config.prefill_chunk_size is not None
-            and self.config.router_scope == "prompt"
-            and self.model.router is not None
-        ):
-            raise ValueError(
-                f"prefill_chunk_size={generation_config.prefill_chunk_size}: router_scope='prompt' reads the whole "
-                "prompt at once; set prefill_chunk_size=None, or use router_scope='image'."
-            )
-        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
-
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs):
-        # Features computed before take the place of pixels, which is all that the inherited method looks for.
-        features = model_kwargs.pop("vision_features", None)
-        if features is not None:
-            names = ("image_profile", "tag_input_ids", "tag_attention_mask", "tag_scores")
-            others = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
-            encoded = self.model.get_image_features(vision_features=features, **others, return_dict=True)
-            model_kwargs["mm_encoder_outputs"] = {"image": encoded}
-            return model_kwargs
-        return super()._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor, model_kwargs, model_input_name, generation_config
-    ):
-        if self.config.is_encoder_decoder:
-            if model_kwargs.get("encoder_outputs") is None:
-                self._encode_merged_streams(inputs_tensor, model_kwargs, generation_config)
-            return model_kwargs
-        if self.model.router is not None and self.config.router_scope == "prompt":
-            # Without a cache every step reads the whole sequence again: the router keeps to the prompt.
-            prompt_mask = model_kwargs.get("attention_mask")  # (B, T)
-            if prompt_mask is None:
-                prompt_mask = torch.ones(inputs_tensor.shape[:2], dtype=torch.long, device=inputs_tensor.device)
-            model_kwargs["prompt_mask"] = prompt_mask.bool()  # (B, T)
-        return super()._maybe_prepare_encoder_kwargs_for_generation(
-            inputs_tensor, model_kwargs, model_input_name, generation_config
-        )
-
-    def _encode_merged_streams(self, inputs_tensor, model_kwargs, generation_config):
-        """An encoder reads the merged streams once; `generate` then repeats and caches its output."""
-        inputs_embeds = model_kwargs.pop("inputs_embeds", None)
-        from_ids = inputs_embeds is None and not inputs_tensor.is_floating_point()
-        if not from_ids and inputs_embeds is None:
-            inputs_embeds = inputs_tensor
-        model_kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
-        features = model_kwargs.pop("mm_encoder_outputs", {}).get("image")
-        merged, _ = self.model.embed_streams(
-            input_ids=inputs_tensor if from_ids else None,
-            inputs_embeds=inputs_embeds,
-            attention_mask=model_kwargs.get("attention_mask"),
-            features=features,
-        )  # (B, T, D)
-        self._prepare_text_encoder_decoder_kwargs_for_generation(
-            merged, model_kwargs, "inputs_embeds", generation_config
-        )
-
-    def _expand_multimodal_outputs(self, input_ids, mm_encoder_output, *args, **kwargs):
-        # The inherited method repeats the pictures for every beam, but not what a router of scope "prompt" reads later.
-        features = mm_encoder_output.get("image")
-        place = {} if features is None else {id(tokens): i for i, tokens in enumerate(features.pooler_output)}
-        expanded = super()._expand_multimodal_outputs(input_ids, mm_encoder_output, *args, **kwargs)
-        if features is not None and features.image_profile is not None:
-            order = [place[id(tokens)] for tokens in features.pooler_output]
-            for name in ("image_profile", "image_content", "tag_words", "tag_scores", "has_tags"):
-                features[name] = features[name][order]  # (N·beams, ...)
-        return expanded
-
     def save_pretrained(self, save_directory, **kwargs):
         # One class serves three Auto classes; transformers writes only the registered one into `auto_map`.
         module = type(self).__module__.split(".")[-1]
@@ -706,32 +470,6 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, GenerationMixin):
             "AutoModel": f"{module}.{PoiseModel.__name__}",
         }
         return super().save_pretrained(save_directory, **kwargs)
-
-
-def build_backbones(config):
-    """Untrained backbones of the configured shapes; `from_pretrained` fills them."""
-    language_model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    backbones = {
-        "vision": AutoModel.from_config(config.vision_config),
-        "text": language_model_class.from_config(config.text_config),
-    }
-    if config.soft_prompt_type == "dynamic":
-        backbones["tag_encoder"] = AutoModel.from_config(config.tag_encoder_config)
-    return backbones
-
-
-def without_pooler(tower):
-    """The tower without its pooling layer, which nothing reads and which would never get a gradient."""
-    if getattr(tower, "pooler", None) is not None:
-        tower.pooler = None
-    return tower
-
-
-def last_positions(mask, length):
-    """
-    (B, T') → (B, length). A longer mask also covers what the cache holds already; a shorter one ends with the prompt.
-    """
-    return nn.functional.pad(mask[:, -length:], (0, max(0, length - mask.shape[1])))
 
 
 def stream_outputs(features, weights):
