@@ -71,8 +71,8 @@ class PoiseDualEncoderConfig(PreTrainedConfig):
         check_choice("vision_paths", self.vision_paths, VISION_PATHS)
         if "cls" in self.vision_paths and not self.num_prefix_tokens:
             raise ValueError(
-                f"vision_paths={self.vision_paths!r}, but a {self.vision_config.model_type!r} tower has no class token: "
-                "use vision_paths='tokens'."
+                f"vision_paths={self.vision_paths!r}, but a {self.vision_config.model_type!r} tower has no class "
+                "token: use vision_paths='tokens'."
             )
         for name, layer, config in (
             ("vision_feature_layer", self.vision_feature_layer, self.vision_config),

@@ -21,7 +21,7 @@ def sigmoid_loss(logits):
 
 
 CONTRASTIVE_LOSSES = {"infonce": infonce_loss, "sigmoid": sigmoid_loss}
-# Logarithm of the first inverse temperature, and the first bias: CLIP starts at 1/0.07 without a bias, SigLIP at 10 with
-# -10, so that the many pairs which do not belong together cost nothing at the start (arXiv 2303.15343, section 3.2).
+# Logarithm of the first inverse temperature, and the first bias. CLIP starts at 1/0.07 without a bias; SigLIP at 10
+# with -10, so that the many pairs which do not belong together cost little at first (arXiv 2303.15343, section 3.2).
 FIRST_LOGIT_SCALE = {"infonce": 2.6593, "sigmoid": 2.3026}
 FIRST_LOGIT_BIAS = {"infonce": 0.0, "sigmoid": -10.0}

@@ -92,10 +92,19 @@ class DualEncoderHead(nn.Module):
             pooled = weighted_mean(self.text_tokens(text_tokens), text_mask)  # (B, D)
         return nn.functional.normalize(self.text_pooled(pooled), dim=-1)  # (B, D)
 
+    def forward(self, vision_tokens=None, vision_cls=None, text_tokens=None, text_mask=None):
+        """Features of B pictures and their B texts → unit vectors [B, D] twice, inverse temperature, bias."""
+        image_embeds = self.embed_images(vision_tokens, vision_cls)  # (B, D)
+        text_embeds = self.embed_texts(text_tokens, text_mask)  # (B, D)
+        return image_embeds, text_embeds, self.inverse_temperature(), self.logit_bias
+
+    def inverse_temperature(self):
+        """What similarities are multiplied with."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
     def logits(self, image_embeds, text_embeds):
         """Scaled similarities of [N, D] and [B, D] → [N, B]."""
-        scale = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
-        return scale * image_embeds @ text_embeds.T + self.logit_bias  # (N, B)
+        return self.inverse_temperature() * image_embeds @ text_embeds.T + self.logit_bias  # (N, B)
 
     def loss(self, image_embeds, text_embeds):
         """The contrastive loss of B pictures and their B texts, both [B, D]."""

@@ -1,0 +1,149 @@
+"""Are scores probabilities? Reliability by bins, expected calibration error, and the calibration that mends it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Decisions whose score lies in [low, high): how many, their mean score, and how often they were right."""
+
+    low: float
+    high: float
+    count: int
+    score: float
+    frequency: float
+
+
+def reliability_bins(scores: np.ndarray, truth: np.ndarray, bins: int = 15) -> list[ReliabilityBin]:
+    """
+    Decisions by score, in bins of equal width; empty ones are left out.
+
+    Args:
+        scores (`np.ndarray`): in [0, 1], of any shape.
+        truth (`np.ndarray`): bool, the same shape.
+        bins (`int`, *optional*, defaults to 15): as Guo et al.
+
+    Raises:
+        ValueError: shapes that differ, no decisions, or scores outside [0, 1].
+    """
+    scores, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(truth, dtype=bool).ravel()  # (N,) each
+    if scores.shape != truth.shape or scores.size == 0:
+        raise ValueError(
+            f"{scores.size} scores and {truth.size} truths: give one truth for each of at least one score."
+        )
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError("scores must lie in [0, 1]: turn logits into probabilities first.")
+    place = np.minimum((scores * bins).astype(int), bins - 1)  # (N,)
+    found = []
+    for number in np.unique(place):
+        inside = place == number
+        found.append(
+            ReliabilityBin(
+                number / bins, (number + 1) / bins, int(inside.sum()), float(scores[inside].mean()),
+                float(truth[inside].mean()),
+            )
+        )  # fmt: skip
+    return found
+
+
+def expected_calibration_error(scores: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
+    """Mean distance of score and frequency over the bins, weighted by their decisions (Guo et al., arXiv 1706.04599,
+    equation 3). For the many tags that are absent and known to be, it is small by itself: see also
+    [`average_calibration_error`]."""
+    found = reliability_bins(scores, truth, bins)
+    return sum(part.count * abs(part.score - part.frequency) for part in found) / sum(part.count for part in found)
+
+
+def average_calibration_error(scores: np.ndarray, truth: np.ndarray, bins: int = 15) -> float:
+    """The same with every bin counting alike, so that the rare high scores are heard (Neumann et al., 2018)."""
+    found = reliability_bins(scores, truth, bins)
+    return sum(abs(part.score - part.frequency) for part in found) / len(found)
+
+
+def fit_temperature(similarities: np.ndarray, truth: np.ndarray, steps: int = 100) -> tuple[float, float]:
+    """
+    Temperature and bias for which sigmoid(similarity / temperature + bias) explains the truth best.
+
+    Temperature scaling (arXiv 1706.04599, section 4.2) of one yes-or-no decision per tag; such a decision needs a bias,
+    too (Platt 1999). Maximum likelihood by Newton's method, with Platt's smoothed targets, so that separable decisions
+    keep a finite temperature.
+
+    Args:
+        similarities (`np.ndarray`): of pictures and tags, any shape.
+        truth (`np.ndarray`): bool, the same shape.
+
+    Returns:
+        (temperature above 0, bias).
+
+    Raises:
+        ValueError: only true or only false decisions, or similarities that fall with the truth.
+    """
+    x, y = np.asarray(similarities, dtype=np.float64).ravel(), np.asarray(truth, dtype=bool).ravel()  # (N,) each
+    positive, negative = int(y.sum()), int((~y).sum())
+    if not positive or not negative:
+        raise ValueError(f"{positive} true and {negative} false decisions: a calibration needs both.")
+    target = np.where(y, (positive + 1) / (positive + 2), 1 / (negative + 2))  # (N,)
+    mean, spread = x.mean(), x.std() or 1.0
+    features = np.stack([(x - mean) / spread, np.ones_like(x)], axis=1)  # (N, 2)
+    weights = np.array([1.0, np.log(positive / negative)])  # (2,)
+    for _ in range(steps):
+        probability = 1 / (1 + np.exp(-(features @ weights)))  # (N,)
+        gradient = features.T @ (probability - target)  # (2,)
+        curvature = (features * (probability * (1 - probability))[:, None]).T @ features + 1e-9 * np.eye(2)  # (2, 2)
+        step = np.linalg.solve(curvature, gradient)  # (2,)
+        weights = weights - step * min(1.0, 2.0 / np.abs(step).max())
+        if np.abs(step).max() < 1e-8:
+            break
+    slope, offset = weights[0] / spread, weights[1] - weights[0] * mean / spread
+    if slope <= 0:
+        raise ValueError("similarities are lower where the tag is true: this model cannot tag.")
+    return float(1 / slope), float(offset)
+
+
+def draw_reliability(
+    curves: dict[str, tuple[np.ndarray, np.ndarray]], path: str | Path, bins: int = 15, title: str = ""
+) -> None:
+    """
+    One reliability diagram for each named (scores, truth), beside each other, as PNG.
+
+    Above, how often tags of a score are true, with the diagonal of perfect scores; below, how many there are.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        2, len(curves), figsize=(4.2 * len(curves), 5.2), height_ratios=[3, 1], sharex=True, sharey="row",
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    for (upper, lower), (name, (scores, truth)) in zip(axes.T, curves.items(), strict=True):
+        _draw_curve(upper, lower, reliability_bins(scores, truth, bins), bins)
+        error = expected_calibration_error(scores, truth, bins)
+        average = average_calibration_error(scores, truth, bins)
+        upper.set_title(f"{name}\nexpected error {error:.3f}, mean over bins {average:.3f}", fontsize=10, loc="left")
+    axes[0, 0].set_ylabel("share of true tags")
+    axes[1, 0].set_ylabel("decisions")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _draw_curve(upper, lower, found: Sequence[ReliabilityBin], bins: int) -> None:
+    left, width = [part.low for part in found], 1 / bins
+    upper.plot([0, 1], [0, 1], color="#6b7280", linewidth=1, linestyle=":")
+    upper.bar(left, [p.frequency for p in found], width * 0.94, align="edge", color="#93b4f5", edgecolor="#2563eb")
+    upper.plot([p.score for p in found], [p.frequency for p in found], "o", color="#1e3a8a", markersize=4)
+    upper.set_xlim(0, 1)
+    upper.set_ylim(0, 1.02)
+    lower.bar(left, [p.count for p in found], width * 0.94, align="edge", color="#9aa5b1")
+    lower.set_yscale("log")
+    lower.set_xlabel("score")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,117 @@
+"""Pictures with their captions, from drawn scenes or task records, decoding none before it is asked for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from poise.evaluation.data_sources import load_data_source
+from poise.processing.scenes import Scenes
+from poise.processing.task_record_files import TaskRecords, load_task_records
+
+SCENES = "scenes"
+
+
+class CaptionPairs:
+    """
+    N pictures, each with one caption or more.
+
+    Args:
+        records ([`Scenes`] or [`TaskRecords`]): records without captions are passed over.
+        source (`str`): names the records in errors.
+
+    Raises:
+        ValueError: no record has a picture and a caption.
+    """
+
+    def __init__(self, records: Any, source: str):
+        self.records, self.source = records, source
+        facts = _without_pictures(records)
+        self.rows = [row for row, record in enumerate(facts) if record.get("captions")]
+        self.facts = [facts[row] for row in self.rows]
+        if not self.rows:
+            raise ValueError(f"{source!r} holds no record with captions: alignment needs pictures with captions")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def captions(self) -> list[list[str]]:
+        """Per picture, its captions."""
+        return [list(record["captions"]) for record in self.facts]
+
+    def pictures(self, indices: Sequence[int]) -> list[Image.Image]:
+        """The pictures at these places, as RGB."""
+        rows = [self.rows[index] for index in indices]
+        if isinstance(self.records, Scenes):
+            return [record["image"] for record in self.records.__getitems__(rows)]
+        return [self.records[row]["image"] for row in rows]
+
+    def names_present(self) -> list[set[str]]:
+        """
+        Per picture, the names of what is in it: a scene's objects, `metadata["labels"]`, or the record's own tags with
+        a score of at least 0.5; empty where nothing is known.
+        """
+        names = []
+        for record in self.facts:
+            metadata = record.get("metadata") or {}
+            if "objects" in metadata:
+                names.append({f"{item['color']} {item['shape']}" for item in metadata["objects"]})
+            elif "labels" in metadata:
+                names.append(set(metadata["labels"]))
+            else:
+                names.append({name for name, score in record.get("tags") or [] if score >= 0.5})
+        return names
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these pictures from others, for the key of a feature cache."""
+        if isinstance(self.records, Scenes):
+            settings = {name: value for name, value in vars(self.records).items() if name != "tags"}
+            return {"scenes": settings, "rows": len(self.rows)}
+        pictures = []
+        for record in self.facts:
+            picture = record["image"]
+            if isinstance(picture, str):
+                path = Path(self.records.image_folder) / picture
+                facts = path.stat()
+                picture = [str(path), facts.st_size, facts.st_mtime_ns]
+            pictures.append(picture)
+        return {"records": pictures}
+
+
+def _without_pictures(records: Any) -> Sequence[Mapping[str, Any]]:
+    if isinstance(records, Scenes):
+        return records.records(np.arange(len(records)), images=False)
+    return records.records
+
+
+def load_pairs(
+    source: str, split: str, scenes: Mapping[str, Any] | None = None, image_folder: str | None = None, seed: int = 0
+) -> CaptionPairs:
+    """
+    Pairs of a source.
+
+    Args:
+        source (`str`): "scenes" (with the settings in `scenes`), `scenes:SPLIT,name=value`, a JSON-lines file of task
+            records, a folder with `SPLIT.jsonl`, or a folder of annotated photos.
+        split (`str`): of the scenes or the folder.
+        scenes (*optional*): arguments of [`Scenes`].
+        image_folder (*optional*): what the records' image paths are relative to.
+
+    Raises:
+        FileNotFoundError, ValueError: the source is not there, or holds no pairs.
+    """
+    if source == SCENES:
+        settings = {"seed": seed, **dict(scenes or {}), "tasks": ["caption"]}
+        return CaptionPairs(Scenes(split, **settings), f"{SCENES}:{split}")
+    path = Path(source)
+    if path.is_dir() and (path / f"{split}.jsonl").is_file():
+        path = path / f"{split}.jsonl"
+    if path.is_file():
+        return CaptionPairs(load_task_records(path, image_folder), str(path))
+    records = load_data_source(source)
+    if not isinstance(records, Scenes | TaskRecords):
+        raise ValueError(f"{source!r} cannot be read as pictures with captions: give scenes, or a JSON-lines file")
+    return CaptionPairs(records, source)
