@@ -15,6 +15,7 @@ from .named_choices import check_choice
 from .prefix_tokens import PREFIX_TOKENS, count_prefix_tokens
 from .projectors import PROJECTORS
 from .soft_prompt import PROMPT_POOLINGS, SCORE_ENCODINGS, SOFT_PROMPTS
+from .task_routed_adapters import ADAPTER_TASKS
 
 ROUTER_SCOPES = ("image", "prompt")
 FEATURE_SELECTIONS = ("patch", "full")
@@ -62,6 +63,10 @@ class PoiseConfig(PreTrainedConfig):
         image_trust (`float`, *optional*):
             Share of the blame that the tags bear when picture and tags are sound but disagree; the picture bears the
             rest. `None` fades neither and leaves the choice to the language model.
+        task_adapter_rank (`int`, *optional*):
+            Rank of each task-routed adapter (one for image-level, one for region-level tasks); `None` has none.
+        task_adapter_scale (`float`, *optional*, defaults to 2.0): factor of their updates (LoRA's alpha / rank).
+        task_adapter_dropout (`float`, *optional*, defaults to 0.0): dropout before them in training.
         backbones (`dict`, *optional*): Hub ids (or folders) of `vision`, `text`, `tag_encoder`, for the model card.
 
     Raises:
@@ -99,6 +104,9 @@ class PoiseConfig(PreTrainedConfig):
     reliability_quantile: float = 0.999
     agreement_quantile: float = 0.99
     image_trust: float | None = None
+    task_adapter_rank: int | None = None
+    task_adapter_scale: float = 2.0
+    task_adapter_dropout: float = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     backbones: dict | None = None
@@ -149,6 +157,8 @@ class PoiseConfig(PreTrainedConfig):
         for name in ("reliability_quantile", "agreement_quantile"):
             if not 0.5 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0.5, 1).")
+        if self.task_adapter_rank is not None and self.task_adapter_rank < 1:
+            raise ValueError(f"task_adapter_rank={self.task_adapter_rank} must be at least 1, or be None.")
         if self.image_trust is not None and not 0.0 <= self.image_trust <= 1.0:
             raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1], or be None.")
 
@@ -224,6 +234,11 @@ class PoiseConfig(PreTrainedConfig):
         """Image tokens of one picture that reach the language model."""
         rows, columns = self.patch_grid
         return rows * columns + (self.num_prefix_tokens if self.vision_feature_select == "full" else 0)
+
+    @property
+    def adapter_tasks(self):
+        """Names of the tasks that `task_ids` counts, or `None` without task-routed adapters."""
+        return None if self.task_adapter_rank is None else list(ADAPTER_TASKS)
 
     @property
     def num_prompt_tokens(self):

@@ -35,6 +35,7 @@ class PromptTokens:
             images=[part["image"] for part in parts] or None,
             text=texts,
             tags=[part["tags"] for part in parts] or None,
+            task=[record["task"] for record in records] if self.processor.tasks else None,
             # As apply_chat_template does it: a template that writes the first token itself gets no second one.
             text_kwargs={"add_special_tokens": not (bos and texts[0].startswith(bos)), "verbose": False},
             images_kwargs={"return_tensors": "pt"},

@@ -46,6 +46,7 @@ class PoiseProcessor(ProcessorMixin):
         max_tags (`int`, *optional*, defaults to 64): of more tags on a picture the highest-scoring are kept.
         image_token (`str`, *optional*, defaults to `"<image>"`): the placeholder.
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused before they are decoded.
+        tasks (`list[str]`, *optional*): names of the tasks that a model with task-routed adapters tells apart.
 
     Raises:
         ValueError: a choice is unknown, a number not positive, or the tokenizer does not know `image_token`.
@@ -67,6 +68,7 @@ class PoiseProcessor(ProcessorMixin):
         max_tags=64,
         image_token="<image>",
         max_pixels=MAX_PIXELS,
+        tasks=None,
     ):
         if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
             raise ValueError(f"num_image_tokens={num_image_tokens!r} must be the model's config.num_image_tokens.")
@@ -98,10 +100,11 @@ class PoiseProcessor(ProcessorMixin):
         self.image_token = image_token
         self.image_token_id = image_token_id
         self.max_pixels = max_pixels
+        self.tasks = None if tasks is None else list(tasks)
         chat_template = tokenizer.chat_template if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images=None, text=None, videos=None, audio=None, tags=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, videos=None, audio=None, tags=None, task=None, **kwargs) -> BatchFeature:
         r"""
         Prepares one sample or a batch.
 
@@ -109,13 +112,16 @@ class PoiseProcessor(ProcessorMixin):
             images: one image or a (nested) list: PIL images, files, addresses, arrays; in reading order of the prompts.
             text (`str` or `list[str]`, *optional*): prompts with one `<image>` for each image.
             tags (`list`, *optional*): per image a list of (name, score) pairs, such as `[[("dog", 0.97)]]`.
+            task (`str` or `list[str]`, *optional*): of all prompts or of each, for a model with task-routed adapters;
+                the first of `tasks` by default.
             **kwargs: as every transformers processor (`padding`, `truncation`, `max_length`, `return_tensors`, ...).
                 `truncation` cuts ordinary text at the tokenizer's `truncation_side`, no placeholder, no special token.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` [B, T], `pixel_values` [N, 3, H, W] over the N images
             of the batch in reading order, and if one of them has tags and there is a tag tokenizer, `tag_input_ids`,
-            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags).
+            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags). With a `task`, `task_ids`
+            [B].
 
         Raises:
             ValueError: images, placeholders and tags do not match in number; a tag or an image is bad; the placeholders
@@ -135,11 +141,32 @@ class PoiseProcessor(ProcessorMixin):
         if images:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
         data.update(self._tag_inputs(tags_of_images, merged["text_kwargs"].get("return_tensors")))
+        if task is not None:
+            num_prompts = 1 if text is None or isinstance(text, str) else len(text)
+            data["task_ids"] = self.task_ids([task] * num_prompts if isinstance(task, str) else task, num_prompts)
         return BatchFeature(
             data,
             tensor_type=merged["text_kwargs"].get("return_tensors"),
             skip_tensor_conversion=self.skip_tensor_conversion,
         )
+
+    def task_ids(self, tasks: list[str], num_prompts: int) -> list[int]:
+        """
+        Places of task names in `tasks`, one a prompt.
+
+        Raises:
+            ValueError: the model tells no tasks apart, not these, or their number is not that of the prompts.
+        """
+        if self.tasks is None:
+            raise ValueError(f"task={tasks[0]!r}: this model tells no tasks apart; leave task out.")
+        if len(tasks) != num_prompts:
+            raise ValueError(
+                f"task names {len(tasks)} tasks for {num_prompts} prompts: give one for each, or one name."
+            )
+        for task in tasks:
+            if task not in self.tasks:
+                raise ValueError(f"task={task!r} is not known: choose one of {', '.join(self.tasks)}.")
+        return [self.tasks.index(task) for task in tasks]
 
     def replace_image_token(self, image_inputs: dict | None = None, image_idx: int = 0, **kwargs) -> str:
         """What one `<image>` becomes: placeholders for the image tokens and the soft-prompt tokens of one picture."""
@@ -259,7 +286,8 @@ class PoiseProcessor(ProcessorMixin):
         """Names of everything that the processor can return for the model."""
         text_names = [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
         tag_names = TAG_INPUTS if self.tag_tokenizer is not None else ()
-        return list(dict.fromkeys([*text_names, *self.image_processor.model_input_names, *tag_names]))
+        task_names = () if self.tasks is None else ("task_ids",)
+        return list(dict.fromkeys([*text_names, *self.image_processor.model_input_names, *tag_names, *task_names]))
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
         """Placeholders for images of the given sizes; every picture takes the same number."""
@@ -269,7 +297,10 @@ class PoiseProcessor(ProcessorMixin):
         return MultiModalData(num_image_tokens=placeholders, num_image_patches=[1] * len(image_sizes))
 
     def _multimodal_inputs_from_conversations(self, conversations, audio_loading_params, load_audio_from_video=False):
-        """Collects the tags of `{"type": "image", "image": ..., "tags": [...]}` entries beside the images."""
+        """
+        Collects the tags of `{"type": "image", "image": ..., "tags": [...]}` entries beside the images, and the task
+        that a message names: `{"role": "user", "task": "grounding", "content": [...]}`.
+        """
         images, videos, audios, others = super()._multimodal_inputs_from_conversations(
             conversations, audio_loading_params, load_audio_from_video
         )
@@ -281,7 +312,13 @@ class PoiseProcessor(ProcessorMixin):
             for part in message["content"]
             if part["type"] == "image"
         ]
-        return images, videos, audios, {**others, "tags": tags} if any(tags) else others
+        if any(tags):
+            others = {**others, "tags": tags}
+        tasks = [next((m["task"] for m in reversed(chat) if m.get("task")), None) for chat in conversations]
+        if any(tasks):
+            first = (self.tasks or ["none"])[0]
+            others = {**others, "task": [task or first for task in tasks]}
+        return images, videos, audios, others
 
     # Saving and loading. ProcessorMixin does both for every tokenizer it knows of, but cannot bear that one is None.
 
@@ -352,6 +389,7 @@ class PoiseProcessor(ProcessorMixin):
             fields.setdefault("num_image_tokens", config.num_image_tokens)
             fields.setdefault("num_prompt_tokens", config.num_prompt_tokens)
             fields.setdefault("tag_score_encoding", config.tag_score_encoding)
+            fields.setdefault("tasks", config.adapter_tasks)
         tag_tokenizer = None
         if tag_encoder is not None and (config is None or config.soft_prompt_type == "dynamic"):
             tag_tokenizer = AutoTokenizer.from_pretrained(tag_encoder)

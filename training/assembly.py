@@ -1,16 +1,16 @@
 """From a recipe to a model that is ready to train: backbones, quantization, adapters, trainable groups, processor."""
 
 import logging
-import re
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from poise.modeling import PoiseForConditionalGeneration
 from poise.processing import PoiseProcessor
-from poise.training.parameter_groups import NEW_MODULES, set_trainable
+from poise.training.adapters import add_adapters, task_adapter_fields
+from poise.training.parameter_groups import set_trainable
+from poise.training.quantization import quantization_config
 from poise.training.recipe import Recipe
 from poise.training.tiny_backbones import tiny_backbone_path
 from poise.training.word_alignment import align_words
@@ -29,67 +29,6 @@ def resolve_backbone(name: str | None) -> str | None:
     return str(tiny_backbone_path(name.removeprefix(TINY)))
 
 
-def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
-    """The bitsandbytes configuration of `model.quantization`, or `None`.
-
-    Raises:
-        ImportError: bitsandbytes is not installed.
-    """
-    if quantization == "none":
-        return None
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"model.quantization={quantization!r} needs bitsandbytes: pip install 'poise[quantization]', or "
-            "set model.quantization=none"
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        bnb_4bit_quant_storage=dtype,
-    )
-
-
-def lora_targets(model: PreTrainedModel) -> str:
-    """A pattern for every linear layer inside the language model's blocks, and for nothing outside them."""
-    head = model.get_output_embeddings()
-    language_model = model.model.language_model
-    linear = {
-        name.rsplit(".", 1)[-1]
-        for name, module in language_model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    return rf".*language_model\..*\.({'|'.join(sorted(map(re.escape, linear)))})"
-
-
-def add_adapters(model: PreTrainedModel, lora: dict[str, Any], train_tag_encoder: bool) -> PeftModel:
-    """
-    LoRA on the language model; the new modules travel with the adapter.
-
-    PEFT keeps their untrained originals too, so that a disabled adapter is the untouched model (DPO's reference).
-    """
-    modules = [f"model.{name}" for name in NEW_MODULES if getattr(model.model, name, None) is not None]
-    if train_tag_encoder:
-        modules.append("model.tag_encoder")
-    config = LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=lora["target_modules"] or lora_targets(model),
-        modules_to_save=modules,
-        use_dora=lora["use_dora"],
-        use_rslora=lora["use_rslora"],
-    )
-    return get_peft_model(model, config)
-
-
 def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
     """Backbones and processor of a recipe, without adapters. New modules are drawn from `training.seed`."""
     set_seed(recipe.training.get("seed", 42))
@@ -102,6 +41,7 @@ def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
         **backbones,
         quantization_config=quantization_config(recipe.model["quantization"], dtype),
         dtype=dtype,
+        **task_adapter_fields(recipe.lora),
         **fields,
     )
     # The names as the recipe gives them: a folder of this machine is no help to whoever loads the model elsewhere.
@@ -116,8 +56,6 @@ def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
 def prepare_for_training(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel | PeftModel:
     """Adapters where the recipe names them, and gradients for exactly the groups that have a learning rate."""
     groups = recipe.learning_rates
-    if recipe.model["quantization"] != "none" and recipe.lora is None:
-        raise ValueError("lora is null, but a quantized language model cannot be saved retrained: give lora a rank")
     trained: PreTrainedModel | PeftModel = model
     if recipe.lora is not None:
         trained = add_adapters(model, recipe.lora, "tag_encoder" in groups)

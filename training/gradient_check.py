@@ -53,8 +53,10 @@ def modules_without_gradient(model: torch.nn.Module) -> tuple[list[str], list[st
     gradients: dict[str, list[float | None]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            new_module = next((module for module in NEW_MODULES if module in name.split(".")), None)
+            parts = name.split(".")
+            new_module = next((module for module in (*NEW_MODULES, "task_adapters") if module in parts), None)
             key = new_module if group_of(name) == "new_modules" and new_module else str(group_of(name))
+            key = "adapters" if key == "task_adapters" else key  # their mixing weights belong to them
             gradient = parameter.grad
             gradients.setdefault(key, []).append(None if gradient is None else float(gradient.abs().max()))
     without = [name for name, values in gradients.items() if all(value is None for value in values)]

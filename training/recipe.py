@@ -19,7 +19,9 @@ from poise.modeling import PoiseConfig
 from poise.training.parameter_groups import PARAMETER_GROUPS
 from poise.training.recipe_checks import check_values
 
-_NESTED = ("vision_config", "text_config", "tag_encoder_config", "image_token_id", "backbones")
+# Fields of the configuration that a recipe does not write there: backbones by name, task-routed adapters under `lora`.
+_NESTED = ("vision_config", "text_config", "tag_encoder_config", "image_token_id", "backbones", "task_adapter_rank",
+           "task_adapter_scale", "task_adapter_dropout")  # fmt: skip
 
 
 def _model_fields() -> tuple[str, ...]:
@@ -33,7 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", *_model_fields()),
     "processor": ("tag_words", "max_tags", "chat_template"),
     "data": ("train", "evaluation", "image_folder", "scenes", "max_length", "evaluation_samples", "max_new_tokens"),
-    "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora"),
+    "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "task_routed"),
     "learning_rates": PARAMETER_GROUPS,
     "checks": ("allow_without_gradient",),
     "early_stopping": ("patience", "threshold"),
@@ -44,7 +46,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "processor": {},
     "data": {"evaluation": None, "image_folder": None, "scenes": {}, "max_length": None, "evaluation_samples": 200,
              "max_new_tokens": 20},
-    "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False},
+    "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False,
+             "task_routed": False},
     "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},
     "checks": {"allow_without_gradient": []},
     "early_stopping": {"patience": None, "threshold": 0.0},
@@ -61,7 +64,8 @@ class Recipe:
         soft prompt starts with the language model's words, see `word_alignment`), `PoiseConfig` fields.
     processor: `tag_words`, `max_tags`, `chat_template`.
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), knobs.
-    lora: rank and so on, or `None` to leave the language model untouched.
+    lora: rank and so on, or `None` to leave the language model untouched; `task_routed` makes two of them, see
+        `modeling/task_routed_adapters.py`.
     learning_rates: by group a rate, or `{rate, weight_decay, schedule, warmup}`; a group that is not named is not
         trained.
     checks: `allow_without_gradient`, modules that may stay without a gradient in the first step.

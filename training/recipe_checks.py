@@ -62,10 +62,10 @@ def _check_data(data: dict[str, Any]) -> None:
 
 
 def _check_adapters(recipe: Any) -> None:
-    lora, routed = recipe.lora, recipe.model.get("task_adapter_rank")
-    if lora is None and not routed and "adapters" in recipe.learning_rates:
+    lora = recipe.lora
+    if lora is None and "adapters" in recipe.learning_rates:
         raise ValueError("learning_rates.adapters is given but lora is null: give lora a rank, or drop the rate")
-    if lora is None and not routed and recipe.model["quantization"] != "none":
+    if lora is None and recipe.model["quantization"] != "none":
         raise ValueError(
             f"model.quantization={recipe.model['quantization']!r} with lora: null would train no adapter on the "
             "quantized language model: give lora a rank, or set model.quantization=none"
@@ -79,9 +79,15 @@ def _check_adapters(recipe: Any) -> None:
     dropout = lora["dropout"]
     if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
         raise ValueError(f"lora.dropout={dropout!r} must lie in [0, 1)")
-    for name in ("use_dora", "use_rslora"):
+    for name in ("use_dora", "use_rslora", "task_routed"):
         if not isinstance(lora[name], bool):
             raise ValueError(f"lora.{name}={lora[name]!r} must be true or false")
+    if lora["task_routed"] and (lora["use_dora"] or lora["target_modules"]):
+        other = "use_dora" if lora["use_dora"] else "target_modules"
+        raise ValueError(
+            f"lora.task_routed=true does not go with lora.{other}={lora[other]!r}: task-routed adapters are plain LoRA on "
+            "every linear layer; drop one of the two"
+        )
 
 
 def _check_start_up(checks: dict[str, Any]) -> None:
