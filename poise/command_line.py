@@ -57,6 +57,18 @@ COMMANDS = {
             "poise sft --config demo --router_type reliability",
         ),
         Command(
+            "align",
+            "poise.training.align",
+            "align frozen vision and text encoders by small projectors; the result is a tagger",
+            "poise align --config align",
+        ),
+        Command(
+            "tag-encoder",
+            "poise.training.tag_encoder_stage",
+            "teach a sentence encoder what tags with scores mean, by triplets with captions",
+            "poise tag-encoder --config tag_encoder_scenes --score_encoding attention_bias",
+        ),
+        Command(
             "evaluate",
             "poise.evaluation.evaluate_command",
             "let a model answer a data set and score the answers",
