@@ -103,14 +103,14 @@ class GenerationEvaluator(Evaluator):
             return None
         row: Row = {"id": str(record["id"]), "task": task, "question": self.prompts.question(record)}
         if task == "caption":
-            row["captions"] = _needed(record, "captions")
+            row["captions"] = needed_field(record, "captions")
         elif task == "grounding":
             image = record["image"]
             if not isinstance(image, Image.Image):
                 raise ValueError(f"record {record['id']!r}: a box needs its image, whose size it is relative to.")
-            row |= {"bbox": _needed(record, "bbox"), "width": image.width, "height": image.height}
+            row |= {"bbox": needed_field(record, "bbox"), "width": image.width, "height": image.height}
         else:
-            row["answers"] = _needed(record, "answers")
+            row["answers"] = needed_field(record, "answers")
             if metadata.get("answer_scores"):
                 row["answer_scores"] = dict(metadata["answer_scores"])
         if task == "multiple_choice":
@@ -128,7 +128,7 @@ class GenerationEvaluator(Evaluator):
                 return None
             if self.task == "multiple_choice":
                 return self.task if metadata.get("choices") else None
-            answers = {normalize_answer(answer) for answer in _needed(record, "answers")}
+            answers = {normalize_answer(answer) for answer in needed_field(record, "answers")}
             return self.task if answers in ({"yes"}, {"no"}) else None
         return task if self.task in (None, task) else None
 
@@ -227,7 +227,8 @@ class GenerationEvaluator(Evaluator):
         return result
 
 
-def _needed(record: Record, field: str) -> list[Any]:
+def needed_field(record: Record, field: str) -> list[Any]:
+    """A list that a record must bring to be scored; raises a `ValueError` if it is missing or empty."""
     values = record.get(field)
     if not values:
         raise ValueError(

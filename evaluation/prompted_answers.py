@@ -1,10 +1,13 @@
 """What a model answers to a batch of prompts given as embeddings, and how probable a given answer is to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
+from poise.evaluation.model_parts import ModelParts
 from poise.evaluation.visual_prompts import VisualPrompts
+from poise.processing.collators import IGNORED, TrainingCollator
 
 
 @torch.no_grad()
@@ -97,3 +100,26 @@ def answer_log_probabilities(
         ).logits[:, :-1]  # (B, A, V)
     chosen = logits.float().log_softmax(-1).gather(-1, targets[..., None])[..., 0]  # (B, A)
     return (chosen * counted).sum(-1)
+
+
+def answer_token_ids(
+    parts: ModelParts, processor: Any, records: Sequence[Mapping[str, Any]], answers: Sequence[str]
+) -> list[list[int]]:
+    """
+    Tokens of given answers as the model would write them behind the records' questions, its end token last.
+
+    Args:
+        records: of which the questions are read. answers: one for each.
+    """
+    if parts.model.config.model_type == "poise":
+        collator = TrainingCollator(processor, is_encoder_decoder=parts.is_encoder_decoder)
+        # The tokens of an answer depend on the words around it alone.
+        asked = [
+            {"id": "", "task": "vqa", "image": None, "question": record["question"], "answers": [answer]}
+            for record, answer in zip(records, answers, strict=True)
+        ]
+        labels = collator(asked)["labels"]  # (B, T)
+        return [row[row != IGNORED].tolist() for row in labels]
+    tokenizer = processor.tokenizer
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return [[*tokenizer(f" {answer.strip()}", add_special_tokens=False)["input_ids"], *ends] for answer in answers]

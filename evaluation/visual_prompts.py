@@ -21,6 +21,7 @@ class VisualPrompts:
         attention_mask (B, T).
         image_places (B, P), prompt_places (B, K) long: where the image and soft-prompt tokens stand.
         tag_words (B, T) bool: words of the prompt that are names of tags.
+        question_words (B, T) bool: the question's own, without those of the chat template around it.
         vision_norms (B, P): length of the vision tower's feature of each image token.
     """
 
@@ -31,6 +32,7 @@ class VisualPrompts:
     image_places: torch.Tensor
     prompt_places: torch.Tensor
     tag_words: torch.Tensor
+    question_words: torch.Tensor
     vision_norms: torch.Tensor
 
     def __len__(self) -> int:
@@ -82,9 +84,11 @@ def read_prompts(
     """
     tags = [[] for _ in images] if tags is None else tags
     if parts.model.config.model_type == "poise":
-        inputs, num_tag_words = _poise_inputs(parts, processor, images, questions, tags)
+        inputs, texts, num_tag_words = _poise_inputs(parts, processor, images, questions, tags)
     else:
-        inputs, num_tag_words = _llava_inputs(processor, images, questions), [0] * len(images)
+        inputs, texts = _llava_inputs(processor, images, questions)
+        num_tag_words = [0] * len(images)
+    question_words = _question_words(processor, texts, inputs["attention_mask"])  # (B, T)
     inputs = {name: value.to(parts.model.device) for name, value in inputs.items()}
     placeholders = inputs["input_ids"] == parts.image_token_id  # (B, T)
     run = parts.num_image_tokens + parts.num_prompt_tokens
@@ -115,14 +119,15 @@ def read_prompts(
         image_places=places[:, : parts.num_image_tokens],
         prompt_places=places[:, parts.num_image_tokens :],
         tag_words=(behind > 0) & (behind <= count),
+        question_words=question_words.to(places.device),
         vision_norms=norms[0],
     )
 
 
 def _poise_inputs(
     parts: ModelParts, processor: Any, images: Sequence[Any], questions: Sequence[str], tags: Sequence[Sequence[Any]]
-) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """Inputs, and how many tokens behind each picture are words of its tags."""
+) -> tuple[dict[str, torch.Tensor], list[str], list[int]]:
+    """Inputs, the texts that they are made of, and how many tokens behind each picture are words of its tags."""
     collator = GenerationCollator(processor, is_encoder_decoder=parts.is_encoder_decoder)
     records = [
         {"task": "vqa", "question": question, "image": image, "tags": list(some)}
@@ -133,23 +138,21 @@ def _poise_inputs(
     inputs["input_ids"] = collator.padded(rows, processor.tokenizer.pad_token_id, side)  # (B, T)
     inputs["attention_mask"] = collator.padded([[1] * len(row) for row in rows], 0, side)  # (B, T)
     # Before its placeholders are written out the same prompt has one token for the picture and none for its tags.
-    bos = processor.tokenizer.bos_token
-    bare = processor.tokenizer(texts, add_special_tokens=not (bos and texts[0].startswith(bos)))["input_ids"]
+    bare = _bare_ids(processor, texts)
     run = parts.num_image_tokens + parts.num_prompt_tokens
     num_words = [len(row) - run - (len(short) - 1) for row, short in zip(rows, bare, strict=True)]
-    return inputs, num_words
+    return inputs, texts, num_words
 
 
-def _llava_inputs(processor: Any, images: Sequence[Any], questions: Sequence[str]) -> dict[str, torch.Tensor]:
+def _llava_inputs(
+    processor: Any, images: Sequence[Any], questions: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     if processor.chat_template is None:
         raise ValueError(
             "processor.chat_template is missing, so it is not known how this model is asked: set it, such as "
             "'USER: <image>\\n{{ messages[0].content[1].text }} ASSISTANT:'."
         )
-    chats = [
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}] for question in questions
-    ]
-    texts = processor.apply_chat_template(chats, add_generation_prompt=True)
+    texts = _written(processor, questions)
     bos = processor.tokenizer.bos_token
     inputs = processor(
         images=list(images),
@@ -159,4 +162,36 @@ def _llava_inputs(processor: Any, images: Sequence[Any], questions: Sequence[str
         add_special_tokens=not (bos and texts[0].startswith(bos)),
         return_tensors="pt",
     )
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}, texts
+
+
+def _written(processor: Any, questions: Sequence[str]) -> list[str]:
+    """Questions about one picture each in the words of the chat template."""
+    chats = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}] for question in questions
+    ]
+    return processor.apply_chat_template(chats, add_generation_prompt=True)
+
+
+def _bare_ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts whose picture is one placeholder yet and whose tags are not written."""
+    bos = processor.tokenizer.bos_token
+    return processor.tokenizer(list(texts), add_special_tokens=not (bos and texts[0].startswith(bos)))["input_ids"]
+
+
+def _question_words(processor: Any, texts: Sequence[str], attention_mask: torch.Tensor) -> torch.Tensor:
+    """Where prompts differ from the one that asks nothing, (B, T) bool; nothing grows behind a question."""
+    empty = _bare_ids(processor, _written(processor, [""]))[0]
+    chosen = torch.zeros_like(attention_mask, dtype=torch.bool)  # (B, T)
+    for row, ids in enumerate(_bare_ids(processor, texts)):
+        before = _common(ids, empty)
+        behind = min(_common(ids[::-1], empty[::-1]), len(empty) - before, len(ids) - before)
+        end = int(attention_mask[row].nonzero()[-1]) + 1 - behind
+        chosen[row, end - (len(ids) - before - behind) : end] = True
+    return chosen
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -87,6 +87,12 @@ COMMANDS = {
             "poise robustness outputs/demo/reliability/model --samples 300",
         ),
         Command(
+            "diagnose",
+            "poise.evaluation.diagnose_command",
+            "which modality the answers follow: attention, coalitions with Shapley shares, conflicts, router weights",
+            "poise diagnose outputs/demo/reliability/model --samples 300",
+        ),
+        Command(
             "ask",
             "poise.ask",
             "answer a question about an image",
