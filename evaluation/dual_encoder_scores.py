@@ -35,7 +35,8 @@ def tagging_scores(scores: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
     Returns:
         `dict[str, float]`: `zero_shot_accuracy` (the best tag of a picture is true) and its `chance`, the
-        `mean_average_precision` over pictures, `precision`, `recall` and `f1` of the decisions at 0.5, and the calibration errors.
+        `mean_average_precision` over pictures, `precision`, `recall` and `f1` of the decisions at 0.5, and the
+        calibration errors.
     """
     known = truth.any(axis=1)  # (N,)
     scores, truth = scores[known], truth[known]  # (n, C) each
