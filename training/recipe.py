@@ -34,7 +34,8 @@ def _model_fields() -> tuple[str, ...]:
 SECTIONS: dict[str, tuple[str, ...]] = {
     "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", *_model_fields()),
     "processor": ("tag_words", "max_tags", "chat_template"),
-    "data": ("train", "evaluation", "image_folder", "scenes", "max_length", "evaluation_samples", "max_new_tokens"),
+    "data": ("train", "evaluation", "image_folder", "tagger", "scenes", "max_length", "evaluation_samples",
+             "max_new_tokens"),
     "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "task_routed"),
     "learning_rates": PARAMETER_GROUPS,
     "checks": ("allow_without_gradient",),
@@ -44,7 +45,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none", "align_words": False},
     "processor": {},
-    "data": {"evaluation": None, "image_folder": None, "scenes": {}, "max_length": None, "evaluation_samples": 200,
+    "data": {"evaluation": None, "image_folder": None, "tagger": None, "scenes": {}, "max_length": None, "evaluation_samples": 200,
              "max_new_tokens": 20},
     "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False,
              "task_routed": False},
@@ -63,7 +64,8 @@ class Recipe:
     model: backbones by Hub id, folder or `tiny:NAME` (the shipped ones), `dtype`, `quantization`, `align_words` (the
         soft prompt starts with the language model's words, see `word_alignment`), `PoiseConfig` fields.
     processor: `tag_words`, `max_tags`, `chat_template`.
-    data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), knobs.
+    data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), `tagger`
+        (a dual encoder's folder or a file of tags, in place of the records' own tags), knobs.
     lora: rank and so on, or `None` to leave the language model untouched; `task_routed` makes two of them, see
         `modeling/task_routed_adapters.py`.
     learning_rates: by group a rate, or `{rate, weight_decay, schedule, warmup}`; a group that is not named is not

@@ -11,6 +11,7 @@ from poise.processing.photo_annotations import records_from_annotations, split_b
 from poise.processing.scenes import Scenes
 from poise.processing.task_record_files import TaskRecords, load_task_records
 from poise.training.recipe import Recipe
+from poise.training.record_tags import with_tags_of
 
 SCENES = "scenes"
 
@@ -37,7 +38,15 @@ def load_records(recipe: Recipe) -> tuple[Dataset, Sequence[dict[str, Any]] | No
     if evaluation is not None and limit is not None and len(evaluation) > limit:
         # Evenly over the whole: the first records of a file are often all of one task.
         evaluation = Subset(evaluation, [index * len(evaluation) // limit for index in range(limit)])
-    return train, evaluation
+    return _tagged(train, recipe), _tagged(evaluation, recipe)
+
+
+def _tagged(records, recipe: Recipe):
+    """The records with the tags of `data.tagger`, where the recipe names one."""
+    tagger = recipe.data["tagger"]
+    if tagger is None or records is None:
+        return records
+    return with_tags_of(tagger, records, Path(recipe.training.get("output_dir", "outputs/sft")) / "tags")
 
 
 def _source(source: str, split: str, recipe: Recipe, seed: int):
