@@ -22,8 +22,8 @@ from .tiny_language_models import check_language_model, train_language_model
 from .tiny_tag_encoder import check_tag_encoder, train_tag_encoder
 from .tiny_vision_tower import image_processor, probe_accuracy, train_vision_tower
 
-#: Backbone → training steps of 64 scenes or documents.
-STEPS = {"vision": 1800, "causal_lm": 3000, "seq2seq_lm": 2000, "tag_encoder": 600}
+#: Backbone → training steps, of 64 scenes or tag lists, or of 32 documents.
+STEPS = {"vision": 1800, "causal_lm": 8000, "seq2seq_lm": 7000, "tag_encoder": 600}
 
 _WHAT = {
     "vision": "A vision tower (`SiglipVisionModel`, 48×48 pixels in patches of 8: 36 tokens of width 96, 4 layers). It "

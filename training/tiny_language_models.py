@@ -16,7 +16,7 @@ from transformers import (
 
 from poise.processing.scenes import Scenes
 
-from .tiny_corpus import batches, documents, prompt_words, tags_in_words
+from .tiny_corpus import END, Document, batches, documents, prompt_words, tags_in_words
 from .tiny_pretraining import pretrain
 from .tiny_tokenizers import train_text_tokenizer
 
@@ -26,7 +26,7 @@ _TOKENIZER_DOCUMENTS = 20_000
 
 def text_tokenizer(encoder_decoder: bool, seed: int = 0) -> PreTrainedTokenizerFast:
     """The tokenizer, trained on the first documents of the corpus."""
-    texts = [f"{prompt} {answer}".strip() for prompt, answer in documents(0, _TOKENIZER_DOCUMENTS, seed)]
+    texts = [words.removesuffix(END) for document in documents(0, _TOKENIZER_DOCUMENTS, seed) for words, _ in document]
     return train_text_tokenizer(texts, encoder_decoder, MAX_LENGTH)
 
 
@@ -39,6 +39,9 @@ def causal_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_hidden_layers=4,
         num_attention_heads=4,
         max_position_embeddings=MAX_LENGTH,
+        # Without biases a head can look at "the token before" only through what the tokens have in common, which these
+        # small embeddings have to grow first; words that belong together then stay apart for thousands of steps.
+        attention_bias=True,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -65,17 +68,29 @@ def seq2seq_config(tokenizer: PreTrainedTokenizerFast) -> T5Config:
     )
 
 
-def causal_batch(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """input_ids, attention_mask (B, T) of "prompt answer</s>", right-padded, and loss weights (B, T).
+def causal_batch(tokenizer: PreTrainedTokenizerFast, texts: list[Document]) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask (B, T) of whole documents, right-padded, and loss weights (B, T).
 
-    Tokens of a prompt weigh a fifth: what is asked next cannot be known, what is answered can.
+    What only asks weighs a tenth of what the model has to say: which question comes next cannot be known.
     """
-    lines = [f"{prompt} {answer}".strip() + tokenizer.eos_token for prompt, answer in texts]
-    batch = tokenizer(lines, padding=True, truncation=True, return_tensors="pt")
-    lengths = [len(ids) for ids in tokenizer([prompt for prompt, _ in texts])["input_ids"]]
-    is_prompt = torch.arange(batch["input_ids"].shape[1])[None] < torch.tensor(lengths)[:, None]  # (B, T)
-    weights = torch.where(is_prompt, 0.2, 1.0) * batch["attention_mask"]
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "weights": weights}
+    pieces = [words for document in texts for words, _ in document]
+    tokens = iter(tokenizer(pieces, add_special_tokens=False)["input_ids"])
+    rows: list[list[int]] = []
+    weights: list[list[float]] = []
+    for document in texts:
+        ids, weight = [], []
+        for _, said in document:
+            piece = next(tokens)
+            ids += piece
+            weight += [1.0 if said else 0.1] * len(piece)
+        rows.append(ids[:MAX_LENGTH])
+        weights.append(weight[:MAX_LENGTH])
+    length = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+        "weights": torch.tensor([row + [0.0] * (length - len(row)) for row in weights]),
+    }
 
 
 def causal_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -86,22 +101,32 @@ def causal_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch
     return (losses * weights).sum() / weights.sum()
 
 
-def seq2seq_batch(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
-    """input_ids, attention_mask (B, T) of prompts, labels (B, T_answer); a caption alone is cut in the middle."""
-    pairs = [(prompt, answer) if prompt else _halves(answer) for prompt, answer in texts]
-    batch = tokenizer([prompt for prompt, _ in pairs], padding=True, truncation=True, return_tensors="pt")
-    answers = tokenizer([answer for _, answer in pairs], padding=True, truncation=True, return_tensors="pt")
+def seq2seq_batch(tokenizer: PreTrainedTokenizerFast, texts: list[Document]) -> dict[str, torch.Tensor]:
+    """input_ids, attention_mask (B, T) of what is read, labels (B, T_answer) of what is said; see [`as_pair`]."""
+    pairs = [as_pair(document) for document in texts]
+    batch = tokenizer([read for read, _ in pairs], padding=True, truncation=True, return_tensors="pt")
+    answers = tokenizer([said for _, said in pairs], padding=True, truncation=True, return_tensors="pt")
     labels = answers["input_ids"].masked_fill(answers["attention_mask"] == 0, -100)
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
 
-def _halves(text: str) -> tuple[str, str]:
-    words = text.split(" ")
-    return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
+def as_pair(document: Document) -> tuple[str, str]:
+    """What an encoder reads and a decoder says of a document: the last thing said, after its question and the context.
+
+    Turns in between are left out; of a caption alone the second half is said.
+    """
+    *read, (said, _) = document
+    said = said.removesuffix(END)
+    if not read:
+        words = said.split(" ")
+        return " ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])
+    is_retold = all(is_said for _, is_said in read)
+    kept = read if is_retold or len(read) < 3 else [read[0], read[-1]]
+    return " ".join(words for words, _ in kept), said
 
 
 def train_language_model(
-    encoder_decoder: bool, steps: int, seed: int = 0, batch_size: int = 64
+    encoder_decoder: bool, steps: int, seed: int = 0, batch_size: int = 32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pretrained tiny language model and its tokenizer."""
     torch.manual_seed(seed)

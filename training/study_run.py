@@ -1,0 +1,159 @@
+"""One run of the study: train a cell on cached features, then ask it under every condition."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import get_cosine_schedule_with_warmup, set_seed
+
+from poise.evaluation.conditions import Condition
+from poise.processing.scenes import Scenes
+from poise.training.assembly import assemble, prepare_for_training
+from poise.training.feature_cache import FeatureCache
+from poise.training.parameter_groups import count_parameters, optimizer_groups
+from poise.training.study_features import DegradedScenes, batch_of, frozen_features, token_rows
+from poise.training.study_plan import Cell, StudyPlan
+
+WARMUP = 0.05  # share of the steps
+MAX_GRAD_NORM = 1.0
+EVALUATION_BATCH = 100
+Report = Callable[[str, int, int], None]
+
+
+class StudyInputs:
+    """Cached inputs of one prompt: training sets by name, test sets by condition."""
+
+    def __init__(self, plan: StudyPlan, prompt: str, folder: Path):
+        cell = Cell("reliability", prompt, "frozen", "clean")  # of all routers this one reads most of the tower
+        self.model, self.processor = assemble(plan.recipe_of(cell, plan.seeds[0]))
+        self.plan, self.folder = plan, folder
+        self.opened: dict[str, tuple[FeatureCache, FeatureCache]] = {}
+
+    def training(self, name: str) -> tuple[FeatureCache, FeatureCache]:
+        """The training set "clean" or "degraded"."""
+        plan = self.plan
+        scenes = Scenes("train", plan.train_scenes, plan.scene_seed, **plan.scenes)
+        if name == "clean":
+            return self._open(scenes, f"train {plan.scene_seed} {dict(plan.scenes)}")
+        with_ = dict(plan.degraded_with)
+        return self._open(
+            DegradedScenes(scenes, **with_), f"train {plan.scene_seed} {dict(plan.scenes)} degraded {with_}"
+        )
+
+    def testing(self, condition: Condition) -> tuple[FeatureCache, FeatureCache]:
+        """The questions of a condition; scenes keep their prior strength of 0.9 in the split "test"."""
+        plan = self.plan
+        knobs = {name: plan.scenes[name] for name in ("tasks", "question_types") if name in plan.scenes}
+        scenes = condition.scenes(plan.samples, plan.scene_seed, **knobs)
+        return self._open(scenes, f"{condition.split} {plan.scene_seed} {knobs} {dict(condition.settings)}")
+
+    def _open(self, data: Any, key: str) -> tuple[FeatureCache, FeatureCache]:
+        if key not in self.opened:
+            self.opened[key] = (
+                frozen_features(self.model, self.processor, data, key, self.folder),
+                token_rows(self.model, self.processor, data, key, self.folder),
+            )
+        return self.opened[key]
+
+
+def run_cell(
+    plan: StudyPlan, cell: Cell, seed: int, inputs: StudyInputs, report: Report | None = None
+) -> dict[str, Any]:
+    """
+    Train one model and measure it.
+
+    Args:
+        plan ([`StudyPlan`]), cell ([`Cell`]), seed (`int`): which run.
+        inputs ([`StudyInputs`]): of the cell's prompt.
+        report (`Callable`, *optional*): told `(stage, done, total)`.
+
+    Returns:
+        The cell's settings with `seed`, `steps`, `seconds`, trained `parameters`, the mean `loss` of the last tenth of
+        the steps, and `conditions`: by name `accuracy`, `prior` (share of answers that follow the prior),
+        `log_likelihood` (of the right answer) and the mean `weights` of the router.
+    """
+    report = report or (lambda stage, done, total: None)
+    recipe = plan.recipe_of(cell, seed)
+    model, processor = assemble(recipe)
+    set_seed(seed)
+    trained = prepare_for_training(model, recipe)
+    started = time.monotonic()
+    losses = train(trained, recipe.learning_rates, inputs.training(cell.training), plan, seed, report)
+    seconds = time.monotonic() - started
+    trained.eval()
+    rows = {}
+    for done, condition in enumerate(plan.conditions):
+        report("measuring", done, len(plan.conditions))
+        rows[condition.name] = measure(trained, inputs.testing(condition))
+    return {
+        **asdict(cell),
+        "seed": seed,
+        "steps": plan.steps,
+        "seconds": round(seconds, 1),
+        "parameters": sum(count_parameters(trained).values()),
+        "loss": round(sum(losses[-plan.steps // 10 :]) / max(1, len(losses[-plan.steps // 10 :])), 4),
+        "conditions": rows,
+    }
+
+
+def train(
+    model: torch.nn.Module,
+    learning_rates: dict[str, Any],
+    data: tuple[FeatureCache, FeatureCache],
+    plan: StudyPlan,
+    seed: int,
+    report: Report,
+) -> list[float]:
+    """Losses of `plan.steps` steps of AdamW with a cosine schedule; the seed draws the order of the samples."""
+    model.train()
+    optimizer = torch.optim.AdamW(optimizer_groups(model, learning_rates, 0.0))
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * plan.steps), plan.steps)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat(
+        [torch.randperm(len(data[0]), generator=generator)
+         for _ in range(-(-plan.steps * plan.batch_size // len(data[0])))]
+    )  # fmt: skip
+    losses = []
+    for step in range(plan.steps):
+        rows = order[step * plan.batch_size : (step + 1) * plan.batch_size].tolist()
+        batch = batch_of(*data, rows)
+        del batch["prior_answer"]
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if step % 20 == 0:
+            report("training", step, plan.steps)
+    return losses
+
+
+@torch.no_grad()
+def measure(model: torch.nn.Module, data: tuple[FeatureCache, FeatureCache]) -> dict[str, Any]:
+    """Answers to one test set, by what the model finds likeliest as the answer's (only) token."""
+    right, prior, likelihood, weights = [], [], [], []
+    for start in range(0, len(data[0]), EVALUATION_BATCH):
+        batch = batch_of(*data, range(start, min(start + EVALUATION_BATCH, len(data[0]))))
+        priors, labels = batch.pop("prior_answer"), batch.pop("labels")  # (B,), (B, T)
+        first = (labels != -100).int().argmax(-1)  # (B,) where the answer stands
+        output = model(**batch)
+        each = torch.arange(len(first))
+        logits = output.logits[each, first - 1].float()  # (B, V) what is said there
+        truth, said = labels[each, first], logits.argmax(-1)  # (B,), (B,)
+        right.append(said == truth)
+        prior.append(said == priors)
+        likelihood.append(logits.log_softmax(-1)[each, truth])
+        if output.router_weights is not None:
+            weights.append(output.router_weights)
+    return {
+        "accuracy": torch.cat(right).float().mean().item(),
+        "prior": torch.cat(prior).float().mean().item(),
+        "log_likelihood": torch.cat(likelihood).mean().item(),
+        "weights": torch.cat(weights).float().mean(0).tolist() if weights else None,
+    }
