@@ -105,6 +105,12 @@ COMMANDS = {
             "poise publish outputs/demo/reliability --repo user/name --dry-run",
         ),
         Command(
+            "space",
+            "poise.hub_cards.space_command",
+            "write a web page on which anybody can ask a published model (a Gradio Space)",
+            "poise space outputs/space --model user/name",
+        ),
+        Command(
             "backbones",
             "poise.training.tiny_backbones",
             "rebuild or check the tiny backbones of the demo",

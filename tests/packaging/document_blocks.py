@@ -1,9 +1,9 @@
 """The fenced code blocks of a document, and how they are run.
 
 `python` and `bash` blocks of a page run in their order, in one temporary folder; the material beside the checkout,
-where there is any, is `../shared` from there. Python blocks share their names. A block of `poise ...` lines runs in this
-process (importing torch anew for every line would take longer than the commands); any other goes to bash. A comment on
-the line above a block says how it differs:
+where there is any, is `../shared` from there. Python blocks share their names. A block of `poise ...` lines runs in
+this process (importing torch anew for every line would take longer than the commands); any other goes to bash. A
+comment on the line above a block says how it differs:
 
     <!-- slow -->                  takes more than a few seconds: runs with the slow tests
     <!-- shortened: COMMAND -->    too long for any test: COMMAND, the same one with smaller numbers, runs instead, with

@@ -1,0 +1,152 @@
+"""A folder that is a Gradio Space: the page, its settings, what it needs, and drawn scenes to try."""
+
+import html
+import importlib.metadata
+import json
+import re
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import RepoCard
+
+from poise.hub_cards.backbone_names import hub_id
+
+APP_FILES = {"space_app.py": "app.py", "space_answers.py": "space_answers.py", "space_drawing.py": "space_drawing.py"}
+SETTINGS_FILE = "space.json"
+TAGGER_FOLDER = "tagger"
+NEEDED = ("transformers", "torch", "pillow", "huggingface_hub", "safetensors", "numpy")
+GRADIO = "6.31.0"  # the version that the page was written against
+EXAMPLES = 3
+SENTENCE = (
+    "A vision-language model with an information router between the picture and its tags. "
+    "Ask, and see what it says without one of them."
+)
+
+
+def write_space(
+    folder: Path, model: str, tagger: str | None = None, title: str | None = None, max_new_tokens: int = 32
+) -> list[str]:
+    """
+    Write a Space; files of an earlier one in the same folder are replaced.
+
+    Args:
+        folder: where to.
+        model (`str`): Hub id of a published model; or a folder, for a run on this machine.
+        tagger (`str`, *optional*): of a dual encoder that `poise align` trained; Hub id or folder.
+        title (`str`, *optional*): of the page; the model's name by default.
+
+    Returns:
+        `list[str]`: the files, sorted.
+
+    Raises:
+        ValueError: model or tagger is neither a folder that holds one nor a name that the Hub could hold; or `folder`
+            holds something else.
+    """
+    check_source(model, "--model", "config.json")
+    if tagger is not None:
+        check_source(tagger, "--tagger", "tagger.json")
+    if max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens is {max_new_tokens}; it must be at least 1")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"OUT {str(folder)!r} is a file: name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).is_file():
+        raise ValueError(f"OUT {str(folder)!r} holds something that is no Space of poise space: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = hub_id(model) or Path(model).resolve().name
+    for source, name in APP_FILES.items():
+        text = (files("poise.hub_cards") / source).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    if tagger is not None:
+        write_tagger_code(folder / TAGGER_FOLDER)
+    else:
+        shutil.rmtree(folder / TAGGER_FOLDER, ignore_errors=True)
+    settings = {
+        "model": _absolute(model),
+        "shown_model": shown,
+        "tagger": None if tagger is None else _absolute(tagger),
+        "title": html.escape(title or shown.split("/")[-1]),
+        "sentence": SENTENCE,
+        "placeholder": "what color is the star ?",
+        "max_new_tokens": max_new_tokens,
+        "examples": draw_examples(folder),
+    }
+    text = json.dumps(settings, indent=2, ensure_ascii=False)
+    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(space_card(settings, hub_id(model), hub_id(tagger)), encoding="utf-8")
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def check_source(name: str, option: str, needed: str) -> None:
+    """
+    Raises:
+        ValueError: neither a folder with the file `needed` nor `user/name`.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / needed).is_file():
+            raise ValueError(f"{option} {name!r} is a folder without {needed}: name the folder of a saved model")
+    elif hub_id(name) is None or name.count("/") != 1:
+        raise ValueError(f"{option} {name!r} is no folder and no name of a Hub repository: write user/name")
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def draw_examples(folder: Path) -> list[dict[str, Any]]:
+    """Drawn scenes with a question and tags each, as files below `folder`; returns what `space.json` says of them."""
+    from poise.processing import Scenes
+
+    scenes = Scenes("test", size=EXAMPLES, tasks=("vqa",), question_types=("color",), prior_strength=0.0)
+    (folder / "examples").mkdir(exist_ok=True)
+    examples = []
+    for number in range(EXAMPLES):
+        record = scenes[number]
+        name = f"examples/scene_{number}.png"
+        record["image"].save(folder / name)
+        tags = [[tag, round(float(score), 2)] for tag, score in record["tags"]]
+        examples.append({"image": name, "question": record["question"], "tags": tags})
+    return examples
+
+
+def write_tagger_code(folder: Path) -> None:
+    """`taggers.py` of `processing/` and the files beside it that it imports: the Space has no Poise."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    waiting = ["taggers"]
+    while waiting:
+        name = waiting.pop()
+        target = folder / f"{name}.py"
+        if target.exists():
+            continue
+        text = (files("poise.processing") / f"{name}.py").read_text(encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
+        waiting += re.findall(r"^\s*from \.(\w+) import", text, flags=re.MULTILINE)
+    (folder / "__init__.py").write_text('"""The tagger of Poise, copied so that this Space needs no Poise."""\n')
+
+
+def requirements() -> list[str]:
+    """What the Space installs: the versions that this machine runs with, gradio as the Hub's own field says it."""
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in NEEDED]
+
+
+def space_card(settings: dict[str, Any], model: str | None, tagger: str | None) -> str:
+    """`README.md`: what the Hub needs to know to run the Space."""
+    metadata = {
+        "title": settings["title"],
+        "emoji": "⚖️",
+        "colorFrom": "blue",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": GRADIO,
+        "app_file": "app.py",
+        "pinned": False,
+    }
+    if models := [name for name in (model, tagger) if name]:
+        metadata["models"] = models
+    import yaml
+
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return str(RepoCard(f"---\n{front}---\n\n# {settings['title']}\n\n{SENTENCE}\n\nRun it here: `python app.py`.\n"))
