@@ -45,8 +45,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none", "align_words": False},
     "processor": {},
-    "data": {"evaluation": None, "image_folder": None, "tagger": None, "scenes": {}, "max_length": None, "evaluation_samples": 200,
-             "max_new_tokens": 20},
+    "data": {"evaluation": None, "image_folder": None, "tagger": None, "scenes": {}, "max_length": None,
+             "evaluation_samples": 200, "max_new_tokens": 20},
     "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False,
              "task_routed": False},
     "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},

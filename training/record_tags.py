@@ -66,7 +66,7 @@ def with_tags_of(name: str, records: Any, folder: str | os.PathLike, batch_size:
     The records with the tags of the tagger that a recipe names.
 
     Args:
-        name (`str`): a dual encoder's folder (`poise align` writes one) or a JSON-lines file of tags, see `load_tagger`.
+        name (`str`): a dual encoder's folder (`poise align` writes one) or a JSON-lines file, see `load_tagger`.
         records: a map-style data set of task records.
         folder (`str`): where computed tags are kept; a tagger or data set that changed is noticed and tagged again.
         batch_size (`int`, *optional*, defaults to 64): pictures tagged together.
@@ -110,8 +110,8 @@ def identity_of(records: Any) -> Any:
     if isinstance(records, TaskRecords):
         return [_facts(record, records.image_folder) for record in records.records]
     raise ValueError(
-        f"data.tagger cannot tag a {type(records).__name__} once and for all: give a file, a folder or scenes, or write "
-        "the tags into the records"
+        f"data.tagger cannot tag a {type(records).__name__} once and for all: give a file, a folder or scenes, or "
+        "write the tags into the records"
     )
 
 
