@@ -57,6 +57,13 @@ COMMANDS = {
             "poise sft --config demo --router_type reliability",
         ),
         Command(
+            "rank-encoders",
+            "poise.training.rank_encoders",
+            "compare frozen vision and text encoders layer by layer: which pair is worth aligning",
+            "poise rank-encoders --text tiny:tag_encoder tiny:causal_lm --output outputs/rank-encoders",
+            one_thread=True,
+        ),
+        Command(
             "align",
             "poise.training.align",
             "align frozen vision and text encoders by small projectors; the result is a tagger",
