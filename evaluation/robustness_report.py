@@ -61,8 +61,8 @@ def draw_robustness(
     """PNG: above, the score by severity, a panel for each stream; below, areas relative to clean with intervals."""
     names = measured(scores, degradations)
     streams = [stream for stream in TITLES if any(DEGRADATION_STREAMS[name] == stream for name in names)]
-    figure = Figure(figsize=(4.4 * max(len(streams), 1), 7.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    figure = Figure(figsize=(4.6 * max(len(streams), 1), 8.0), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.5, 1))
     panels = upper.subplots(1, max(len(streams), 1), sharey=True, squeeze=False).ravel()
     colors = {}
     for panel, stream in zip(panels, streams, strict=False):
@@ -96,7 +96,7 @@ def _draw_curves(
     axis.set_xlabel("severity")
     # Scores may exceed one (CIDEr-D); they never are negative.
     axis.set_ylim(0, max(1.0, *(scores.get(f"{name}_{s}", 0.0) for name in names for s in severities)) * 1.02)
-    axis.legend(frameon=False, fontsize=8.5, ncols=2, loc="upper left")
+    axis.legend(frameon=False, fontsize=8.5, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -93,7 +93,7 @@ class SmallVLM:
 
 
 @cache
-def small_vlm(kind: str, num_layers: int = 3) -> SmallVLM:
+def small_vlm(kind: str, num_layers: int = 3, router_type: str = "none") -> SmallVLM:
     """The same model in every test: leave it as it was."""
     torch.manual_seed(1)
     tokenizer = word_tokenizer(kind == "t5")
@@ -108,7 +108,7 @@ def small_vlm(kind: str, num_layers: int = 3) -> SmallVLM:
             hidden_size=48, intermediate_size=64, num_hidden_layers=num_layers, num_attention_heads=4,
             num_key_value_heads=2, bos_token_id=2, initializer_range=0.2, max_position_embeddings=256, **shape,
         )  # fmt: skip
-    model = _llava(text, tokenizer) if kind == "llava" else _poise(text, tokenizer)
+    model = _llava(text, tokenizer) if kind == "llava" else _poise(text, tokenizer, router_type)
     # Words only, and some: models of random weights would answer with nothing, or with a picture.
     model.generation_config.suppress_tokens = [tokenizer.convert_tokens_to_ids("<image>"), 0, 1, 3]
     processor = _llava_processor(tokenizer) if kind == "llava" else _poise_processor(model, tokenizer)
@@ -125,7 +125,7 @@ def poise_around(text_config_class: Any, **shape: Any) -> SmallVLM:
     return SmallVLM(text.model_type, model.eval(), _poise_processor(model, tokenizer))
 
 
-def _poise(text: Any, tokenizer: Any) -> PoiseForConditionalGeneration:
+def _poise(text: Any, tokenizer: Any, router_type: str = "none") -> PoiseForConditionalGeneration:
     tower = SiglipVisionConfig(**_TOWER, vision_use_head=False)
     tags = BertConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=32,
@@ -137,6 +137,7 @@ def _poise(text: Any, tokenizer: Any) -> PoiseForConditionalGeneration:
         tag_encoder_config=tags,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         soft_prompt_length=2,
+        router_type=router_type,
     )
     model = PoiseForConditionalGeneration(config)
     with torch.no_grad():  # as after training: large enough to matter
