@@ -62,12 +62,14 @@ class StreamMerging:
         inputs_embeds = inputs_embeds.masked_scatter(placeholders[..., None], tokens)  # (B, T, D)
         if self.router is None or self.config.router_scope == "image":
             return inputs_embeds, features.router_weights
-        streams = self._prompt_streams(inputs_embeds, placeholders, attention_mask, features, prompt_mask)
+        wide = inputs_embeds.to(self.projector_dtype)  # (B, T, D), what learns may be wider than the language model
+        streams = self._prompt_streams(wide, placeholders, attention_mask, features, prompt_mask)
         routed, weights = self.router(streams)
         # A row of text alone has nothing to route, as in a batch without pictures.
         routed_text = streams.text_mask & streams.is_real[:, None]  # (B, T)
-        merged = torch.where(routed_text[..., None], routed.text, inputs_embeds)  # (B, T, D)
-        return torch.where(streams.image_mask[..., None], routed.image, merged), weights
+        merged = torch.where(routed_text[..., None], routed.text, wide)  # (B, T, D)
+        merged = torch.where(streams.image_mask[..., None], routed.image, merged)  # (B, T, D)
+        return merged.to(inputs_embeds.dtype), weights
 
     def _prompt_streams(self, inputs_embeds, placeholders, attention_mask, features, prompt_mask):
         """One item per sample: its image tokens against its soft prompt and question, in place in the sequence."""

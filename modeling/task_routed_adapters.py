@@ -1,9 +1,9 @@
 """Task-routed adapters: low-rank adapters of which each task has its own mixture.
 
 Describing a picture and pointing at a place in it pull one adapter in two directions. LION (CVPR 2024, arXiv
-2311.11860) keeps an adapter for image-level and one for region-level tasks beside every feed-forward block of the frozen
-language model, and a router that weighs them per task and layer. Here the adapters are low-rank updates (LoRA, arXiv
-2106.09685) of the linear layers, and the router is one number per layer, task and adapter.
+2311.11860) keeps an adapter for image-level and one for region-level tasks in the frozen language model, and a router
+that weighs them per task and layer. Here the adapters are low-rank updates (LoRA, arXiv 2106.09685) of the linear
+layers, and the router is one number per block, task and adapter.
 
 The frozen language model itself stays as it is: names, quantization and tied weights. The adapters live in a module of
 their own and add to the linear layers' outputs by forward hooks.

@@ -160,9 +160,7 @@ class PoiseProcessor(ProcessorMixin):
         if self.tasks is None:
             raise ValueError(f"task={tasks[0]!r}: this model tells no tasks apart; leave task out.")
         if len(tasks) != num_prompts:
-            raise ValueError(
-                f"task names {len(tasks)} tasks for {num_prompts} prompts: give one for each, or one name."
-            )
+            raise ValueError(f"task names {len(tasks)} tasks for {num_prompts} prompts: give one for each, or one.")
         for task in tasks:
             if task not in self.tasks:
                 raise ValueError(f"task={task!r} is not known: choose one of {', '.join(self.tasks)}.")

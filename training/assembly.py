@@ -13,6 +13,7 @@ from poise.training.parameter_groups import set_trainable
 from poise.training.quantization import quantization_config
 from poise.training.recipe import Recipe
 from poise.training.tiny_backbones import tiny_backbone_path
+from poise.training.trained_precision import keep_trained_in_float32
 from poise.training.word_alignment import align_words
 
 logger = logging.getLogger(__name__)
@@ -60,4 +61,5 @@ def prepare_for_training(model: PreTrainedModel, recipe: Recipe) -> PreTrainedMo
     if recipe.lora is not None:
         trained = add_adapters(model, recipe.lora, "tag_encoder" in groups)
     set_trainable(trained, groups)
+    keep_trained_in_float32(trained)
     return trained

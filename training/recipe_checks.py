@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from poise.training.feature_cache import STORAGE_DTYPES
 from poise.training.parameter_groups import group_settings
 
 QUANTIZATIONS = ("none", "nf4", "int8")
@@ -21,6 +22,7 @@ def check_values(recipe: Any) -> None:
     """
     _check_backbones(recipe.model)
     _check_data(recipe.data)
+    _check_feature_cache(recipe.data, recipe.learning_rates)
     _check_adapters(recipe)
     if not recipe.learning_rates:
         raise ValueError("learning_rates is empty: nothing would be trained; name at least new_modules")
@@ -61,6 +63,19 @@ def _check_data(data: dict[str, Any]) -> None:
             raise ValueError(f"data.{name}={value!r} must be a whole number of at least {least}, or null")
 
 
+def _check_feature_cache(data: dict[str, Any], learning_rates: dict[str, Any]) -> None:
+    folder, storage = data.get("feature_cache"), data.get("feature_cache_dtype", "float32")
+    if folder is not None and not isinstance(folder, bool | str):
+        raise ValueError(f"data.feature_cache={folder!r} is no folder: name one, or write true for one beside the run")
+    if storage not in STORAGE_DTYPES:
+        raise ValueError(f"data.feature_cache_dtype={storage!r} is not known: use {', '.join(STORAGE_DTYPES)}")
+    if folder and "vision_tower" in learning_rates:
+        raise ValueError(
+            "data.feature_cache keeps what a frozen vision tower computes, but learning_rates.vision_tower trains it: "
+            "drop one of them"
+        )
+
+
 def _check_adapters(recipe: Any) -> None:
     lora = recipe.lora
     if lora is None and "adapters" in recipe.learning_rates:
@@ -85,8 +100,8 @@ def _check_adapters(recipe: Any) -> None:
     if lora["task_routed"] and (lora["use_dora"] or lora["target_modules"]):
         other = "use_dora" if lora["use_dora"] else "target_modules"
         raise ValueError(
-            f"lora.task_routed=true does not go with lora.{other}={lora[other]!r}: task-routed adapters are plain LoRA on "
-            "every linear layer; drop one of the two"
+            f"lora.task_routed=true does not go with lora.{other}={lora[other]!r}: task-routed adapters are plain LoRA "
+            "on every linear layer; drop one of the two"
         )
 
 
