@@ -76,6 +76,12 @@ COMMANDS = {
             "poise tag-encoder --config tag_encoder_scenes --score_encoding attention_bias",
         ),
         Command(
+            "preference",
+            "poise.training.preference",
+            "prefer what the picture shows to what the prior or an invented tag says (DPO)",
+            "poise preference --config preference_scenes --model outputs/demo/reliability/model",
+        ),
+        Command(
             "evaluate",
             "poise.evaluation.evaluate_command",
             "let a model answer a data set and score the answers",

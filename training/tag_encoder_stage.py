@@ -128,12 +128,13 @@ def choose_positives(
 
 
 def curve(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The evaluations of a run, without the prefix `eval_`."""
-    return [
-        {name.removeprefix("eval_"): value for name, value in entry.items()}
+    """The evaluations by step, without the prefix `eval_`; a resumed run repeats the one that it starts with."""
+    found = {
+        entry["step"]: {name.removeprefix("eval_"): value for name, value in entry.items()}
         for entry in log_history
         if "eval_anchor_positive_cosine" in entry
-    ]
+    }
+    return list(found.values())
 
 
 def check_resumable(checkpoint: str | os.PathLike, recipe: TagEncoderRecipe) -> Path:

@@ -1,11 +1,10 @@
-"""One step of TRL's DPO goes through router and soft prompt, which its trainers would otherwise pass by.
+"""One step of TRL's own DPO trainer goes through router and soft prompt, which its trainers would otherwise pass by.
 
 TRL calls `base_model`, not the outer `forward`, and its collator renders chat messages to text before the processor
-sees them, which loses the tags of image entries. The collator below hands them to the processor's call instead.
+sees them, which loses the tags of image entries. Poise's collator makes the rows instead; `poise preference` uses both.
 """
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,40 +12,10 @@ from PIL import Image
 
 from poise.modeling import PoiseForConditionalGeneration
 from poise.processing.processing_poise import PoiseProcessor
+from poise.training.preference_collator import PreferenceCollator
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.slow
-
-
-class WithTags:
-    """A processor whose calls with images also have the images' tags."""
-
-    def __init__(self, processor, tags):
-        self.processor, self.tags = processor, tags
-
-    def __getattr__(self, name):
-        return getattr(self.processor, name)
-
-    def __call__(self, images=None, **arguments):
-        if images is not None:
-            arguments["tags"] = self.tags
-        return self.processor(images=images, **arguments)
-
-
-def tagged_collator(processor):
-    """TRL's collator for pictures, with `tags`: per example a list for each picture of {"name", "score"}."""
-    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
-
-    collator = DataCollatorForVisionPreference(processor)
-
-    def collate(examples):
-        examples = [dict(example) for example in examples]
-        tags = [
-            [(tag["name"], tag["score"]) for tag in picture] for example in examples for picture in example.pop("tags")
-        ]
-        return replace(collator, processor=WithTags(processor, tags * 2))(examples)  # chosen, then rejected
-
-    return collate
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +26,15 @@ def parts(backbones):
     arguments = backbones.arguments("siglip", "llama_with_placeholder")
     rows = [
         {
-            "images": [Image.new("RGB", (24, 24), color)],
-            "tags": [[{"name": "dog", "score": 0.9}, {"name": color, "score": 0.6}]],
-            "prompt": "<image> what color is the square ?",
-            "chosen": f" {color}",
-            "rejected": " ball dog",
+            "id": f"{number}",
+            "image": Image.new("RGB", (24, 24), color),
+            "task": "vqa",
+            "tags": [{"name": "dog", "score": 0.9}, {"name": color, "score": 0.6}],
+            "question": "what color is the square ?",
+            "chosen": color,
+            "rejected": "ball dog",
         }
-        for color in ("red", "blue", "red", "blue")
+        for number, color in enumerate(("red", "blue", "red", "blue"))
     ]
 
     def build(router):
@@ -79,7 +50,7 @@ def parts(backbones):
 
 def test_tags_reach_the_batch(parts):
     model, processor, rows = parts("none")
-    batch = tagged_collator(processor)([rows[0], rows[1]])
+    batch = PreferenceCollator(processor)([rows[0], rows[1]])
     assert batch["pixel_values"].shape[0] == batch["tag_input_ids"].shape[0] == 4
     placeholders = (batch["input_ids"] == model.config.image_token_id).sum(-1)
     assert (placeholders == model.config.num_image_tokens + 2).all()
@@ -104,7 +75,7 @@ def test_one_step_moves_router_and_soft_prompt(parts, router, adapter, tmp_path)
     )
     trainer = DPOTrainer(
         model=model, ref_model=None if adapter else copy.deepcopy(model), args=arguments, train_dataset=rows,
-        processing_class=processor, data_collator=tagged_collator(processor),
+        processing_class=processor, data_collator=PreferenceCollator(processor),
         peft_config=peft_config if adapter else None,
     )  # fmt: skip
     routed = []

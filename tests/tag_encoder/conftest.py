@@ -5,7 +5,7 @@ import pytest
 from poise.training.tag_encoder_recipe import load_tag_encoder_recipe
 
 SMALL = {
-    "data.scenes": {"size": 80},
+    "data.scenes": {"size": 200},
     "data.held_out": 0.2,
     "num_train_epochs": 2,
     "per_device_train_batch_size": 16,
@@ -17,7 +17,7 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def small_tag_recipe():
-    """`small_tag_recipe(output_dir, **overrides)`: the recipe on 80 scenes, two epochs."""
+    """`small_tag_recipe(output_dir, **overrides)`: the recipe on 200 scenes, two epochs."""
 
     def make(output_dir, **overrides):
         return load_tag_encoder_recipe(

@@ -23,7 +23,7 @@ def test_training_brings_own_captions_nearer_and_foreign_ones_away(finished_tag_
     assert last["anchor_positive_cosine"] > first["anchor_positive_cosine"]
     assert last["cosine_margin"] > first["cosine_margin"] + 0.1
     assert last["loss"] < first["loss"]
-    assert len(results["curve"]) == 3 and results["train"] + results["held_out"] <= 80
+    assert len(results["curve"]) == 3 and results["train"] + results["held_out"] <= 200
 
 
 def test_the_folder_is_a_backbone(finished_tag_run):
@@ -53,7 +53,7 @@ def test_an_sft_recipe_can_name_the_folder(finished_tag_run, tmp_path):
     from poise.training.recipe import load_recipe
 
     _, folder, _ = finished_tag_run
-    recipe = load_recipe("demo", {"tag_encoder": str(folder), "align_words": False, "output_dir": str(tmp_path)})
+    recipe = load_recipe("demo", {"model.tag_encoder": str(folder), "align_words": False, "output_dir": str(tmp_path)})
     model, processor = assemble(recipe)
     learned = load_file(folder / "model.safetensors")
     name = "encoder.layer.0.attention.self.query.weight"
