@@ -72,7 +72,7 @@ def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
                 error_kw={"lw": 1, "ecolor": "#D55E00"},
                 label=_BASELINE_LABELS[baseline] if place == 0 else None,
             )
-    axis.set_xticks(range(len(some)), ["\n+ ".join(names) or "nothing" for names in some], fontsize=8.5)
+    axis.set_xticks(range(len(some)), [",\n".join(names) or "nothing" for names in some], fontsize=8.5)
     axis.set_xlabel("what is right")
     axis.set_ylabel("accuracy (lines: 95 %)")
     axis.set_ylim(0, 1.02)
@@ -110,11 +110,13 @@ def _shares(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
 
 def _attention(axis: Axes, scores: Scores) -> None:
     layers = range(int(scores["layers"]))
-    lines = (
+    lines = [
         ("mdi", "MDI: text over image, per token", "#D55E00", "o"),
         ("mdi_without_first", "MDI without the first position", "#E69F00", "s"),
         ("aei_image", "AEI of the image tokens", "#0072B2", "D"),
-    )
+    ]
+    if not scores["tokens_first"]:  # the picture stands first: both are the same
+        del lines[1]
     for name, label, color, mark in lines:
         keys = {layer: f"{name}_layer_{layer}" for layer in layers if f"{name}_layer_{layer}" in scores}
         if not keys:
@@ -126,7 +128,8 @@ def _attention(axis: Axes, scores: Scores) -> None:
         ]
         axis.fill_between(list(keys), *zip(*bounds, strict=True), color=color, alpha=0.15, lw=0)
     axis.axhline(1, color="#666666", lw=0.8, ls="--")
-    axis.set_yscale("log")
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xticks(list(layers) if len(layers) <= 16 else list(layers)[:: len(layers) // 12])
     axis.set_xlabel("layer")
     axis.set_ylabel("ratio (1 = like its number of tokens)")
@@ -136,23 +139,22 @@ def _attention(axis: Axes, scores: Scores) -> None:
 
 def _router(axis: Axes, scores: Scores) -> None:
     names = conditions_of(scores)
-    for shift, stream, color, label in (
-        (-0.2, "image", COLORS["image"], "picture"),
-        (0.2, "text", COLORS["tags"], "tags"),
-    ):
+    streams = ((-0.2, "image", COLORS["image"], "picture"), (0.2, "text", COLORS["tags"], "tags"))
+    for shift, stream, color, label in streams:
         for place, name in enumerate(names):
             key = f"{name}_{stream}_weight"
-            axis.bar(
+            axis.barh(
                 place + shift,
                 scores[key],
                 0.38,
                 color=color,
-                yerr=_errors(scores, key),
+                xerr=_errors(scores, key),
                 error_kw={"lw": 0.8},
                 label=label if place == 0 else None,
             )
-    axis.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
-    axis.set_ylabel("router weight")
-    axis.set_ylim(0, max(1.12, axis.get_ylim()[1]))
-    axis.legend(frameon=False, fontsize=9, ncols=2, loc="upper right")
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel("mean router weight (lines: 95 %)")
+    axis.set_xlim(0, max(1.05, axis.get_xlim()[1]))
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_title("The router's weights by condition", loc="left", fontsize=11)

@@ -54,15 +54,15 @@ def attention_table(scores: Scores) -> str:
     names += [(f"{third} third", f"_{third}") for third in THIRDS if f"mdi_{third}" in scores]
     names += [(f"layer {layer}", f"_layer_{layer}") for layer in range(int(scores["layers"]))]
     texts = [group for group in GROUPS if group != "image" and f"aei_{group}" in scores]
-    headers = ["layers", "MDI", "MDI without the first", "AEI image", "AEI text"]
+    # Where the picture stands first, no position of text parks spare attention.
+    kinds = [("mdi", "MDI"), ("mdi_without_first", "MDI without the first")][: 2 if scores["tokens_first"] else 1]
+    kinds += [("aei_image", "AEI image"), ("aei_text", "AEI text")]
+    headers = ["layers", *(title for _, title in kinds)]
     headers += [f"AEI {group.replace('_', ' ')}" for group in texts]
     rows = [
         [
             label,
-            with_interval(scores, f"mdi{name}"),
-            with_interval(scores, f"mdi_without_first{name}"),
-            with_interval(scores, f"aei_image{name}"),
-            with_interval(scores, f"aei_text{name}"),
+            *(with_interval(scores, f"{key}{name}") for key, _ in kinds),
             *(f"{scores[f'aei_{group}{name}']:.2f}" if f"aei_{group}{name}" in scores else "" for group in texts),
         ]
         for label, name in names

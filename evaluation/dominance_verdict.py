@@ -82,7 +82,7 @@ def _of_attention(scores: Scores) -> str:
     mdi = scores["mdi"]
     head = f"a text token gets {mdi:.2f} times the attention of an image token (MDI)"
     without = scores.get("mdi_without_first")
-    if without is not None:
+    if without is not None and scores["tokens_first"]:
         head += f", {without:.2f} times without the first position"
     tokens = f"{scores['tokens_image']:.0f} image tokens"
     return (

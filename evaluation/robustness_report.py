@@ -96,7 +96,7 @@ def _draw_curves(
     axis.set_xlabel("severity")
     # Scores may exceed one (CIDEr-D); they never are negative.
     axis.set_ylim(0, max(1.0, *(scores.get(f"{name}_{s}", 0.0) for name in names for s in severities)) * 1.02)
-    axis.legend(frameon=False, fontsize=8.5, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    axis.legend(frameon=False, fontsize=8.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -44,7 +44,14 @@ def test_sentences_hold_their_figures():
         0.5, 0.1, 0.3, swap_accuracy_share_image=0.56, swap_accuracy_share_tags=0.11, conflict_accuracy=0.7,
         conflict_prior=0.2, conflict_samples=80.0,
     )  # fmt: skip
-    attention = {"mdi": 3.25, "tokens_image": 36.0, "attention_image": 0.2, "aei_image": 0.5, "mdi_without_first": 1.5}
+    attention = {
+        "mdi": 3.25,
+        "tokens_image": 36.0,
+        "tokens_first": 1.0,
+        "attention_image": 0.2,
+        "aei_image": 0.5,
+        "mdi_without_first": 1.5,
+    }
     router = {
         "clean_image_weight": 0.99,
         "clean_text_weight": 0.9,
