@@ -82,6 +82,12 @@ COMMANDS = {
             "poise preference --config preference_scenes --model outputs/demo/reliability/model",
         ),
         Command(
+            "merge",
+            "poise.training.merge_command",
+            "merge a run's adapters into its language model",
+            "poise merge outputs/sft outputs/merged",
+        ),
+        Command(
             "evaluate",
             "poise.evaluation.evaluate_command",
             "let a model answer a data set and score the answers",
@@ -188,7 +194,13 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
     if command.one_thread:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported, which is below
     try:
-        return importlib.import_module(command.module).main(arguments)
+        module = importlib.import_module(command.module)
+        if command.module.startswith("poise.evaluation."):
+            from poise.evaluation import evaluate_command  # light: no torch before it runs
+            from poise.run_loading import load_run
+
+            evaluate_command.load_run = load_run
+        return module.main(arguments)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
