@@ -105,21 +105,21 @@ def run_align(
     train, held_out = load_alignment_data(recipe)
     model, processor = build_dual_encoder(recipe)
     model.to(args.device)
-    features = [
-        None if pairs is None else pair_features(
-            model, processor, pairs, recipe.data["feature_cache"], getattr(torch, recipe.data["feature_dtype"]),
-            int(recipe.data["feature_batch_size"]),
-        )
-        for pairs in (train, held_out)
-    ]  # fmt: skip
-    logger.info("%s pictures with %s captions to learn from", f"{len(train):,}", f"{len(features[0]):,}")
+    storage = {
+        "folder": recipe.data["feature_cache"],
+        "dtype": getattr(torch, recipe.data["feature_dtype"]),
+        "batch_size": int(recipe.data["feature_batch_size"]),
+    }
+    learned = pair_features(model, processor, train, parts=bool(recipe.data["caption_parts"]), **storage)
+    watched = None if held_out is None else pair_features(model, processor, held_out, **storage)
+    logger.info("%s pictures with %s texts to learn from", f"{len(train):,}", f"{len(learned):,}")
     trainer = AlignTrainer(
         model.head,
         args,
         recipe,
-        features[0],
-        features[1],
-        score=None if features[1] is None else lambda head: quick_retrieval(head, features[1]),
+        learned,
+        watched,
+        score=None if watched is None else lambda head: quick_retrieval(head, watched),
         callbacks=list(callbacks),
     )
     result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))

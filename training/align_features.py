@@ -9,15 +9,16 @@ import torch
 from torch.utils.data import Dataset
 
 from poise.modeling import PoiseDualEncoder
-from poise.training.caption_pairs import CaptionPairs
+from poise.training.caption_pairs import CaptionPairs, caption_parts
 from poise.training.feature_cache import FeatureCache, Features, fingerprint
 
 
 class PairFeatures(Dataset):
     """
-    Features of every (picture, caption) pair; an item is a row of the caption cache with its picture's row.
+    Features of every (picture, text) pair that belongs together.
 
-    `dataset.__getitems__(rows)` is a whole batch as the head reads it; the data loader's collator leaves it alone.
+    `dataset.__getitems__(rows)` is a whole batch as the head reads it, with `picture_rows` and `text_rows` (B,), from
+    which `matches` tells what else in it belongs together. The data loader's collator leaves it alone.
 
     Args:
         pictures ([`FeatureCache`]): a row per picture.
@@ -27,6 +28,9 @@ class PairFeatures(Dataset):
 
     def __init__(self, pictures: FeatureCache, texts: FeatureCache, pairs: list[tuple[int, int]]):
         self.pictures, self.texts, self.pairs = pictures, texts, pairs
+        self.texts_of: dict[int, set[int]] = {}
+        for picture, text in pairs:
+            self.texts_of.setdefault(picture, set()).add(text)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -37,7 +41,18 @@ class PairFeatures(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Features:
         pictures, texts = zip(*(self.pairs[index] for index in indices), strict=True)
         batch = {**self.pictures.batch(pictures), **self.texts.batch(texts)}
-        return {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+        batch = {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
+        return {**batch, "picture_rows": torch.tensor(pictures), "text_rows": torch.tensor(texts)}
+
+    def matches(self, picture_rows: torch.Tensor, text_rows: torch.Tensor) -> torch.Tensor:
+        """Which of these texts (B,) are written of which of these pictures (N,): (N, B) bool."""
+        places: dict[int, list[int]] = {}
+        for place, text in enumerate(text_rows.tolist()):
+            places.setdefault(text, []).append(place)
+        matches = torch.zeros(len(picture_rows), len(text_rows), dtype=torch.bool)  # (N, B)
+        for number, picture in enumerate(picture_rows.tolist()):
+            matches[number, [place for text in self.texts_of[picture] for place in places.get(text, ())]] = True
+        return matches.to(picture_rows.device)
 
 
 def pair_features(
@@ -47,6 +62,7 @@ def pair_features(
     folder: str | os.PathLike,
     dtype: torch.dtype = torch.float16,
     batch_size: int = 64,
+    parts: bool = False,
 ) -> PairFeatures:
     """
     The features of these pairs, computed where they are not in `folder` yet. Equal captions are stored once.
@@ -55,8 +71,12 @@ def pair_features(
         model: only its frozen encoders are asked.
         processor: image processor and tokenizer of the encoders.
         dtype (`torch.dtype`, *optional*, defaults to float16): of what is stored.
+        parts (`bool`, *optional*, defaults to `False`): the phrases of captions are texts of their own, too.
     """
-    captions = pairs.captions
+    captions = [
+        [*own, *dict.fromkeys(part for caption in own for part in caption_parts(caption))] if parts else own
+        for own in pairs.captions
+    ]
     texts = sorted({caption for captions_of_one in captions for caption in captions_of_one})
     number = {text: row for row, text in enumerate(texts)}
     length = longest(processor, texts, model.config.max_text_length)

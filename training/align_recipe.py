@@ -29,8 +29,8 @@ HEAD_FIELDS = (
 FIELDS = {
     "model": ("vision", "text", "dtype", *HEAD_FIELDS),
     "regularization": ("fusemix_alpha", "structure_weight", "structure_levels", "structure_temperature"),
-    "data": ("train", "evaluation", "image_folder", "scenes", "evaluation_size", "feature_cache", "feature_dtype",
-             "feature_batch_size"),
+    "data": ("train", "evaluation", "image_folder", "scenes", "evaluation_size", "caption_parts", "feature_cache",
+             "feature_dtype", "feature_batch_size"),
     "tagger": ("vocabulary", "templates", "threshold", "max_tags"),
     "training": tuple(field.name for field in dataclasses.fields(TrainingArguments)),
 }  # fmt: skip
@@ -39,7 +39,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "regularization": {"fusemix_alpha": None, "structure_weight": 0.0, "structure_levels": 1,
                        "structure_temperature": 0.1},
     "data": {"train": None, "evaluation": None, "image_folder": None, "scenes": {}, "evaluation_size": 500,
-             "feature_cache": "outputs/features", "feature_dtype": "float16", "feature_batch_size": 64},
+             "caption_parts": False, "feature_cache": "outputs/features", "feature_dtype": "float16",
+             "feature_batch_size": 64},
     "tagger": {"vocabulary": None, "templates": ["a photo of a {}."], "threshold": 0.1, "max_tags": 16},
     "training": {},
 }  # fmt: skip
@@ -68,7 +69,8 @@ class AlignRecipe:
     regularization: `fusemix_alpha` mixes pairs (see `fusemix`); `structure_weight`, `structure_levels`,
         `structure_temperature` keep neighbourhoods (see `structure_regularizer`).
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records with captions, a folder with
-        `train.jsonl` and `validation.jsonl`), knobs, and where and how frozen features are stored.
+        `train.jsonl` and `validation.jsonl`), `caption_parts` (phrases of captions are texts, too), knobs, and where
+        and how frozen features are stored.
     tagger: `vocabulary` ("scenes", a list, or a file: JSON or one name a line), `templates`, `threshold`, `max_tags`.
     training: fields of `transformers.TrainingArguments`.
     """

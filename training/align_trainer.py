@@ -69,11 +69,16 @@ class AlignTrainer(SafeTraining, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         settings, training = self.recipe.regularization, model.training
+        rows = {name: self.accelerator.gather(inputs[name]) for name in ("picture_rows", "text_rows")}  # (W·B,) each
+        inputs = {name: values for name, values in inputs.items() if name not in rows}
+        matches = (self.train_dataset if training else self.eval_dataset).matches(**rows)  # (W·B, W·B)
         if training and settings["fusemix_alpha"] is not None:
-            inputs = fuse_mix(inputs, settings["fusemix_alpha"])
+            inputs, partner = fuse_mix(inputs, settings["fusemix_alpha"])
+            partner = self.accelerator.gather(partner + len(partner) * self.accelerator.process_index)  # (W·B,)
+            matches = matches & matches[partner][:, partner]  # a mixed text is true where both of its halves are
         image_embeds, text_embeds, scale, bias = model(**inputs)  # (B, D) twice
         logits = scale * gathered(image_embeds) @ gathered(text_embeds).T + bias  # (W·B, W·B)
-        loss = CONTRASTIVE_LOSSES[self.accelerator.unwrap_model(model).loss_type](logits)
+        loss = CONTRASTIVE_LOSSES[self.accelerator.unwrap_model(model).loss_type](logits, matches)
         if training and settings["structure_weight"]:
             loss = loss + settings["structure_weight"] * structure_loss(inputs, image_embeds, text_embeds, settings)
         return (loss, {"logits": logits}) if return_outputs else loss

@@ -1,5 +1,6 @@
 """Pictures with their captions, from drawn scenes or task records, decoding none before it is asked for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,19 @@ from poise.processing.scenes import Scenes
 from poise.processing.task_record_files import TaskRecords, load_task_records
 
 SCENES = "scenes"
+_JOINTS = re.compile(r"\s*[,;:.]+\s*|\s+and\s+")
+
+
+def caption_parts(caption: str) -> list[str]:
+    """
+    The phrases of a caption, cut at its commas, colons, stops and "and"; those of one word are left out.
+
+    A caption that tells all of a picture is never true of another one, so the encoder learns what "a red square" means
+    only where nothing else is in the picture. Its phrases are true of many pictures (the idea of DreamLIP's
+    sub-captions, arXiv 2403.17007, section 3.2, without a language model to write them).
+    """
+    parts = [part.strip() for part in _JOINTS.split(caption)]
+    return [part for part in parts if " " in part and part != caption]
 
 
 class CaptionPairs:

@@ -9,7 +9,7 @@ import torch
 Features = dict[str, torch.Tensor]
 
 
-def fuse_mix(features: Features, alpha: float) -> Features:
+def fuse_mix(features: Features, alpha: float) -> tuple[Features, torch.Tensor]:
     """
     Every pair mixed with another of the batch: λ·(x, y) + (1 − λ)·(x′, y′), λ ~ Beta(alpha, alpha), one λ per batch.
 
@@ -20,6 +20,9 @@ def fuse_mix(features: Features, alpha: float) -> Features:
         features: as `DualEncoderHead` reads them: `vision_tokens` (B, P, Dv), `vision_cls` (B, Dv), `text_tokens`
             (B, L, Dt), `text_mask` (B, L).
         alpha (`float`): above 0; 1 draws the share evenly, as published.
+
+    Returns:
+        The mixed features, and with whom each was mixed (B,).
     """
     share = torch.distributions.Beta(alpha, alpha).sample().item()
     partner = torch.randperm(len(features["text_mask"]), device=features["text_mask"].device)  # (B,)
@@ -32,4 +35,4 @@ def fuse_mix(features: Features, alpha: float) -> Features:
     # Where only one of the two texts has a token, it is that token, with a smaller weight.
     text = mixed(tokens * mask[..., None]) / weights.clamp_min(1e-6)[..., None]  # (B, L, Dt)
     vision = {name: mixed(values) for name, values in features.items() if name.startswith("vision_")}
-    return {**vision, "text_tokens": text, "text_mask": weights}
+    return {**vision, "text_tokens": text, "text_mask": weights}, partner
