@@ -64,6 +64,13 @@ COMMANDS = {
             one_thread=True,
         ),
         Command(
+            "curate",
+            "poise.training.curate",
+            "keep, of a pool of captioned pictures, the same number of records for every concept",
+            "poise curate --data scenes:train --concepts scenes --text tiny:tag_encoder --keep 20",
+            one_thread=True,
+        ),
+        Command(
             "align",
             "poise.training.align",
             "align frozen vision and text encoders by small projectors; the result is a tagger",

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise curate",
         description="Keep, of a pool of captioned pictures, the K nearest to each concept: evenly, in one pass.",
-        epilog="example: poise curate --data scenes:train,size=5000 --concepts scenes --text tiny:tag_encoder --keep 20",
+        epilog="example: poise curate --data scenes:train --concepts scenes --text tiny:tag_encoder --keep 20",
     )
     parser.add_argument("--data", required=True, metavar="SOURCE", help="JSON lines of task records, or scenes:SPLIT")
     concepts = parser.add_mutually_exclusive_group(required=True)
