@@ -92,6 +92,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
         tag_scores: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
         image_profile: torch.FloatTensor | None = None,
+        tag_features: torch.FloatTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> PoiseImageFeatures:
         """
@@ -102,6 +103,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
                 (N, S, P, Dv) and, for `router_type="reliability"`, `image_profile` (N, 6·L).
             tag_input_ids, tag_attention_mask, tag_scores (N, L): the pictures' tags as `PoiseProcessor` makes them; an
                 all-zero mask row, or none of the three, is a picture without tags.
+            tag_features (N, L, Dt): what a frozen tag encoder made of them before (`soft_prompt.encode`).
 
         Raises:
             ValueError: neither pictures nor features, or tags for another number of pictures.
@@ -125,8 +127,9 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
         if tag_input_ids is not None and (tag_attention_mask is None or tag_scores is None):
             raise ValueError("tag_input_ids comes with tag_attention_mask and tag_scores: pass all three, or none.")
         tag_mask = None if tag_attention_mask is None else tag_attention_mask.bool()  # (N, L)
-        prompt = self._prompt_tokens(num_images, image, tag_input_ids, tag_mask, tag_scores)  # (N, K, D)
-        statistics = self._statistics(vision_features, image_profile, tag_input_ids, tag_mask, tag_scores)
+        tags = (tag_input_ids, tag_mask, tag_scores)  # (N, L) each
+        prompt = self._prompt_tokens(num_images, image, *tags, tag_features)  # (N, K, D)
+        statistics = self._statistics(vision_features, image_profile, *tags)
         streams = self._image_streams(image, prompt, statistics)
         weights = None
         if self.router is not None and self.config.router_scope == "image":
@@ -143,10 +146,10 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
     def projector_dtype(self):
         return next(self.projector.parameters()).dtype
 
-    def _prompt_tokens(self, num_images, image, tag_input_ids, tag_mask, tag_scores):
+    def _prompt_tokens(self, num_images, image, *tags):
         if self.soft_prompt is None:
             return image[:, :0]  # (N, 0, D)
-        prompt = self.soft_prompt(num_images, getattr(self, "tag_encoder", None), tag_input_ids, tag_mask, tag_scores)
+        prompt = self.soft_prompt(num_images, getattr(self, "tag_encoder", None), *tags)
         return prompt.to(image.device, image.dtype)  # (N, K, D)
 
     def _image_streams(self, image, prompt, statistics):
@@ -221,6 +224,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
         image_profile: torch.FloatTensor | None = None,
+        tag_features: torch.FloatTensor | None = None,
         prompt_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         encoder_outputs=None,
@@ -238,6 +242,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
                 input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, None, prompt_mask,
                 pixel_values=pixel_values, tag_input_ids=tag_input_ids, tag_attention_mask=tag_attention_mask,
                 tag_scores=tag_scores, vision_features=vision_features, image_profile=image_profile,
+                tag_features=tag_features,
             )  # fmt: skip
         if self.config.is_encoder_decoder:
             outputs = self._encoder_decoder_states(
@@ -388,6 +393,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, PoiseGenerationMixin):
         labels: torch.LongTensor | None = None,
         vision_features: torch.FloatTensor | None = None,
         image_profile: torch.FloatTensor | None = None,
+        tag_features: torch.FloatTensor | None = None,
         prompt_mask: torch.Tensor | None = None,
         mm_encoder_outputs: dict | None = None,
         encoder_outputs=None,
@@ -403,9 +409,9 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, PoiseGenerationMixin):
         Args:
             input_ids (B, T), attention_mask (B, T): text with one run of placeholders per picture.
             pixel_values (N, 3, H, W): the pictures of the batch in reading order; or `vision_features` (N, S, P, Dv)
-            and
-                `image_profile` (N, 6·L), computed before.
-            tag_input_ids, tag_attention_mask, tag_scores (N, L): their tags, see `PoiseModel.get_image_features`.
+                and `image_profile` (N, 6·L), computed before.
+            tag_input_ids, tag_attention_mask, tag_scores (N, L): their tags, and `tag_features` (N, L, Dt), if computed
+                before; see `PoiseModel.get_image_features`.
             labels (B, T), or (B, T') for an encoder-decoder: -100 where nothing is supervised.
             prompt_mask (B, T): what the router may see; derived from `labels` when left out.
             task_ids (B,), or (B, T) for packed rows: places in `ADAPTER_TASKS`, read by task-routed adapters; the first
@@ -423,6 +429,7 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, PoiseGenerationMixin):
                 input_ids, inputs_embeds, attention_mask, mm_encoder_outputs, labels, prompt_mask,
                 pixel_values=pixel_values, tag_input_ids=tag_input_ids, tag_attention_mask=tag_attention_mask,
                 tag_scores=tag_scores, vision_features=vision_features, image_profile=image_profile,
+                tag_features=tag_features,
             )  # fmt: skip
         arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values, "return_dict": True}
         if self.config.is_encoder_decoder:

@@ -30,7 +30,9 @@ class StaticSoftPrompt(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.empty(length, text_dim))
 
-    def forward(self, num_images, tag_encoder=None, tag_input_ids=None, tag_mask=None, tag_scores=None):
+    def forward(
+        self, num_images, tag_encoder=None, tag_input_ids=None, tag_mask=None, tag_scores=None, tag_features=None
+    ):
         return self.prompt.expand(num_images, -1, -1)  # (N, K, D)
 
     def init_own_weights(self, std):
@@ -133,7 +135,8 @@ class DynamicSoftPrompt(nn.Module):
     K prompt tokens from a picture's tags: tag encoder's features → pooling → linear projection.
 
     `tag_input_ids` [N, L], `tag_mask` [N, L] bool, `tag_scores` [N, L] in [0, 1] → [N, K, D]. A picture without tags
-    (an all-false row of `tag_mask`, or no tag inputs at all) gets the learned `no_tags` prompt.
+    (an all-false row of `tag_mask`, or no tag inputs at all) gets the learned `no_tags` prompt. `tag_features`
+    [N, L, Dt] is what `encode` made of these tags before, padded on the right.
     """
 
     def __init__(self, config):
@@ -151,7 +154,9 @@ class DynamicSoftPrompt(nn.Module):
         self.projection = nn.Linear(dim, text_dim)
         self.no_tags = nn.Parameter(torch.empty(config.soft_prompt_length, text_dim))
 
-    def forward(self, num_images, tag_encoder=None, tag_input_ids=None, tag_mask=None, tag_scores=None):
+    def forward(
+        self, num_images, tag_encoder=None, tag_input_ids=None, tag_mask=None, tag_scores=None, tag_features=None
+    ):
         if tag_input_ids is None and not self.training:
             return self.no_tags.expand(num_images, -1, -1)  # (N, K, D)
         if tag_input_ids is None:
@@ -159,7 +164,8 @@ class DynamicSoftPrompt(nn.Module):
             tag_input_ids = torch.zeros(num_images, 1, dtype=torch.long, device=self.no_tags.device)
             tag_mask, tag_scores = tag_input_ids.bool(), tag_input_ids.float()  # (N, 1)
         tag_input_ids, tag_mask, tag_scores = padded_right(tag_input_ids, tag_mask, tag_scores)
-        tag_features = self.encode(tag_encoder, tag_input_ids, tag_mask, tag_scores)  # (N, L, Dt)
+        if tag_features is None:
+            tag_features = self.encode(tag_encoder, tag_input_ids, tag_mask, tag_scores)  # (N, L, Dt)
         log_scores = None
         if self.score_encoding == "attention_bias":
             log_scores = tag_scores.float().clamp_min(LOWEST_SCORE).log()  # (N, L)

@@ -26,6 +26,9 @@ def describe_batch(batch: Mapping[str, torch.Tensor], processor: PoiseProcessor)
         images = f"{_count(num_images, 'image')} of {height}×{width}"
         num_blank = int((batch["pixel_values"].flatten(1).std(dim=1) == 0).sum())
         parts.append(images + (f" ({num_blank} of one colour only)" if num_blank else ""))
+    elif "vision_features" in batch:
+        num_images = len(batch["vision_features"])
+        parts.append(f"{_count(num_images, 'image')} from the feature cache")
     else:
         num_images = 0
         parts.append("no images")

@@ -35,7 +35,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", *_model_fields()),
     "processor": ("tag_words", "max_tags", "chat_template"),
     "data": ("train", "evaluation", "image_folder", "tagger", "scenes", "max_length", "evaluation_samples",
-             "max_new_tokens"),
+             "max_new_tokens", "feature_cache", "feature_cache_dtype"),
     "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "task_routed"),
     "learning_rates": PARAMETER_GROUPS,
     "checks": ("allow_without_gradient",),
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none", "align_words": False},
     "processor": {},
     "data": {"evaluation": None, "image_folder": None, "tagger": None, "scenes": {}, "max_length": None,
-             "evaluation_samples": 200, "max_new_tokens": 20},
+             "evaluation_samples": 200, "max_new_tokens": 20, "feature_cache": False, "feature_cache_dtype": "float32"},
     "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False,
              "task_routed": False},
     "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},
@@ -65,7 +65,8 @@ class Recipe:
         soft prompt starts with the language model's words, see `word_alignment`), `PoiseConfig` fields.
     processor: `tag_words`, `max_tags`, `chat_template`.
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), `tagger`
-        (a dual encoder's folder or a file of tags, in place of the records' own tags), knobs.
+        (a dual encoder's folder or a file of tags, in place of the records' own tags), `feature_cache` (a folder, or
+        `true` for one beside the run: frozen towers run once, see `sft_features`), knobs.
     lora: rank and so on, or `None` to leave the language model untouched; `task_routed` makes two of them, see
         `modeling/task_routed_adapters.py`.
     learning_rates: by group a rate, or `{rate, weight_decay, schedule, warmup}`; a group that is not named is not

@@ -17,6 +17,7 @@ from poise.training.module_table import module_table
 from poise.training.parameter_groups import count_parameters, group_settings
 from poise.training.recipe import Recipe, load_recipe, parse_overrides
 from poise.training.records import load_records
+from poise.training.sft_features import cached_records
 from poise.training.trainer import PoiseTrainer
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def run_sft(
     parameters = count_parameters(trained)
     if args.process_index == 0:
         logger.info("%s", module_table(trained, recipe.learning_rates))
+    if recipe.data["feature_cache"]:
+        train = cached_records(train, trained, processor, args, recipe.data)
     trainer = PoiseTrainer(
         trained,
         args,

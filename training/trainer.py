@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from poise.processing import PoiseProcessor, TrainingCollator, describe_batch
+from poise.processing import PoiseProcessor, describe_batch
+from poise.training.cached_records import CachedTrainingCollator
 from poise.training.checkpoints import write_run_files
 from poise.training.gradient_check import GradientCheck
 from poise.training.group_schedules import own_schedules, scheduler_by_group
@@ -64,7 +65,7 @@ class PoiseTrainer(SafeTraining, Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=TrainingCollator(
+            data_collator=CachedTrainingCollator(
                 processor,
                 max_length=max_length,
                 is_encoder_decoder=model.config.is_encoder_decoder,
