@@ -4,8 +4,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Loads what only a room above knows, such as a run with adapters: `(name) -> (model, processor)`, or `None` for the rest.
+# The face of the package puts it here.
+load_run: Callable[[str], tuple[Any, Any] | None] | None = None
 
 TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
 
@@ -16,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Score a model's answers to task records, with bootstrap intervals.",
         epilog="example: poise evaluate outputs/demo/model --data scenes:prior_broken --group-by question_type",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a saved model, a run, a checkpoint, or a Hub repository"
+    )
     parser.add_argument(
         "--data",
         required=True,
@@ -104,7 +111,7 @@ def load_model(
     """Model in evaluation mode, and its processor.
 
     Args:
-        name (`str`): folder or Hub repository.
+        name (`str`): folder or Hub repository; where `load_run` is set, also a run's folder or a checkpoint.
         device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`); a quantized model stays where
             its library puts it.
         dtype (`str`, *optional*, defaults to `"auto"`): of the weights; `"auto"` is as they are stored.
@@ -120,6 +127,11 @@ def load_model(
         AutoProcessor,
     )
 
+    loaded = load_run(name) if load_run is not None else None
+    if loaded is not None:
+        model, processor = loaded
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return (model if dtype == "auto" else model.to(getattr(torch, dtype))).eval(), processor
     folder = Path(name)
     is_adapter = (folder / "adapter_config.json").is_file()
     if folder.is_dir() and not is_adapter and not (folder / "config.json").is_file():
