@@ -31,8 +31,8 @@ class Answer:
 @dataclass(frozen=True)
 class Answers:
     """
-    All three; `gaze`, what the router takes from each patch of the picture (rows of floats that sum to 1, or `None` for a
-    router that treats all of them alike); seconds taken.
+    All three; `gaze`, what the router takes from each patch of the picture (rows of floats that sum to 1, or `None` for
+    a router that treats all of them alike); seconds taken.
     """
 
     runs: tuple

@@ -11,50 +11,70 @@ import io
 SIZE = 360  # pixels of the longer side of a drawn picture
 
 CSS = """
-.poise-head h1 { font-size: 1.65rem; font-weight: 700; margin: 0 0 .15rem; letter-spacing: -.01em; }
-.poise-head p { margin: 0; color: var(--body-text-color-subdued); font-size: 1rem; }
-.poise-status { border-radius: 8px; padding: .55rem .8rem; font-size: .95rem; border: 1px solid transparent; }
+.gradio-container { --quiet: color-mix(in srgb, var(--body-text-color) 68%, transparent);
+  max-width: 1180px !important; margin: 0 auto !important; }
+.poise-head h1 { font-size: 1.7rem; font-weight: 700; margin: 0 0 .1rem; letter-spacing: -.01em; }
+.poise-head p { margin: 0; color: var(--quiet); font-size: 1rem; }
+.poise-status { border-radius: 8px; padding: .5rem .8rem; font-size: .95rem; border: 1px solid transparent;
+  display: flex; gap: .55rem; align-items: center; }
 .poise-status.busy { background: color-mix(in srgb, #2563eb 12%, transparent); border-color: #2563eb55; }
 .poise-status.good { background: color-mix(in srgb, #059669 12%, transparent); border-color: #05966955; }
-.poise-status.bad { background: color-mix(in srgb, #dc2626 12%, transparent); border-color: #dc262666; }
+.poise-status.bad { background: color-mix(in srgb, #dc2626 12%, transparent); border-color: #dc262688; }
+.poise-status i { flex: none; width: .8rem; height: .8rem; border-radius: 50%; background: #059669; }
+.poise-status.bad i { background: #dc2626; }
+.poise-status.busy i { background: none; border: 2px solid #2563eb; border-top-color: transparent;
+  animation: poise-turn .8s linear infinite; }
+@keyframes poise-turn { to { transform: rotate(360deg); } }
+.poise-section { margin: 0 0 .35rem; }
+.poise-section > h2 { font-size: .88rem; font-weight: 600; color: var(--quiet); margin: 0 0 .45rem; }
 .poise-answers { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem; }
 @media (max-width: 720px) { .poise-answers { grid-template-columns: 1fr; } }
-.poise-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .8rem .9rem;
-  background: var(--background-fill-secondary); min-height: 148px; display: flex; flex-direction: column; }
+.poise-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .75rem .9rem;
+  background: var(--background-fill-primary); min-height: 142px; display: flex; flex-direction: column; }
 .poise-card.first { border: 2px solid #2563eb; }
-.poise-card h3 { font-size: .82rem; font-weight: 600; margin: 0; color: var(--body-text-color-subdued); }
-.poise-card .said { font-size: 1.45rem; font-weight: 650; margin: .3rem 0 .55rem; overflow-wrap: anywhere;
+.poise-card h3 { font-size: .84rem; font-weight: 600; margin: 0; color: var(--quiet); }
+.poise-card .said { font-size: 1.5rem; font-weight: 650; margin: .25rem 0 .5rem; overflow-wrap: anywhere;
   line-height: 1.25; flex: 1; }
 .poise-card .said.long { font-size: 1.05rem; }
-.poise-card .said.none { font-weight: 400; color: var(--body-text-color-subdued); font-size: 1rem; }
-.poise-bar { display: grid; grid-template-columns: 3.6rem 1fr 2.4rem; gap: .45rem; align-items: center;
+.poise-card .said.none { font-weight: 400; color: var(--quiet); font-size: 1rem; }
+.poise-bar { display: grid; grid-template-columns: 3.4rem 1fr 2.3rem; gap: .45rem; align-items: center;
   font-size: .8rem; margin-top: .2rem; }
 .poise-bar .rail { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .poise-bar .fill { height: 100%; border-radius: 4px; }
 .poise-bar .value { text-align: right; font-variant-numeric: tabular-nums; }
 .poise-router { display: flex; gap: 1rem; align-items: flex-start; flex-wrap: wrap; }
-.poise-router img { border-radius: 8px; border: 1px solid var(--border-color-primary); width: 200px; height: auto; }
-.poise-router .words { flex: 1; min-width: 180px; font-size: .92rem; }
+.poise-router figure { margin: 0; width: 178px; font-size: .8rem; color: var(--quiet); }
+.poise-router figure img { border-radius: 8px; border: 1px solid var(--border-color-primary); width: 100%;
+  height: auto; display: block; margin-bottom: .25rem; }
+.poise-router .words { flex: 1; min-width: 170px; font-size: .94rem; }
 .poise-router .words p { margin: 0 0 .5rem; }
 .poise-chips { display: flex; flex-wrap: wrap; gap: .4rem; }
-.poise-chips span { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: .18rem .65rem;
-  font-size: .88rem; background: var(--background-fill-secondary); }
-.poise-chips span b { color: #d97706; font-weight: 600; margin-left: .3rem; font-variant-numeric: tabular-nums; }
-.poise-note { color: var(--body-text-color-subdued); font-size: .9rem; margin: 0; }
-.poise-title { font-size: .82rem; font-weight: 600; color: var(--body-text-color-subdued); margin: .2rem 0 .45rem; }
+.poise-chips span { border: 1px solid var(--border-color-primary); border-radius: 999px; padding: .15rem .65rem;
+  font-size: .88rem; background: var(--background-fill-primary); }
+.poise-chips span b { color: #b45309; font-weight: 600; margin-left: .3rem; font-variant-numeric: tabular-nums; }
+.poise-note { color: var(--quiet); font-size: .9rem; margin: .35rem 0 0; }
+#picture img { image-rendering: auto; width: 100%; height: 100%; object-fit: contain; }
+#examples .grid-wrap { min-height: 0; padding: 0; }
+#examples .grid-container { gap: .75rem; }
+#examples .thumbnail-item { height: 132px; aspect-ratio: auto; }
+#examples .thumbnail-item img { object-fit: contain; }
 """
 PICTURE_COLOR, TAG_COLOR = "#2563eb", "#d97706"
 
 
 def status(kind, text):
     """A line that says what is going on; `kind` is "busy", "good" or "bad"."""
-    mark = {"busy": "⏳", "good": "✓", "bad": "✗"}[kind]
     role = "alert" if kind == "bad" else "status"
-    return f'<div class="poise-status {kind}" role="{role}">{mark} {html.escape(text)}</div>'
+    return f'<div class="poise-status {kind}" role="{role}"><i></i><span>{html.escape(text)}</span></div>'
 
 
-def title(text):
-    return f'<div class="poise-title">{html.escape(text)}</div>'
+def heading(title, sentence):
+    return f'<div class="poise-head"><h1>{html.escape(title)}</h1><p>{html.escape(sentence)}</p></div>'
+
+
+def section(title, content):
+    """A part of the page under its title."""
+    return f'<div class="poise-section"><h2>{html.escape(title)}</h2>{content}</div>'
 
 
 def note(text):
@@ -68,8 +88,11 @@ def answer_cards(titles, runs=None, waiting="–", has_tags=True):
         run = None if runs is None else runs[place]
         frame = "poise-card first" if place == 0 else "poise-card"
         cards.append(f'<div class="{frame}"><h3>{html.escape(name)}</h3>{_said(run, waiting)}{_bars(run)}</div>')
-    below = "" if has_tags else note("No tags were given, so the first and the third answer see the same.")
-    return f'<div class="poise-answers">{"".join(cards)}</div>{below}'
+    below = "Switched off means: a plain grey picture, or no tags. Bars: the router's weights."
+    if not has_tags:
+        below = "No tags were given, so the first and the third answer see the same. Bars: the router's weights."
+    grid = f'<div class="poise-answers">{"".join(cards)}</div>{note(below)}'
+    return section("The same question with everything, and with one side switched off", grid)
 
 
 def _said(run, waiting):
@@ -97,22 +120,33 @@ def bar(name, value, color):
     )
 
 
-def router_view(picture, answers):
-    """The picture as the router sees it, and a sentence on what it did."""
+def router_view(picture=None, answers=None):
+    """The picture as the router sees it, and what it did in a few sentences; before an answer, where that will be."""
+    return section("What the router makes of the picture", _router_view(picture, answers))
+
+
+def _router_view(picture, answers):
+    if answers is None:
+        return note("Appears with the answers.")
     run = answers.runs[0]
     if run.image_weight is None:
         return note("This model has no information router: both streams reach the language model as they are.")
-    drawn = router_overlay(picture, run.image_weight, answers.gaze)
-    words = [f"The router gives the picture a weight of {run.image_weight:.2f} and the tags {run.tag_weight:.2f}."]
+    words = [f"It lets {run.image_weight:.0%} of the picture through, and {run.tag_weight:.0%} of the tags."]
     if run.image_weight < 0.5:
-        words.append("The picture is unlike what it saw in training: it fades, and the tags stand in for it.")
+        words.append("The picture is unlike what the router saw in training. It fades to grey, and the tags stand in.")
+    if run.tag_weight < 0.5:
+        words.append("The tags are missing or unlike what it saw in training: the picture stands in.")
+    if min(run.image_weight, run.tag_weight) >= 0.5:
+        words.append("It trusts both.")
+    drawn = [(router_overlay(picture, run.image_weight, None), "what it lets through")]
     if answers.gaze is not None:
-        words.append("Warm patches are those it draws on to stand in for what the tags lack.")
-    text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in words)
-    return (
-        f'<div class="poise-router"><img src="{_as_data(drawn)}" alt="The picture under the router\'s weights">'
-        f'<div class="words">{text}</div></div>'
+        drawn.append((router_overlay(picture, run.image_weight, answers.gaze), "where it looks, should tags fail"))
+    figures = "".join(
+        f'<figure><img src="{_as_data(image)}" alt="{html.escape(label)}">{html.escape(label)}</figure>'
+        for image, label in drawn
     )
+    text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in words)
+    return f'<div class="poise-router">{figures}<div class="words">{text}</div></div>'
 
 
 def router_overlay(picture, weight, gaze):
@@ -139,14 +173,18 @@ def router_overlay(picture, weight, gaze):
     return Image.composite(Image.new("RGB", size, (249, 115, 22)), shown, heat)
 
 
-def proposed_tags(tags, problem=None):
-    """The tagger's tags as chips, or why there are none."""
+def proposed_tags(tags=None, problem=None):
+    """The tagger's tags as chips, or why there are none; before there is a picture, where they will be."""
     if problem:
-        return note(problem)
-    if not tags:
-        return note("The tagger finds nothing in this picture that it has a word for.")
-    chips = "".join(f"<span>{html.escape(name)}<b>{score:.2f}</b></span>" for name, score in tags)
-    return f'<div class="poise-chips">{chips}</div>'
+        content = note(problem)
+    elif tags is None:
+        content = note("Appears with a picture.")
+    elif not tags:
+        content = note("The tagger finds nothing in this picture that it has a word for.")
+    else:
+        chips = "".join(f"<span>{html.escape(name)}<b>{score:.2f}</b></span>" for name, score in tags)
+        content = f'<div class="poise-chips">{chips}</div>'
+    return section("Tags that the tagger proposes", content)
 
 
 def _as_data(image):

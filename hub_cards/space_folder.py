@@ -1,6 +1,5 @@
 """A folder that is a Gradio Space: the page, its settings, what it needs, and drawn scenes to try."""
 
-import html
 import importlib.metadata
 import json
 import re
@@ -18,7 +17,14 @@ SETTINGS_FILE = "space.json"
 TAGGER_FOLDER = "tagger"
 NEEDED = ("transformers", "torch", "pillow", "huggingface_hub", "safetensors", "numpy")
 GRADIO = "6.31.0"  # the version that the page was written against
-EXAMPLES = 3
+# What the examples show: caption, degradation of the picture, corruption of the tags.
+EXAMPLES = (
+    ("sound picture, right tags", None, None),
+    ("picture under noise, right tags", "noise", None),
+    ("sound picture, invented tags", None, "tags_invented"),
+    ("blank picture, right tags", "blank", None),
+)
+SEVERITY = 4
 SENTENCE = (
     "A vision-language model with an information router between the picture and its tags. "
     "Ask, and see what it says without one of them."
@@ -66,7 +72,7 @@ def write_space(
         "model": _absolute(model),
         "shown_model": shown,
         "tagger": None if tagger is None else _absolute(tagger),
-        "title": html.escape(title or shown.split("/")[-1]),
+        "title": title or shown.split("/")[-1],
         "sentence": SENTENCE,
         "placeholder": "what color is the star ?",
         "max_new_tokens": max_new_tokens,
@@ -98,16 +104,20 @@ def _absolute(name: str) -> str:
 def draw_examples(folder: Path) -> list[dict[str, Any]]:
     """Drawn scenes with a question and tags each, as files below `folder`; returns what `space.json` says of them."""
     from poise.processing import Scenes
+    from poise.processing.degradations import degrade
 
-    scenes = Scenes("test", size=EXAMPLES, tasks=("vqa",), question_types=("color",), prior_strength=0.0)
+    # Colours that contradict the prior: the answer has to come from the picture or from its tags.
+    scenes = Scenes("prior_broken", size=len(EXAMPLES), tasks=("vqa",), question_types=("color",))
     (folder / "examples").mkdir(exist_ok=True)
     examples = []
-    for number in range(EXAMPLES):
+    for number, (caption, *degradations) in enumerate(EXAMPLES):
         record = scenes[number]
+        for name in filter(None, degradations):
+            record = degrade(record, name, SEVERITY)
         name = f"examples/scene_{number}.png"
         record["image"].save(folder / name)
         tags = [[tag, round(float(score), 2)] for tag, score in record["tags"]]
-        examples.append({"image": name, "question": record["question"], "tags": tags})
+        examples.append({"image": name, "caption": caption, "question": record["question"], "tags": tags})
     return examples
 
 
