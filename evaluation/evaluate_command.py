@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Loads what only a room above knows, such as a run with adapters: `(name) -> (model, processor)`, or `None` for the rest.
-# The face of the package puts it here.
+# `(name) -> (model, processor)` for what only a room above can load, such as a run with adapters, and `None` for the
+# rest. The face of the package puts it here.
 load_run: Callable[[str], tuple[Any, Any] | None] | None = None
 
 TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
