@@ -1,0 +1,208 @@
+"""The Space's page in headless Chromium, against `python app.py` on this machine where Poise cannot be imported."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+CLEAN_PROCESS = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "clean_process.py"
+# Loaded by Python before app.py: nothing called poise can be imported.
+WITHOUT_POISE = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("clean_process", {str(CLEAN_PROCESS)!r})
+clean_process = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(clean_process)
+sys.meta_path.insert(0, clean_process.PoiseIsNotInstalled)
+"""
+
+
+@pytest.fixture(scope="module")
+def demo_model(tmp_path_factory):
+    """The demo's model after two steps: tiny backbones, reliability router."""
+    from poise.training.recipe import load_recipe
+    from poise.training.sft import run_sft
+
+    run = tmp_path_factory.mktemp("run")
+    settings = {
+        "model.router_type": "reliability",
+        "data.scenes": {"size": 128, "tasks": ["vqa"], "question_types": ["color"]},
+        "data.evaluation_samples": 4,
+        "training.output_dir": str(run),
+        "training.max_steps": 2,
+        "training.disable_tqdm": True,
+    }
+    folder, _ = run_sft(load_recipe("demo", settings))
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium under Playwright; the tests are skipped without one of them."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install 'poise[space]'")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+class RunningSpace:
+    """`python app.py` of a Space on a free port of this machine."""
+
+    def __init__(self, folder: Path, scratch: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        (scratch / "sitecustomize.py").write_text(WITHOUT_POISE)
+        environment = {
+            **os.environ,
+            "GRADIO_SERVER_PORT": self.address.rpartition(":")[2],
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_TEMP_DIR": str(scratch / "gradio"),
+            "HF_HOME": str(scratch / "home"),
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(scratch),
+            "NO_PROXY": "127.0.0.1",
+        }
+        self.log = scratch / "space.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "app.py"], cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def wait(self, seconds: float = 400.0) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(self.address, timeout=5).close()
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"the Space did not start: {self.log.read_text()[-3000:]}")
+
+    def __enter__(self):
+        self.wait()
+        return self
+
+    def __exit__(self, *error):
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def said(page, pattern: str, kind: str) -> str:
+    """Wait until the status line is of `kind` and says `pattern`."""
+    locator = page.locator(f"#status .poise-status.{kind}", has_text=re.compile(pattern))
+    locator.wait_for(timeout=240_000)
+    return locator.inner_text()
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(address)`: a page; afterwards nothing may have gone wrong in it."""
+    pages, problems = [], []
+
+    def opened(address):
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert problems == []
+
+
+def test_a_visitor_asks(demo_model, open_page, tmp_path):
+    from poise.hub_cards.space_answers import AnsweringModel
+    from poise.hub_cards.space_folder import write_space
+
+    write_space(tmp_path / "space", str(demo_model), title="Demo", max_new_tokens=4)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with RunningSpace(tmp_path / "space", scratch) as space:
+        page = open_page(space.address)
+        said(page, "Loading model|Ready", "busy" if page.locator("#status .busy").count() else "good")
+        said(page, "Ready", "good")
+        # What is missing is said where one looks.
+        page.click("#ask")
+        said(page, "There is no picture yet", "bad")
+
+        # A picture of one's own, of another size; then a question, no tags.
+        own = tmp_path / "own.png"
+        Image.new("RGB", (300, 200), "red").save(own)
+        page.set_input_files("#picture input[type=file]", own)
+        page.locator("#proposals", has_text="No tagger was given").wait_for()
+        page.click("#ask")
+        said(page, "There is no question yet", "bad")
+        page.fill("#question textarea, #question input", "what color is the square ?")
+        page.click("#ask")
+        said(page, "Answered in", "good")
+        assert "No tags were given" in page.inner_text("#answers")
+
+        # An example brings picture, question and tags.
+        page.locator("#examples button.thumbnail-item").nth(1).click()
+        settings = json.loads((tmp_path / "space" / "space.json").read_text())
+        example = settings["examples"][1]
+        page.wait_for_function(
+            "wanted => document.querySelector('#question textarea, #question input').value === wanted",
+            arg=example["question"],
+        )
+        page.locator("#tags td:visible", has_text=example["tags"][0][0]).first.wait_for()
+        page.click("#ask")
+        said(page, "Asking three times|Answered in", "busy" if page.locator("#status .busy").count() else "good")
+        page.wait_for_function("count => document.querySelectorAll('#answers .fill').length === count", arg=6)
+        said(page, "Answered in", "good")
+        shown = [card.inner_text() for card in page.locator("#answers .said").all()]
+
+        # The page says what the same code says here.
+        model = AnsweringModel.of_folder(tmp_path / "space")
+        model._load()
+        with Image.open(tmp_path / "space" / example["image"]) as picture:
+            expected = model.answer(picture, example["question"], example["tags"])
+        assert shown == [run.text or "(the model said nothing)" for run in expected.runs]
+        values = [float(value.inner_text()) for value in page.locator("#answers .value").all()]
+        pairs = [weight for run in expected.runs for weight in (run.image_weight, run.tag_weight)]
+        assert values == pytest.approx(pairs, abs=0.011)
+        assert page.locator("#router figure img").count() == 2
+
+        # A score that is none, edited in the table.
+        score = page.locator("#tags td:visible", has_text=str(example["tags"][0][1])).first
+        score.dblclick()
+        page.keyboard.press("Control+A")
+        page.keyboard.type("7")
+        page.keyboard.press("Enter")
+        page.click("#ask")
+        said(page, "is 7.*a number from 0 to 1", "bad")
+        assert page.locator("#answers .said.none").count() == 3  # no answer to an earlier question is left
+
+
+def test_a_model_that_cannot_be_loaded_is_said_on_the_page(open_page, tmp_path):
+    from poise.hub_cards.space_folder import write_space
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "no-such-type"}')
+    write_space(tmp_path / "space", str(broken))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with RunningSpace(tmp_path / "space", scratch) as space:
+        page = open_page(space.address)
+        assert "could not be loaded" in said(page, "could not be loaded", "bad")
+        assert page.locator("#ask").is_disabled()
