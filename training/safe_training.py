@@ -101,6 +101,7 @@ class SafeTraining:
 
     state: Any
     args: Any
+    control: Any
     model: Any
     accelerator: Any
 
@@ -131,6 +132,13 @@ class SafeTraining:
             self._launch_checked = True
             check_launch(model, self.args)
         return super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+
+    def _run_epoch(self, *args, **kwargs):
+        # Resumed from its last step, a run that counts steps would make one more before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def _get_output_dir(self, trial):
         run = super()._get_output_dir(trial)  # type: ignore[misc]

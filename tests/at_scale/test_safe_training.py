@@ -166,6 +166,13 @@ def test_a_folder_that_died_between_going_and_coming_is_put_back(tmp_path, monke
     assert (folder / "trainer_state.json").read_text() == "new"
 
 
+def test_a_run_that_is_done_makes_no_further_step(tmp_path):
+    trainer_of(tmp_path, max_steps=5, save_steps=5).train()
+    again = trainer_of(tmp_path, max_steps=5, save_steps=5)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert again.state.global_step == 5 and names(tmp_path) == ["checkpoint-5"]
+
+
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
 

@@ -91,10 +91,10 @@ def test_half_precision_storage_is_close(uncached, tmp_path):
 
 VARIANTS = [
     {"router_type": "channel", "projector_type": "aggregator", "vision_feature_layer": [1, 2, -1],
-     "soft_prompt_pooling": "queries"},
+     "soft_prompt_pooling": "queries", "align_words": False},
     {"router_type": "gate", "tag_score_encoding": "embedding", "soft_prompt_pooling": "mean",
      "soft_prompt_length": 1, "router_scope": "prompt"},
-    {"router_type": "none", "soft_prompt_type": "static", "model.tag_encoder": None},
+    {"router_type": "none", "soft_prompt_type": "static", "model.tag_encoder": None, "align_words": False},
 ]  # fmt: skip
 
 
