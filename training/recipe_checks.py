@@ -1,6 +1,7 @@
 """Mistakes in a recipe that can be seen without a model: each one line that names key, value and remedy."""
 
 import importlib.util
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from poise.training.parameter_groups import group_settings
 QUANTIZATIONS = ("none", "nf4", "int8")
 CHECKED_MODULES = ("projector", "soft_prompt", "router", "adapters", "tag_encoder", "vision_tower")
 TRACKERS = {"trackio": "trackio", "tensorboard": "tensorboard"}  # `report_to` → package of an optional extra
+# What an evaluation measures, as `training.metric_for_best_model` may name it; those with a slash belong to others.
+METRICS = (
+    "loss", "primary_mean", "vqa_accuracy", "caption_cider_d", "caption_rouge_l", "caption_bleu_1", "caption_bleu_2",
+    "caption_bleu_3", "caption_bleu_4", "grounding_accuracy@0.1", "grounding_accuracy@0.5", "grounding_accuracy@0.75",
+    "grounding_mean_iou",
+)  # fmt: skip
 _COUNTS = {"evaluation_samples": 1, "max_new_tokens": 1, "max_length": 1}
 
 
@@ -49,6 +56,9 @@ def _check_backbones(model: dict[str, Any]) -> None:
             f"model.quantization={quantization!r} needs bitsandbytes: pip install 'poise[quantization]', or set "
             "model.quantization=none"
         )
+    pictures = model["align_pictures"]
+    if not isinstance(pictures, int) or isinstance(pictures, bool) or pictures < 0:
+        raise ValueError(f"model.align_pictures={pictures!r} is no number of pictures: write 2048, or 0 for none")
     dtype = getattr(torch, str(model["dtype"]), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"model.dtype={model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
@@ -136,6 +146,13 @@ def _check_training(recipe: Any) -> None:
         raise ValueError(
             "training.remove_unused_columns=true would drop pictures and tags, which are no inputs of the model yet "
             "when records are read: leave it out"
+        )
+    metric = str(training.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if metric not in METRICS and "/" not in metric:
+        near = get_close_matches(metric, METRICS, n=1)
+        raise ValueError(
+            f"training.metric_for_best_model={metric!r} is not measured: "
+            + (f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(METRICS)}")
         )
     wanted = training.get("report_to") or []
     for name in [wanted] if isinstance(wanted, str) else wanted:

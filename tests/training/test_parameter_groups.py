@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from poise.training.assembly import assemble, prepare_for_training
-from poise.training.parameter_groups import count_parameters, group_of, optimizer_groups
 from poise.training.gradient_check import modules_without_gradient
+from poise.training.parameter_groups import count_parameters, group_of, optimizer_groups
 
 
 @pytest.fixture(scope="module")

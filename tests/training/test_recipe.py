@@ -45,6 +45,22 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
         ({"soft_prompt_type": "none", "router_type": "gate"}, ["router_type='gate'", "router_scope='prompt'"]),
         ({"data.train": None}, ["data.train", "--data"]),
         ({"training.max_step": 3}, ["max_step", "max_steps"]),
+        ({"training.metric_for_best_model": "vqa_acuracy"}, ["vqa_acuracy", "vqa_accuracy"]),
+        ({"training.remove_unused_columns": True}, ["remove_unused_columns", "leave it out"]),
+        ({"early_stopping.patience": 2}, ["early_stopping.patience=2", "eval_strategy"]),
+        ({"early_stopping.patience": 0, "eval_strategy": "steps"}, ["early_stopping.patience=0", "at least 1"]),
+        ({"lora.r": 0}, ["lora.r=0", "at least 1"]),
+        ({"lora.dropout": 1.5}, ["lora.dropout=1.5", "[0, 1)"]),
+        ({"lora.use_dora": "yes"}, ["lora.use_dora='yes'", "true or false"]),
+        ({"lora.task_routed": True, "lora.use_dora": True}, ["task_routed", "use_dora", "drop one"]),
+        ({"model.dtype": "float23"}, ["float23", "bfloat16"]),
+        ({"model.tag_encoder": None}, ["tag_encoder", "soft_prompt_type"]),
+        ({"data.max_length": 0}, ["data.max_length=0", "at least 1"]),
+        ({"learning_rates.adapters": {"rate": 1e-3, "schedul": "cosine"}}, ["schedul", "schedule"]),
+        ({"learning_rates.adapters": {"rate": 1e-3, "schedule": "cosin"}}, ["cosin", "cosine"]),
+        ({"learning_rates.adapters": {"schedule": "cosine"}}, ["learning_rates.adapters", "rate"]),
+        ({"learning_rates.adapters": "1e-3"}, ["learning_rates.adapters='1e-3'", "1.0e-3"]),
+        ({"checks.allow_without_gradient": ["ruoter"]}, ["ruoter", "router"]),
     ],
 )
 def test_a_mistake_names_the_value_and_the_remedy_in_one_line(overrides, words):
@@ -86,3 +102,24 @@ def test_options_need_values():
         parse_overrides(["--router_type"])
     with pytest.raises(ValueError, match="was not expected"):
         parse_overrides(["router_type"])
+
+
+def test_an_optional_package_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    for overrides, words in (
+        ({"model.quantization": "nf4"}, "poise.quantization."),
+        ({"report_to": "trackio"}, "poise.trackio."),
+        ({"report_to": ["tensorboard"]}, "poise.tensorboard."),
+    ):
+        with pytest.raises(ImportError, match=words):
+            load_recipe("demo", overrides)
+
+
+def test_a_quantized_language_model_without_adapters_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    content = {"model": {"vision": "tiny:vision", "text": "tiny:causal_lm", "tag_encoder": "tiny:tag_encoder",
+                         "quantization": "nf4"}, "data": {"train": "scenes"}, "lora": None,
+               "learning_rates": {"new_modules": 1.0e-3}}  # fmt: skip
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="give lora a rank"):
+        load_recipe(str(path))
