@@ -24,6 +24,11 @@ class MLPProjector(nn.Module):
         self.act = ACT2FN[hidden_act]
         self.linear_2 = nn.Linear(text_dim, text_dim)
 
+    @property
+    def last_linear(self):
+        """The layer that writes in the language model's space."""
+        return self.linear_2
+
     def forward(self, vision_features):
         stacked = vision_features.transpose(1, 2).flatten(2)  # (N, P, S*Dv)
         return self.linear_2(self.act(self.linear_1(stacked)))  # (N, P, D)
@@ -68,6 +73,10 @@ class AggregatorProjector(nn.Module):
             num_heads -= 1
         self.blocks = nn.ModuleList(AggregatorBlock(vision_dim, num_heads, hidden_act) for _ in range(num_layers - 1))
         self.mlp = MLPProjector(vision_dim, text_dim, 1, hidden_act)
+
+    @property
+    def last_linear(self):
+        return self.mlp.last_linear
 
     def forward(self, vision_features):
         deep = vision_features[:, -1]  # (N, P, Dv)

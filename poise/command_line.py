@@ -119,6 +119,13 @@ COMMANDS = {
             "poise diagnose outputs/demo/reliability/model --samples 300",
         ),
         Command(
+            "study",
+            "poise.study",
+            "train and measure every router, prompt and language model over seeds (about 90 minutes)",
+            "poise study --output outputs/study",
+            one_thread=True,
+        ),
+        Command(
             "ask",
             "poise.ask",
             "answer a question about an image",

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 TINY = "tiny:"
 _BACKBONES = ("vision", "text", "tag_encoder")
-_NOT_CONFIG = ("dtype", "quantization", "align_words")
+_NOT_CONFIG = ("dtype", "quantization", "align_words", "align_pictures")
 
 
 def resolve_backbone(name: str | None) -> str | None:

@@ -32,7 +32,8 @@ def _model_fields() -> tuple[str, ...]:
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", *_model_fields()),
+    "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", "align_pictures",
+              *_model_fields()),
     "processor": ("tag_words", "max_tags", "chat_template"),
     "data": ("train", "evaluation", "image_folder", "tagger", "scenes", "max_length", "evaluation_samples",
              "max_new_tokens", "feature_cache", "feature_cache_dtype"),
@@ -43,7 +44,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "training": tuple(field.name for field in dataclasses.fields(TrainingArguments)),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none", "align_words": False},
+    "model": {"tag_encoder": None, "dtype": "float32", "quantization": "none", "align_words": False,
+              "align_pictures": 0},
     "processor": {},
     "data": {"evaluation": None, "image_folder": None, "tagger": None, "scenes": {}, "max_length": None,
              "evaluation_samples": 200, "max_new_tokens": 20, "feature_cache": False, "feature_cache_dtype": "float32"},
@@ -62,7 +64,8 @@ class Recipe:
     What a run does, section by section; see `training/recipes/` for written-out ones.
 
     model: backbones by Hub id, folder or `tiny:NAME` (the shipped ones), `dtype`, `quantization`, `align_words` (the
-        soft prompt starts with the language model's words, see `word_alignment`), `PoiseConfig` fields.
+        soft prompt starts with the language model's words, see `word_alignment`), `align_pictures` (how many tagged
+        pictures the projector's first words are fitted to, see `picture_alignment`), `PoiseConfig` fields.
     processor: `tag_words`, `max_tags`, `chat_template`.
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), `tagger`
         (a dual encoder's folder or a file of tags, in place of the records' own tags), `feature_cache` (a folder, or

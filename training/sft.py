@@ -15,8 +15,10 @@ from poise.training.assembly import assemble, prepare_for_training
 from poise.training.checkpoints import check_resumable, export_model
 from poise.training.module_table import module_table
 from poise.training.parameter_groups import count_parameters, group_settings
+from poise.training.picture_alignment import align_pictures, feature_batches
 from poise.training.recipe import Recipe, load_recipe, parse_overrides
 from poise.training.records import load_records
+from poise.training.router_curves import RouterCurves
 from poise.training.sft_features import cached_records
 from poise.training.trainer import PoiseTrainer
 
@@ -87,6 +89,11 @@ def run_sft(
         checkpoint = check_resumable(resume or args.output_dir, recipe)
     train, evaluation = load_records(recipe)
     model, processor = assemble(recipe)
+    if recipe.model["align_pictures"]:
+        explained = align_pictures(
+            model, processor, feature_batches(model, processor, train, recipe.model["align_pictures"])
+        )
+        logger.info("projector aligned to the words of tags: %.0f %% of their variance", 100 * explained)
     trained = prepare_for_training(model, recipe)
     parameters = count_parameters(trained)
     if args.process_index == 0:
@@ -129,7 +136,10 @@ def _answer_scorer(evaluation, processor, recipe: Recipe):
     if evaluation is None:
         return None
     evaluator = GenerationEvaluator(max_new_tokens=recipe.data["max_new_tokens"])
-    return lambda model: evaluator(model, processor, evaluation)
+    if recipe.model.get("router_type", "none") == "none":
+        return lambda model: evaluator(model, processor, evaluation)
+    curves = RouterCurves(processor, evaluation)
+    return lambda model: {**evaluator(model, processor, evaluation), **curves(model)}
 
 
 def main(argv: Sequence[str], callbacks: Callable[[Recipe], Sequence[TrainerCallback]] = lambda recipe: ()) -> int:

@@ -87,10 +87,12 @@ def finished_runs(plan: StudyPlan, folder: Path) -> dict[tuple[Cell, int], Run]:
 
 
 def runs_of(plan: StudyPlan) -> Iterator[tuple[Cell, int]]:
-    """Every (cell, seed), seed by seed: a study that is stopped has whole grids of its first seeds."""
-    for seed in plan.seeds:
-        for cell in plan.cells:
-            yield cell, seed
+    """Every (cell, seed): clean training first, and seed by seed, so that a study that is stopped has whole grids."""
+    for clean in (True, False):
+        for seed in plan.seeds:
+            for cell in plan.cells:
+                if (cell.training == "clean") == clean:
+                    yield cell, seed
 
 
 def run_grid(plan: StudyPlan, folder: Path, jobs: int) -> list[Run]:

@@ -19,7 +19,7 @@ AXES = {
     "router": ("none", "gate", "channel", "reliability"),
     "prompt": ("none", "static", "dynamic", "dynamic+words"),
     "language_model": ("frozen", "lora"),
-    "training": ("clean", "degraded"),
+    "training": ("clean", "degraded", "unaligned"),
 }
 # How a prompt of the grid is spelled in a recipe. "static" is LION: one learned vector, and the tags as words of the
 # text; "dynamic" is Dynamic LION, which took the words away; "dynamic+words" is the arm that it did not try.
@@ -63,7 +63,7 @@ class StudyPlan:
         cells (`Sequence[Cell]`): the grid.
         conditions (`Sequence[Condition]`): what every model is asked.
         degraded_with (`Mapping`): names under `image` and `tags`, and the `share` of each stream that is degraded,
-            where training is "degraded".
+            where training is "degraded". "unaligned" trains on clean streams, too, but from a random projector.
         overrides (`Mapping`): further fields of the recipe, the same for all cells.
     """
 
@@ -87,6 +87,8 @@ class StudyPlan:
     def recipe_of(self, cell: Cell, seed: int) -> Recipe:
         """The shared recipe with what the cell changes."""
         changes: dict[str, Any] = {"router_type": cell.router, "training.seed": seed, **PROMPTS[cell.prompt]}
+        if cell.training == "unaligned":
+            changes["align_pictures"] = 0
         recipe = load_recipe(self.recipe, {**self.overrides, **changes})
         if cell.language_model == "frozen":
             recipe.lora = None

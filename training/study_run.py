@@ -1,7 +1,8 @@
 """One run of the study: train a cell on cached features, then ask it under every condition."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, set_seed
 
 from poise.evaluation.conditions import Condition
+from poise.modeling.reliability_router import ReliabilityRouter
 from poise.processing.scenes import Scenes
 from poise.training.assembly import assemble, prepare_for_training
 from poise.training.feature_cache import FeatureCache
 from poise.training.parameter_groups import count_parameters, optimizer_groups
+from poise.training.picture_alignment import align_pictures
 from poise.training.study_features import DegradedScenes, batch_of, frozen_features, token_rows
 from poise.training.study_plan import Cell, StudyPlan
 
@@ -30,18 +33,32 @@ class StudyInputs:
         cell = Cell("reliability", prompt, "frozen", "clean")  # of all routers this one reads most of the tower
         self.model, self.processor = assemble(plan.recipe_of(cell, plan.seeds[0]))
         self.plan, self.folder = plan, folder
+        self.tags: dict[str, list] = {}
         self.opened: dict[str, tuple[FeatureCache, FeatureCache]] = {}
 
     def training(self, name: str) -> tuple[FeatureCache, FeatureCache]:
-        """The training set "clean" or "degraded"."""
+        """Inputs of the training called "clean", "degraded" or "unaligned" (clean, too)."""
+        return self._open(*self._training_data(name))
+
+    def _training_data(self, name: str) -> tuple[Any, str]:
         plan = self.plan
         scenes = Scenes("train", plan.train_scenes, plan.scene_seed, **plan.scenes)
-        if name == "clean":
-            return self._open(scenes, f"train {plan.scene_seed} {dict(plan.scenes)}")
+        key = f"train {plan.scene_seed} {dict(plan.scenes)}"
+        if name != "degraded":
+            return scenes, key
         with_ = dict(plan.degraded_with)
-        return self._open(
-            DegradedScenes(scenes, **with_), f"train {plan.scene_seed} {dict(plan.scenes)} degraded {with_}"
-        )
+        return DegradedScenes(scenes, **with_), f"{key} degraded {with_}"
+
+    def tagged_pictures(self, name: str, count: int) -> Iterator:
+        """Features and tags of the first `count` training scenes, as `align_pictures` reads them."""
+        if name not in self.tags:
+            records = self._training_data(name)[0].__getitems__(range(min(count, self.plan.train_scenes)))
+            self.tags[name] = [record["tags"] for record in records]
+        features, _ = self.training(name)
+        for start in range(0, len(self.tags[name]), EVALUATION_BATCH):
+            rows = range(start, min(start + EVALUATION_BATCH, len(self.tags[name])))
+            rows = [row for row in rows if self.tags[name][row]]
+            yield features.batch(rows)["vision_features"], [self.tags[name][row] for row in rows]
 
     def testing(self, condition: Condition) -> tuple[FeatureCache, FeatureCache]:
         """The questions of a condition; scenes keep their prior strength of 0.9 in the split "test"."""
@@ -73,21 +90,26 @@ def run_cell(
     Returns:
         The cell's settings with `seed`, `steps`, `seconds`, trained `parameters`, the mean `loss` of the last tenth of
         the steps, and `conditions`: by name `accuracy`, `prior` (share of answers that follow the prior),
-        `log_likelihood` (of the right answer) and the mean `weights` of the router.
+        `log_likelihood` (of the right answer) and the mean `weights` of the router. `held_open` has the same for a
+        reliability router that does not judge: the difference is what judging brings.
     """
     report = report or (lambda stage, done, total: None)
     recipe = plan.recipe_of(cell, seed)
     model, processor = assemble(recipe)
+    if recipe.model["align_pictures"]:
+        align_pictures(model, processor, inputs.tagged_pictures(cell.training, recipe.model["align_pictures"]))
     set_seed(seed)
     trained = prepare_for_training(model, recipe)
     started = time.monotonic()
     losses = train(trained, recipe.learning_rates, inputs.training(cell.training), plan, seed, report)
     seconds = time.monotonic() - started
     trained.eval()
-    rows = {}
-    for done, condition in enumerate(plan.conditions):
-        report("measuring", done, len(plan.conditions))
-        rows[condition.name] = measure(trained, inputs.testing(condition))
+    report("measuring", 0, 1)
+    rows = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
+    held_open = {}
+    if cell.router == "reliability":
+        with router_held_open(trained):
+            held_open = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
     return {
         **asdict(cell),
         "seed": seed,
@@ -96,7 +118,21 @@ def run_cell(
         "parameters": sum(count_parameters(trained).values()),
         "loss": round(sum(losses[-plan.steps // 10 :]) / max(1, len(losses[-plan.steps // 10 :])), 4),
         "conditions": rows,
+        "held_open": held_open,
     }
+
+
+@contextmanager
+def router_held_open(model: torch.nn.Module) -> Iterator[None]:
+    """Within this context a reliability router trusts everything: what is left is what dropped streams taught."""
+    routers = [module for module in model.modules() if isinstance(module, ReliabilityRouter)]
+    for router in routers:
+        router.weigh = lambda streams: streams.image.new_ones(streams.num_items, 2)
+    try:
+        yield
+    finally:
+        for router in routers:
+            del router.weigh
 
 
 def train(
