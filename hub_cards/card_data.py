@@ -77,6 +77,7 @@ class CardData:
         versions (`dict[str, str]`): library versions.
         losses, eval_losses (`list[[step, loss]]`)
         evaluation, robustness, dominance (`list[EvaluationRow]`): tables of the three sections.
+        verdict (`list[str]`): sentences that say what the dominance table means.
         backbone_licenses (`dict[str, str]`): licence of each backbone by Hub id.
         limitations (`list[str]`): sentences that join the section on limitations.
     """
@@ -98,6 +99,7 @@ class CardData:
     evaluation: list[EvaluationRow] = dataclasses.field(default_factory=list)
     robustness: list[EvaluationRow] = dataclasses.field(default_factory=list)
     dominance: list[EvaluationRow] = dataclasses.field(default_factory=list)
+    verdict: list[str] = dataclasses.field(default_factory=list)
     backbone_licenses: dict[str, str] = dataclasses.field(default_factory=dict)
     limitations: list[str] = dataclasses.field(default_factory=list)
 
@@ -206,7 +208,8 @@ def rows_from(rows: Sequence[Mapping[str, Any] | EvaluationRow], source: str = "
 def add_evaluation_file(card_data: CardData, path: str | os.PathLike, router_type: str | None = None) -> None:
     """
     Add what an evaluation wrote: `metrics.json` of `poise evaluate`, `results.json` of `poise demo` (the rows of
-    `router_type`), or a list of rows or an object of the tables `evaluation`, `robustness`, `dominance`.
+    `router_type`), `robustness.json` of `poise robustness`, `diagnosis.json` of `poise diagnose`, or a list of rows or
+    an object of the tables `evaluation`, `robustness`, `dominance`.
 
     Raises:
         OSError: the file cannot be read.
@@ -230,6 +233,7 @@ def add_evaluation_file(card_data: CardData, path: str | os.PathLike, router_typ
     elif isinstance(content, dict) and set(content) & {"evaluation", "robustness", "dominance"}:
         for table in ("evaluation", "robustness", "dominance"):
             getattr(card_data, table).extend(rows_from(content.get(table, []), f"{path}: {table}"))
+        card_data.verdict += [str(sentence) for sentence in content.get("verdict", [])]
     else:
         raise ValueError(
             f"{path}: neither scores of `poise evaluate`, nor results of `poise demo`, nor rows of "

@@ -1,33 +1,54 @@
 """The pictures of a card: scores by condition with their intervals, and the training loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
-from poise.hub_cards.card_data import EvaluationRow
+from poise.hub_cards.card_data import CardData, EvaluationRow
 
 BAR, INTERVAL = "#2563eb", "#1f2937"
 
 
-def draw_plots(folder: Path, robustness: Sequence[EvaluationRow], losses: Sequence[Sequence[float]]) -> dict[str, str]:
+# Titles of the bars that are drawn of a table.
+TITLES = {
+    "robustness": "What happens to the answers when a stream fails",
+    "dominance": "What the answers lose without a modality, and where the modalities disagree",
+}
+
+
+def draw_plots(folder: Path, card_data: CardData, figures: Mapping[str, Path] | None = None) -> dict[str, str]:
     """
     Draw what there is data for.
 
     Args:
         folder: of the repository; the pictures go into `plots/` there.
-        robustness (`Sequence[EvaluationRow]`): one bar each of the first metric.
-        losses: `[[step, loss], ...]`.
+        card_data ([`CardData`]): of the tables "robustness" and "dominance" the first metric, one bar each; losses.
+        figures (*optional*): PNG files that an evaluation drew itself, by the same names; they are taken instead.
 
     Returns:
-        `dict[str, str]`: paths within the repository by name: "robustness", "loss".
+        `dict[str, str]`: paths within the repository by name: "robustness", "dominance", "loss".
     """
     drawn = {}
-    if robustness:
-        drawn["robustness"] = _saved(_conditions(robustness), folder, "robustness")
-    if len(losses) > 1:
-        drawn["loss"] = _saved(_loss_curve(losses), folder, "loss")
+    for name, heading in TITLES.items():
+        rows = getattr(card_data, name)
+        if figures and name in figures:
+            drawn[name] = _copied(figures[name], folder, name)
+        elif rows:
+            drawn[name] = _saved(_conditions(rows, heading), folder, name)
+    if len(card_data.losses) > 1:
+        drawn["loss"] = _saved(_loss_curve(card_data.losses), folder, "loss")
     return drawn
+
+
+def _copied(source: Path, folder: Path, name: str) -> str:
+    """The picture alone, without what was written beside its pixels."""
+    path = folder / "plots" / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    with Image.open(source) as picture:
+        picture.convert("RGB").save(path)
+    return path.relative_to(folder).as_posix()
 
 
 def _saved(figure: Figure, folder: Path, name: str) -> str:
@@ -38,7 +59,7 @@ def _saved(figure: Figure, folder: Path, name: str) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def _conditions(rows: Sequence[EvaluationRow]) -> Figure:
+def _conditions(rows: Sequence[EvaluationRow], heading: str) -> Figure:
     metric = rows[0].metric
     rows = [row for row in rows if row.metric == metric]
     figure = Figure(figsize=(8, 1.2 + 0.34 * len(rows)), layout="constrained")
@@ -68,7 +89,7 @@ def _conditions(rows: Sequence[EvaluationRow]) -> Figure:
     axes.set_xlabel(metric + (" (lines: 95 % interval)" if known else ""))
     if all(0 <= row.value <= 1 for row in rows):
         axes.set_xlim(0, 1)
-    axes.set_title("What happens to the answers when a stream fails", fontsize=11)
+    axes.set_title(heading, fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

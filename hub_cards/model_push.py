@@ -1,5 +1,6 @@
 """`model.push_to_hub(...)` as `poise publish` does it: the same folder, the same check, one commit."""
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 import torch
 
+from poise.hub_cards.backbone_licenses import look_up_licenses
+from poise.hub_cards.backbone_names import base_models
 from poise.hub_cards.card_data import CardData
 from poise.hub_cards.publishable_folder import write_publishable_folder
+from poise.hub_cards.run_folder import RunFolder
 from poise.hub_cards.upload import check_repository_name, upload
 from poise.processing import PoiseProcessor
 from poise.training.checkpoints import base_of
@@ -33,7 +37,8 @@ def push_to_hub(
     Publish a model with its processor, code and card, after the self-check.
 
     Args:
-        model: see [`write_publishable_folder`]; so are `card_data`, `recipe`, `sample`, `adapter_only`.
+        model: see [`write_publishable_folder`]; so are `card_data`, `recipe`, `sample`, `adapter_only`. Card data and
+            recipe come from the run that the model was loaded from, if they are not given.
         repo_id (`str`): `user/name`.
         processor ([`PoiseProcessor`], *optional*): made for the model; by default from where the model was loaded.
         private, create_pr, commit_message, token: see [`upload`].
@@ -48,8 +53,17 @@ def push_to_hub(
         OSError: as [`upload`].
     """
     check_repository_name(repo_id)
+    origin = getattr(base_of(model).config, "name_or_path", "")
     if processor is None:
-        processor = _processor_of(base_of(model))
+        processor = _processor_of(origin)
+    figures = None
+    if card_data is None and os.path.isdir(origin):
+        # The run that the model comes from knows what `poise publish` would say.
+        card_data, own_recipe, figures = RunFolder.find(origin).everything_for_the_card()
+        recipe = own_recipe if recipe is None else recipe
+    card_data = CardData() if card_data is None else card_data
+    if not card_data.backbone_licenses:
+        card_data.backbone_licenses = look_up_licenses(base_models(base_of(model).config.backbones))
     with tempfile.TemporaryDirectory(prefix="poise-publish-") as scratch:
         folder = write_publishable_folder(
             model,
@@ -61,12 +75,12 @@ def push_to_hub(
             repository=repo_id,
             adapter_only=adapter_only,
             max_shard_size=str(max_shard_size or "5GB"),
+            figures=figures,
         )
         return upload(folder, repo_id, bool(private), create_pr, commit_message, token).url
 
 
-def _processor_of(base: torch.nn.Module) -> PoiseProcessor:
-    origin = getattr(base.config, "name_or_path", "")
+def _processor_of(origin: str) -> PoiseProcessor:
     if not origin:
         raise ValueError(
             "processor=None, and the model was not loaded from a folder or repository that has one: "

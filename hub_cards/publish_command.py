@@ -42,17 +42,12 @@ def main(argv: Sequence[str]) -> int:
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     from poise.hub_cards.backbone_licenses import look_up_licenses
     from poise.hub_cards.backbone_names import base_models
-    from poise.hub_cards.card_data import add_evaluation_file
     from poise.hub_cards.publishable_folder import write_publishable_folder
     from poise.hub_cards.run_folder import RunFolder
     from poise.hub_cards.upload import upload
 
     run = RunFolder.find(arguments.run)
-    recipe = run.recipe()
-    card_data = run.card_data()
-    router_type = ((recipe or {}).get("model") or {}).get("router_type")
-    for path in arguments.evaluation:
-        add_evaluation_file(card_data, path, router_type)
+    card_data, recipe, figures = run.everything_for_the_card(arguments.evaluation)
     card_data.license = arguments.license or card_data.license
     model, processor = run.load(arguments.adapter_only, arguments.merge)
     if not arguments.dry_run:
@@ -66,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         repository=arguments.repo,
         adapter_only=arguments.adapter_only,
         max_shard_size=arguments.max_shard_size,
+        figures=figures,
     )
     if arguments.dry_run:
         sys.stdout.write(listing(folder) + "\n")

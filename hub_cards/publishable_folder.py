@@ -45,6 +45,7 @@ def write_publishable_folder(
     adapter_only: bool = False,
     max_shard_size: str = "5GB",
     check: bool = True,
+    figures: Mapping[str, Path] | None = None,
 ) -> Path:
     """
     Write model, processor, remote code, card, results, recipe, plots and an answered sample picture.
@@ -61,6 +62,7 @@ def write_publishable_folder(
         adapter_only (`bool`, *optional*, defaults to `False`): only what was trained, see [`save_adapter`].
         max_shard_size (`str`, *optional*, defaults to `"5GB"`): of a weight file.
         check (`bool`, *optional*, defaults to `True`): load it in a process without Poise and let it answer the sample.
+        figures (*optional*): PNG files by section, "robustness" or "dominance", in place of those drawn of the tables.
 
     Returns:
         `Path`: the folder.
@@ -93,7 +95,7 @@ def write_publishable_folder(
             if check:
                 shown_sample["answer"] = _answer(new, shown_sample, with_cache=variant == "adapter")
                 _write_json(new / SAMPLE_ANSWER_FILE, shown_sample)
-            plots = draw_plots(new, card_data.robustness, card_data.losses)
+            plots = draw_plots(new, card_data, figures)
             card = build_card(base.config, card_data, repository, variant, plots, shown_sample if check else None)
             (new / "README.md").write_text(str(card), encoding="utf-8")
         finally:

@@ -1,7 +1,9 @@
 """What a run's folder offers for publishing: the finished model, a checkpoint with adapters, the card's data."""
 
 import json
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import yaml
 from peft import PeftModel
 
 from poise.hub_cards.card_collector import data_of_recipe, losses_of
-from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+from poise.hub_cards.card_data import CARD_DATA_FILE, CardData, add_evaluation_file
 from poise.hub_cards.public_recipe import public_recipe
 from poise.processing import PoiseProcessor
 from poise.training.assembly import assemble
@@ -19,6 +21,10 @@ from poise.training.checkpoints import RECIPE_FILE, VERSIONS_FILE, last_checkpoi
 from poise.training.recipe import load_recipe
 
 STATE_FILE = "trainer_state.json"
+# What `poise robustness` and `poise diagnose` leave in the folder of a run: numbers, and the picture of each.
+MEASUREMENTS = {"robustness": "robustness/robustness", "dominance": "diagnosis/diagnosis"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,42 @@ class RunFolder:
             card_data.losses = losses_of(state["log_history"], "loss")
             card_data.eval_losses = losses_of(state["log_history"], "eval_loss")
         return card_data
+
+    def measurements(self) -> dict[str, Path]:
+        """
+        `robustness.json` and `diagnosis.json` of this model, by the card's section. One that is older than the weights
+        was measured on another model, and is left out.
+        """
+        source = self.finished or self.checkpoint
+        weights = [path.stat().st_mtime for path in source.glob("*.safetensors")] if source is not None else []
+        found = {}
+        for section, name in MEASUREMENTS.items():
+            path = self.root / f"{name}.json"
+            if not path.is_file():
+                continue
+            if weights and path.stat().st_mtime < max(weights):
+                logger.warning("%s is older than the weights: it is left out; measure again", path)
+                continue
+            found[section] = path
+        return found
+
+    def everything_for_the_card(
+        self, evaluation: Sequence[str | os.PathLike] = ()
+    ) -> tuple[CardData, dict[str, Any] | None, dict[str, Path]]:
+        """
+        Card data with the tables of `evaluation` files and of `measurements`; the recipe; pictures by section.
+
+        Raises:
+            OSError, ValueError: a file cannot be read, see [`add_evaluation_file`].
+        """
+        recipe, card_data, measured = self.recipe(), self.card_data(), self.measurements()
+        router_type = ((recipe or {}).get("model") or {}).get("router_type")
+        chosen = [Path(path) for path in evaluation]
+        known = {path.resolve() for path in chosen}
+        for path in [*chosen, *(path for path in measured.values() if path.resolve() not in known)]:
+            add_evaluation_file(card_data, path, router_type)
+        pictures = {section: path.with_suffix(".png") for section, path in measured.items()}
+        return card_data, recipe, {section: path for section, path in pictures.items() if path.is_file()}
 
     def _merged(self) -> tuple[torch.nn.Module, PoiseProcessor]:
         assert self.checkpoint is not None

@@ -49,8 +49,17 @@ def _register_models() -> None:
     AutoModel.register(PoiseConfig, PoiseModel)
     AutoModelForImageTextToText.register(PoiseConfig, PoiseForConditionalGeneration)
     AutoModelForMultimodalLM.register(PoiseConfig, PoiseForConditionalGeneration)
+    # transformers' own would send weights alone. Published code cannot hold this: it runs where there is no Poise.
+    PoiseForConditionalGeneration.push_to_hub = _push_to_hub
     AutoModel.register(PoiseDualEncoderConfig, PoiseDualEncoder)
     AutoModelForZeroShotImageClassification.register(PoiseDualEncoderConfig, PoiseDualEncoder)
+
+
+def _push_to_hub(model, repo_id: str, **options):
+    """Publishes the model as `poise publish` does; see `poise.hub_cards.push_to_hub` for the options."""
+    from poise.hub_cards.model_push import push_to_hub
+
+    return push_to_hub(model, repo_id, **options)
 
 
 def _register_processor() -> None:

@@ -1,6 +1,8 @@
 """`poise publish` through the loopback Hub with the real client, and what somebody without Poise gets from there."""
 
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from loopback_hub import READ_TOKEN, WRITE_TOKEN
+from PIL import Image
 from safetensors.torch import load_file
 
 from poise.hub_cards import publishable_folder
@@ -174,17 +177,54 @@ def test_a_folder_without_a_run_is_said(tmp_path):
         main([str(tmp_path / "nothing"), "--repo", "user/name"])
 
 
+def measure(run):
+    """What `poise robustness` and `poise diagnose` leave behind, in their own form (`evaluation/*_command.py`)."""
+    row = {"metric": "vqa_accuracy", "value": 0.5, "n": 20, "low": 0.4, "high": 0.6, "dataset": "scenes"}
+    found = {
+        "robustness": {"scores": {"samples": 20}, "robustness": [{"condition": "noise", **row}]},
+        "diagnosis": {"verdict": ["It follows the picture."], "dominance": [{"condition": "tags swapped", **row}]},
+    }
+    for name, content in found.items():
+        (run / name).mkdir()
+        (run / name / f"{name}.json").write_text(json.dumps(content))
+        Image.new("RGB", (8, 8), "blue").save(run / name / f"{name}.png")
+
+
+def test_what_was_measured_beside_the_run_is_on_the_card(online, run, unchecked):
+    measure(run)
+    assert main([str(run), "--repo", "user/name"]) == 0
+    files = online.repositories["user/name"].main
+    card = files["README.md"].content.decode()
+    assert "| scenes | noise | 0.500 [0.400, 0.600] | 20 |" in card
+    assert "It follows the picture." in card and "| scenes | tags swapped | 0.500 [0.400, 0.600] | 20 |" in card
+    for name in ("robustness", "dominance"):
+        assert f"(plots/{name}.png)" in card
+        with Image.open(io.BytesIO(files[f"plots/{name}.png"].content)) as picture:
+            assert picture.size == (8, 8) and picture.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_what_was_measured_on_an_earlier_model_is_left_out(run, caplog):
+    from poise.hub_cards.run_folder import RunFolder
+
+    measure(run)
+    os.utime(run / "diagnosis" / "diagnosis.json", (0, 0))
+    card_data, _, figures = RunFolder.find(run).everything_for_the_card()
+    assert set(figures) == {"robustness"} and not card_data.dominance and not card_data.verdict
+    assert "diagnosis.json is older than the weights" in caplog.text
+
+
 def test_push_to_hub_makes_the_same_repository(online, built, run, unchecked, monkeypatch):
-    from poise.hub_cards import push_to_hub
     from poise.training.checkpoints import load_trained
 
+    measure(run)
     assert main([str(run), "--repo", "user/name"]) == 0
     published = online.repositories.pop("user/name").main
+    assert {"README.md", "evaluation_results.json", "recipe.yaml", "sample.png", "plots/robustness.png"} <= set(
+        published
+    )
     model, _ = load_trained(run / "model")
-    card_data = CardData.load(run / CARD_DATA_FILE)
-    recipe = {"model": {"router_type": "reliability"}, "training": {}}
     monkeypatch.delenv("HF_TOKEN")
-    url = push_to_hub(model, "user/name", card_data=card_data, recipe=recipe, token=WRITE_TOKEN)
+    url = model.push_to_hub("user/name", token=WRITE_TOKEN)
     assert url.startswith(f"{online.endpoint}/user/name/commit/")
     pushed = online.repositories["user/name"].main
     assert {path: file.content for path, file in pushed.items()} == {
