@@ -73,7 +73,8 @@ class DualEncoderHead(nn.Module):
         self.text_tokens = TokenProjector(text_dim, dim, dropout) if config.text_paths == "tokens" else None
         self.text_pooled = PooledProjector(dim if self.text_tokens else text_dim, dim, dropout)
         self.logit_scale = nn.Parameter(torch.tensor(float(self.first_scale)))
-        self.logit_bias = nn.Parameter(torch.tensor(float(self.first_bias)))
+        # InfoNCE compares: a bias common to all logits has no gradient but rounding errors, which Adam would follow.
+        self.logit_bias = nn.Parameter(torch.tensor(float(self.first_bias)), requires_grad=self.loss_type == "sigmoid")
 
     def embed_images(self, vision_tokens=None, vision_cls=None):
         """Features of N pictures → unit vectors [N, D]."""

@@ -13,30 +13,38 @@ if TYPE_CHECKING:
     from .grounding_text import box_to_text, text_to_box
     from .image_loading import open_image
     from .photo_annotations import convert_photo_annotations
+    from .precomputed_tags import PrecomputedTags
     from .processing_poise import PoiseProcessor
     from .prompts import Prompts, reference_texts, target_text
     from .scenes import Scenes
+    from .tagged_records import TaggedRecords, load_tagger
+    from .taggers import DualEncoderTagger, ZeroShotTagger
     from .tags import Tag, check_tags, parse_tags
     from .task_record import TaskRecord, TaskRecordError, check_task_record
     from .task_record_files import TaskRecords, load_task_records, write_task_records
 
 _HOME = {
     "CHAT_TEMPLATES": "chat_templates",
+    "DualEncoderTagger": "taggers",
     "GenerationCollator": "collators",
     "PoiseProcessor": "processing_poise",
+    "PrecomputedTags": "precomputed_tags",
     "Prompts": "prompts",
     "Scenes": "scenes",
     "Tag": "tags",
+    "TaggedRecords": "tagged_records",
     "TaskRecord": "task_record",
     "TaskRecordError": "task_record",
     "TaskRecords": "task_record_files",
     "TrainingCollator": "collators",
+    "ZeroShotTagger": "taggers",
     "box_to_text": "grounding_text",
     "check_tags": "tags",
     "check_task_record": "task_record",
     "choose_chat_template": "chat_templates",
     "convert_photo_annotations": "photo_annotations",
     "describe_batch": "batch_description",
+    "load_tagger": "tagged_records",
     "load_task_records": "task_record_files",
     "open_image": "image_loading",
     "parse_tags": "tags",
@@ -47,21 +55,26 @@ _HOME = {
 }
 __all__ = [
     "CHAT_TEMPLATES",
+    "DualEncoderTagger",
     "GenerationCollator",
     "PoiseProcessor",
+    "PrecomputedTags",
     "Prompts",
     "Scenes",
     "Tag",
+    "TaggedRecords",
     "TaskRecord",
     "TaskRecordError",
     "TaskRecords",
     "TrainingCollator",
+    "ZeroShotTagger",
     "box_to_text",
     "check_tags",
     "check_task_record",
     "choose_chat_template",
     "convert_photo_annotations",
     "describe_batch",
+    "load_tagger",
     "load_task_records",
     "open_image",
     "parse_tags",

@@ -1,13 +1,13 @@
 """Taggers: what gives a picture its tags. All of them answer `tag_records(records) -> list of tags per record`.
 
 `ZeroShotTagger` asks any CLIP, SigLIP or Poise dual encoder about a vocabulary; `DualEncoderTagger` is the one that
-`poise align` writes, with its vocabulary and calibration beside the weights; `PrecomputedTags` looks up what another
-tagger (such as RAM) wrote down.
+`poise align` writes, with its vocabulary and calibration beside the weights. (`PrecomputedTags`, in a file of its own,
+looks up what another tagger wrote down.)
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from .image_loading import open_image
-from .tags import Tag, check_tags
+from .tags import Tag
 
 TAGGER_FILE = "tagger.json"
 
@@ -24,7 +24,7 @@ class ZeroShotTagger:
     """
     Scores every name of a vocabulary by the similarity of its text to the picture.
 
-    Without a calibration the model's own logits are turned into scores: by a sigmoid where it has a bias (SigLIP), else
+    Without a calibration the model's own logits are turned into scores: by a sigmoid where it learned so (SigLIP), else
     by a softmax over the vocabulary (CLIP), which can only divide one certainty among all tags. Calibrated, a score is
     sigmoid(cosine / temperature + bias).
 
@@ -146,11 +146,11 @@ class ZeroShotTagger:
 @torch.no_grad()
 def uncalibrated_scores(model: Any, similarities: torch.Tensor) -> torch.Tensor:
     """Scores that a model's own temperature and bias give to cosines (N, C)."""
-    head = getattr(model, "head", model)
-    scale, bias = head.logit_scale.exp(), getattr(head, "logit_bias", None)
-    logits = scale * similarities + (0.0 if bias is None else bias)  # (N, C)
-    # InfoNCE compares; its bias never learns and stays zero.
-    return logits.softmax(-1) if bias is None or bool((bias == 0).all()) else logits.sigmoid()
+    head, config = getattr(model, "head", model), model.config
+    logits = head.logit_scale.exp() * similarities  # (N, C)
+    if getattr(config, "loss_type", None) == "sigmoid" or "siglip" in config.model_type:
+        return (logits + head.logit_bias).sigmoid()
+    return logits.softmax(-1)
 
 
 def _unit(features: Any) -> torch.Tensor:
@@ -200,96 +200,4 @@ class DualEncoderTagger(ZeroShotTagger):
         (Path(folder) / TAGGER_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-class PrecomputedTags:
-    """
-    Tags that somebody wrote down, by the record's `id` or else by the name of its image file.
-
-    Args:
-        tags (`Mapping[str, Sequence]`): id or file name → (name, score) pairs.
-
-    Raises:
-        ValueError, TypeError: a tag is wrong; the message names whose.
-    """
-
-    def __init__(self, tags: Mapping[str, Sequence[Any]]):
-        self.tags = {key: check_tags(own, f"tags of {key!r}") for key, own in tags.items()}
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Mapping[str, Any]], source: str = "rows") -> "PrecomputedTags":
-        """From rows with `tags` and `id` or `image` (a file), such as a `datasets` column."""
-        tags: dict[str, Sequence[Any]] = {}
-        for number, row in enumerate(rows, start=1):
-            key = row.get("id") or row.get("image")
-            if not isinstance(key, str) or "tags" not in row:
-                raise ValueError(f'{source}, row {number}: give "tags" and "id" or "image", not {sorted(row)}.')
-            tags[key if row.get("id") else Path(key).name] = row["tags"]
-        return cls(tags)
-
-    @classmethod
-    def from_file(cls, path: str | os.PathLike) -> "PrecomputedTags":
-        """
-        From JSON lines such as `{"image": "photo.jpg", "tags": [["dog", 0.97]]}`.
-
-        Raises:
-            FileNotFoundError, ValueError: no such file, or a line that is no such object.
-        """
-        path, rows = Path(path), []
-        if not path.is_file():
-            raise FileNotFoundError(f"tagger={str(path)!r}: there is no such file of tags; check the path.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name} line {number}: not JSON ({error.msg}).") from None
-        return cls.from_rows(rows, path.name)
-
-    def tag_records(self, records: Sequence[Mapping[str, Any]]) -> list[list[Tag]]:
-        """
-        Raises:
-            ValueError: a record is not among them.
-        """
-        found = []
-        for record in records:
-            image = record["image"]
-            file = getattr(image, "filename", image)  # a decoded picture still knows its file
-            name = Path(file).name if isinstance(file, str) and file else None
-            key = next((key for key in (record.get("id"), name) if key in self.tags), None)
-            if key is None:
-                raise ValueError(
-                    f"no tags were written down for record {record.get('id')!r} with the image {name!r}: add them, "
-                    "with an empty list for a picture without tags."
-                )
-            found.append(self.tags[key])
-        return found
-
-
-class TaggedRecords(torch.utils.data.Dataset):
-    """Task records whose tags come from a tagger, at the moment they are read."""
-
-    def __init__(self, records: Any, tagger: Any):
-        self.records, self.tagger = records, tagger
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        read = getattr(self.records, "__getitems__", None)
-        records = [self.records[index] for index in indices] if read is None else read(list(indices))
-        tags = self.tagger.tag_records(records)
-        return [{**record, "tags": own} for record, own in zip(records, tags, strict=True)]
-
-
-def load_tagger(name: str | os.PathLike) -> Any:
-    """
-    The tagger that a word of a recipe or a command line means: a folder of a dual encoder, or a JSON-lines file.
-
-    Raises:
-        FileNotFoundError, ValueError: it is neither.
-    """
-    return DualEncoderTagger.from_pretrained(name) if Path(name).is_dir() else PrecomputedTags.from_file(name)
-
-
-__all__ = ["DualEncoderTagger", "PrecomputedTags", "TaggedRecords", "ZeroShotTagger", "load_tagger"]
+__all__ = ["DualEncoderTagger", "ZeroShotTagger", "uncalibrated_scores"]

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from poise.processing.scenes import Scenes
-from poise.processing.taggers import TaggedRecords, ZeroShotTagger, load_tagger
+from poise.processing.tagged_records import TaggedRecords, load_tagger
+from poise.processing.taggers import ZeroShotTagger
 from poise.processing.tags import Tag
 from poise.processing.task_record_files import TaskRecords
 from poise.training.feature_cache import FeatureCache, Features, fingerprint
