@@ -53,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; 0 for none")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default 0)")
+    parser.add_argument(
+        "--tagger", metavar="NAME", help="whose tags replace the records': a dual encoder's folder, or a file of tags"
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
@@ -76,6 +79,7 @@ def main(argv: list[str]) -> int:
         thresholds=arguments.iou,
         group_by=arguments.group_by,
         cluster_by=arguments.cluster_by,
+        tagger=arguments.tagger,
         generation={} if arguments.num_beams == 1 else {"num_beams": arguments.num_beams},
         resamples=arguments.resamples,
         seed=arguments.seed,
@@ -85,6 +89,10 @@ def main(argv: list[str]) -> int:
         progress=sys.stderr.isatty(),
     )
     records = load_data_source(arguments.data, arguments.limit)
+    if arguments.tagger is not None:
+        from poise.processing.tagged_records import TaggedRecords, load_tagger
+
+        records = TaggedRecords(records, load_tagger(arguments.tagger))
     model, processor = load_model(
         arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
     )
@@ -94,6 +102,7 @@ def main(argv: list[str]) -> int:
         "model": arguments.model,
         "data": arguments.data,
         "task": arguments.task,
+        **({} if arguments.tagger is None else {"tagger": arguments.tagger}),
         "primary_metric": evaluator.primary_metric,
         "greater_is_better": evaluator.greater_is_better,
         "metrics": metrics,

@@ -48,6 +48,8 @@ class GenerationEvaluator(Evaluator):
         prompts ([`Prompts`], *optional*): the instructions around captions and expressions.
         max_prompt_length (`int`, *optional*): longer prompts lose text.
         generation (`Mapping`, *optional*): more arguments of `generate`, such as `{"num_beams": 3}`.
+        tagger (`str`, *optional*): who gave the records their tags, where it was not their source; only noted, so that
+            predictions from other tags are not taken up again.
         resamples, confidence, seed (*optional*): of the bootstrap, see [`bootstrap_interval`].
         **options: of [`Evaluator`].
 
@@ -65,6 +67,7 @@ class GenerationEvaluator(Evaluator):
         prompts: Prompts | None = None,
         max_prompt_length: int | None = None,
         generation: Mapping[str, Any] | None = None,
+        tagger: str | None = None,
         resamples: int = 1000,
         confidence: float = 0.95,
         seed: int = 0,
@@ -75,7 +78,7 @@ class GenerationEvaluator(Evaluator):
             raise ValueError(f"task={task!r} is not known: choose one of {', '.join(TASKS)}.")
         self.task, self.max_new_tokens, self.group_by, self.cluster_by = task, max_new_tokens, group_by, cluster_by
         self.prompts, self.max_prompt_length = prompts or Prompts(), max_prompt_length
-        self.generation = dict(generation or {})
+        self.generation, self.tagger = dict(generation or {}), tagger
         self.scorer = TaskScorer(tuple(thresholds), resamples, confidence, seed)
         self.intervals: dict[str, tuple[float, float]] = {}
 
@@ -94,6 +97,7 @@ class GenerationEvaluator(Evaluator):
             "max_prompt_length": self.max_prompt_length,
             "generation": self.generation,
             "prompts": vars(self.prompts),
+            **({} if self.tagger is None else {"tagger": self.tagger}),
         }
 
     def row(self, record: Record) -> Row | None:

@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask")
     parser.add_argument("--tags", default="", metavar="NAME:SCORE,...", help="what a tagger saw, scores from 0 to 1")
+    parser.add_argument("--tagger", metavar="FOLDER", help="let this dual encoder tag the image (see poise align)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default 64)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
     return parser
@@ -57,8 +58,27 @@ def main(argv: list[str]) -> int:
     tags = parse_tags(arguments.tags)
     image = open_image(arguments.image)
     check_model_name(arguments.model)
+    if arguments.tagger is not None:
+        if tags:
+            raise ValueError("--tags and --tagger both say what is in the image: give one of them")
+        tags = tags_by(arguments.tagger, image)
+        print("tags:", ", ".join(f"{name} {score:.2f}" for name, score in tags) or "none")
     print(answer(arguments.model, image, arguments.question, tags, arguments.max_new_tokens, arguments.device))
     return 0
+
+
+def tags_by(tagger: str, image: "Image") -> "list[Tag]":
+    """What the dual encoder of a folder says about an image.
+
+    Raises:
+        ValueError: the folder holds no tagger.
+    """
+    from transformers.utils import logging
+
+    from poise.processing.taggers import DualEncoderTagger
+
+    logging.disable_progress_bar()
+    return DualEncoderTagger.from_pretrained(tagger)([image])[0]
 
 
 def answer(
