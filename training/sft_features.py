@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, Subset
 from poise.modeling.vision_features import encode_image
 from poise.processing import PoiseProcessor
 from poise.processing.scenes import Scenes
-from poise.processing.taggers import TaggedRecords
+from poise.processing.tagged_records import TaggedRecords
 from poise.processing.task_record_files import TaskRecords
 from poise.training.cached_records import CachedRecords, FeatureRows, without_pictures, without_pixels
 from poise.training.checkpoints import base_of
