@@ -61,6 +61,21 @@ def _four_numbers(text: str) -> list[float] | None:
     return [min(max(fraction, 0.0), 1.0) for fraction in fractions]
 
 
+def clipped_box(bbox: Sequence[float], width: int, height: int) -> list[float]:
+    """The box [x, y, w, h] inside its image: published ones reach over the edge by fractions of a pixel.
+
+    Raises:
+        ValueError: it reaches farther out than two pixels, as two corners mistaken for corner and size would, or
+            [`check_box`] finds another fault.
+    """
+    x, y, w, h = (float(value) for value in bbox)
+    left, top = max(x, 0.0), max(y, 0.0)
+    clipped = [left, top, round(min(x + w, width) - left, 2), round(min(y + h, height) - top, 2)]
+    moved = max(left - x, top - y, x + w - width, y + h - height)
+    check_box(list(bbox) if moved > 2 else clipped, width, height)
+    return clipped
+
+
 def check_box(box: Sequence[float], width: int, height: int, argument: str = "bbox") -> None:
     """Raises a `ValueError` naming `argument` unless `box` is `[x, y, w, h]` inside a `width` × `height` image."""
     if width < 1 or height < 1:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .grounding_text import clipped_box
 from .image_loading import image_size
 from .task_record import TASKS, TaskRecordError
 from .task_record_files import write_task_records
@@ -97,7 +98,7 @@ def records_from_annotations(
                 record.update(question=row["question"], answers=row["answers"])
                 metadata.update({name: row[name] for name in QUESTION_METADATA if row.get(name) is not None})
             else:
-                record.update(question=row["expression"], bbox=_clipped(row["bbox"], record["image"]))
+                record.update(question=row["expression"], bbox=clipped_box(row["bbox"], *image_size(record["image"])))
             records.append({**record, "metadata": metadata})
     return records
 
@@ -156,14 +157,6 @@ def _lines(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
             if field not in row:
                 raise TaskRecordError(f"{path.name} line {number}", field, "missing in the published annotation.")
         yield row
-
-
-def _clipped(box: Sequence[float], image: str) -> list[float]:
-    """The box inside its image: published ones reach over the edge by fractions of a pixel."""
-    width, height = image_size(image)
-    x, y, w, h = box
-    left, top = max(x, 0.0), max(y, 0.0)
-    return [left, top, round(min(x + w, width) - left, 2), round(min(y + h, height) - top, 2)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from PIL import Image
 from .grounding_text import check_box
 from .image_loading import MAX_PIXELS, image_size, open_image
 from .task_record import TaskRecordError, check_task_record
+
+_ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # of images that are stored as they came
 
 
 class TaskRecords(torch.utils.data.Dataset):
@@ -158,8 +161,8 @@ def write_task_records(records: Iterable[Mapping[str, Any]], path: str | os.Path
     """Writes task records as JSON lines that `load_task_records` reads; returns how many.
 
     Image files are not copied: their paths are written relative to the file's folder (paths in the records are relative
-    to the working directory, as everywhere). PIL images are saved as PNG into a folder beside the file, named after it.
-    The file appears only when it is complete.
+    to the working directory, as everywhere). PIL images go into a folder beside the file, named after it: as PNG, or
+    byte for byte where they were not decoded yet. The file appears only when it is complete.
 
     Raises:
         TaskRecordError: a record breaks the schema; nothing is written then.
@@ -188,6 +191,12 @@ def _stored_image(image: Image.Image | str | None, record_id: str, path: Path) -
         return os.path.relpath(image, path.parent)
     folder = path.with_name(path.stem + "_images")
     folder.mkdir(exist_ok=True)
-    file = folder / (re.sub(r"[^\w.-]", "_", record_id) + ".png")
-    image.save(file)
+    name = re.sub(r"[^\w.-]", "_", record_id)
+    encoded = getattr(image, "fp", None)  # an image that was never decoded is stored as it came
+    if isinstance(encoded, BytesIO) and image.format in _ENDINGS:
+        file = folder / (name + _ENDINGS[image.format])
+        file.write_bytes(encoded.getvalue())
+    else:
+        file = folder / (name + ".png")
+        image.save(file)
     return os.path.relpath(file, path.parent)

@@ -1,0 +1,45 @@
+"""Where a published annotation's picture lies: COCO's file names, and a folder that is searched for them."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+
+def coco_file_name(image_id: Any, subset: str) -> str:
+    """COCO's name of a picture, such as `COCO_train2014_000000000009.jpg`; from 2017 on it is the number alone."""
+    number = f"{int(image_id):012d}.jpg"
+    return f"COCO_{subset}_{number}" if subset.endswith("2014") or subset.endswith("2015") else number
+
+
+class ImageFolder:
+    """Finds pictures below one folder by the file names that annotations give.
+
+    Annotations name a picture by its file (`COCO_val2014_000000310196.jpg`), with folders before it, or by the name of
+    another release of the same picture (`000000310196.jpg`); any of these is found.
+
+    Args:
+        folder: searched with all that is below it, once.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"images={str(folder)!r} is no folder: name the folder that holds the pictures.")
+        self.files: dict[str, str] = {}
+        for path, _, names in os.walk(self.folder):
+            for name in names:
+                self.files.setdefault(_bare(name), os.path.join(path, name))
+
+    def find(self, name: str) -> str | None:
+        """Path of a picture, or `None`."""
+        direct = self.folder / name
+        return os.fspath(direct) if direct.is_file() else self.files.get(_bare(name))
+
+
+def _bare(name: str) -> str:
+    """A name without folders, COCO's prefix and the ending: what all releases of a picture share."""
+    return re.sub(r"^COCO_\w+?\d{4}_", "", Path(name).stem)

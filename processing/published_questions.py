@@ -1,0 +1,112 @@
+"""Questions as they are published: OK-VQA and VQA v2 (one form), A-OKVQA, POPE; original JSON and Hub tables."""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .published_images import coco_file_name
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def okvqa(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of OK-VQA, or of anything in VQA v2's form: all annotators' answers, repeats included.
+
+    VQA accuracy is computed from the ten answers themselves, so no scores are needed beside them.
+
+    Args:
+        document: the questions file and the annotations file, in any order, as a list of the two; or rows of a table
+            on the Hub, with `answers` as texts or as objects.
+        split (`str`, *optional*): not used, the files are one split each.
+    """
+    if isinstance(document, Mapping):
+        document = [document]
+    if document and isinstance(document[0], Mapping) and "questions" in {key for part in document for key in part}:
+        yield from _vqa_files(document)
+        return
+    for row in document:
+        image_id = row.get("image_id", row.get("id_image", row["question_id"]))
+        image = row.get("image") or coco_file_name(image_id, "")
+        yield _record("okvqa", row["question_id"], image, image_id, row["question"], _answers(row.get("answers")))
+
+
+def aokvqa(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of A-OKVQA: direct answers, and in the metadata the choices and which of them is right.
+
+    Args:
+        document: the published list, or rows of a table on the Hub (whose `direct_answers` may be a list written out as
+            text). Questions whose answers are withheld (the test split) give no record.
+        split (`str`, *optional*): only entries of this split, where they name one.
+    """
+    for row in document:
+        if split is not None and row.get("split") not in (None, split):
+            continue
+        direct = row.get("direct_answers")
+        answers = _answers(ast.literal_eval(direct) if isinstance(direct, str) else direct)
+        choices, right = row.get("choices"), row.get("correct_choice_idx")
+        if not answers and choices and right is not None:
+            answers = [choices[right]]
+        image_id = row.get("image_id", row["question_id"])
+        image = row.get("image") or coco_file_name(image_id, "")
+        record = _record("aokvqa", row["question_id"], image, image_id, row["question"], answers)
+        if choices and right is not None:
+            record["metadata"].update(choices=list(choices), correct_choice_idx=int(right))
+        yield record
+
+
+def pope(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of POPE: questions answered yes or no.
+
+    Args:
+        document: the published lines (`text`, `label`), or rows of a table on the Hub (`question`, `answer`).
+        split (`str`, *optional*): only this `category` (random, popular, adversarial), where rows name one.
+    """
+    for row in document:
+        category = row.get("category")
+        if split is not None and category not in (None, split):
+            continue
+        image = row["image"]
+        name = row.get("image_source") or image
+        question = row.get("question") or row.get("text")
+        answer = row.get("answer") or row.get("label")
+        record = _record("pope", row["question_id"], image, name, question, _answers([answer]))
+        if category is not None:
+            record["id"] = f"pope-{category}-{row['question_id']}"
+            record["metadata"]["category"] = category
+        yield record
+
+
+def _vqa_files(documents: Rows) -> Iterator[dict[str, Any]]:
+    """Questions and annotations are two files, tied by `question_id`."""
+    questions = next(part for part in documents if "questions" in part)
+    answers = {
+        annotation["question_id"]: annotation
+        for part in documents
+        if "annotations" in part
+        for annotation in part["annotations"]
+    }
+    if not answers:
+        raise ValueError("okvqa needs two files: give the annotations (with the answers) beside the questions.")
+    subset = questions.get("data_subtype", "")
+    for question in questions["questions"]:
+        found = _answers(answers.get(question["question_id"], {}).get("answers"))
+        image = coco_file_name(question["image_id"], subset)
+        yield _record("okvqa", question["question_id"], image, question["image_id"], question["question"], found)
+
+
+def _answers(found: Any) -> list[str]:
+    return [answer["answer"] if isinstance(answer, Mapping) else str(answer) for answer in found or []]
+
+
+def _record(
+    source: str, question_id: Any, image: Any, image_id: Any, question: Any, answers: list[str]
+) -> dict[str, Any]:
+    metadata = {"source": source, "image_id": str(image_id), "question_id": question_id}
+    return {
+        "id": f"{source}-{question_id}",
+        "image": image,
+        "task": "vqa",
+        "question": question,
+        "answers": answers,
+        "metadata": metadata,
+    }
