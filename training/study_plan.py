@@ -24,11 +24,11 @@ AXES = {
 # How a prompt of the grid is spelled in a recipe. "static" is LION: one learned vector, and the tags as words of the
 # text; "dynamic" is Dynamic LION, which took the words away; "dynamic+words" is the arm that it did not try.
 PROMPTS: dict[str, dict[str, Any]] = {
-    "none": {"soft_prompt_type": "none", "tag_encoder": None, "align_words": False, "processor.tag_words": False},
+    "none": {"soft_prompt_type": "none", "model.tag_encoder": None, "align_words": False, "processor.tag_words": False},
     "static": {
         "soft_prompt_type": "static",
         "soft_prompt_length": 1,
-        "tag_encoder": None,
+        "model.tag_encoder": None,
         "align_words": False,
         "processor.tag_words": True,
     },

@@ -1,0 +1,100 @@
+"""Runs of the study: cached measuring equals generating, finished runs are kept, seeds decide everything."""
+
+import json
+
+import pytest
+import yaml
+
+from poise.evaluation.generation_evaluator import GenerationEvaluator
+from poise.processing.scenes import Scenes
+from poise.training.study_features import DegradedScenes
+from poise.training.study_grid import finished_runs, run_file, run_grid, runs_of
+from poise.training.study_plan import Cell, load_plan
+from poise.training.study_run import StudyInputs, measure, router_held_open, run_cell
+
+from .test_study_plan import PLAN
+
+CONDITIONS = [
+    {"name": "clean", "split": "test"},
+    {"name": "noise", "image": "noise", "severity": 4},
+    {"name": "removed", "tags": "tags_removed", "severity": 5},
+]
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    overrides = {"align_pictures": 128, "stream_dropout": 0.5}
+    content = {**PLAN, "train_scenes": 160, "samples": 12, "conditions": CONDITIONS, "overrides": overrides}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return load_plan(str(path))
+
+
+@pytest.mark.parametrize("prompt", ["none", "static", "dynamic", "dynamic+words"])
+def test_what_is_measured_is_what_generation_answers(plan, tmp_path, prompt):
+    inputs = StudyInputs(plan, prompt, tmp_path / "features")
+    model, processor = inputs.model.eval(), inputs.processor
+    for condition in plan.conditions:
+        measured = measure(model, inputs.testing(condition))
+        scenes = condition.scenes(plan.samples, plan.scene_seed, tasks=["vqa"], question_types=["color"])
+        records = scenes.__getitems__(range(plan.samples))
+        generated = GenerationEvaluator(max_new_tokens=1, progress=False)(model, processor, records)
+        assert measured["accuracy"] == pytest.approx(generated["vqa_accuracy"])
+
+
+def test_a_run_is_decided_by_its_seed_and_says_what_it_found(plan, tmp_path):
+    inputs = StudyInputs(plan, "dynamic", tmp_path / "features")
+    cell = Cell("reliability", "dynamic", "frozen", "clean")
+    first, again, other = (run_cell(plan, cell, seed, inputs) for seed in (3, 3, 4))
+    for run in (first, again, other):
+        run.pop("seconds")
+    assert first == again and first != other
+    assert set(first["conditions"]) == set(first["held_open"]) == {"clean", "noise", "removed"}
+    assert first["conditions"]["removed"]["weights"][1] == 0.0 and first["parameters"] > 1000
+    json.dumps(first)
+
+
+def test_a_router_that_is_held_open_trusts_everything_and_recovers(plan, tmp_path):
+    inputs = StudyInputs(plan, "dynamic", tmp_path / "features")
+    removed = inputs.testing(plan.conditions[2])
+    with router_held_open(inputs.model.eval()):
+        # What is not there cannot be trusted: tags that were removed stay at the null token.
+        assert measure(inputs.model, removed)["weights"] == [1.0, 0.0]
+    assert all("weigh" not in vars(module) for module in inputs.model.modules())
+
+
+def test_degraded_training_is_a_pure_function_of_the_scene():
+    scenes = Scenes("train", size=64, tasks=["vqa"])
+    degraded = DegradedScenes(scenes, ["noise", "blank"], ["tags_removed"], share=0.5)
+    whole = degraded.__getitems__(range(64))
+    part = degraded.__getitems__([40, 7])
+    assert part[0]["image"].tobytes() == whole[40]["image"].tobytes() and part[1]["tags"] == whole[7]["tags"]
+    clean = scenes.__getitems__(range(64))
+    changed = sum(a["image"].tobytes() != b["image"].tobytes() for a, b in zip(whole, clean, strict=True))
+    untagged = sum(not record["tags"] for record in whole)
+    assert 20 <= changed <= 44 and 20 <= untagged <= 48
+
+
+def test_clean_training_comes_first_and_seed_by_seed(tmp_path):
+    path = tmp_path / "plan.yaml"
+    content = {**PLAN, "seeds": [1, 2], "also": [{"router": ["none"], "training": ["unaligned"]}]}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    order = [(cell.training, seed) for cell, seed in runs_of(load_plan(str(path)))]
+    assert order == [("clean", 1)] * 2 + [("clean", 2)] * 2 + [("unaligned", 1), ("unaligned", 2)]
+
+
+@pytest.mark.slow
+def test_finished_runs_are_not_repeated(plan, tmp_path):
+    folder = tmp_path / "study"
+    first = run_grid(plan, folder, jobs=1)
+    paths = [run_file(folder, cell, seed) for cell, seed in runs_of(plan)]
+    paths[0].unlink()
+    kept = paths[1].stat().st_mtime_ns
+    again = run_grid(plan, folder, jobs=1)
+    assert paths[0].is_file() and paths[1].stat().st_mtime_ns == kept
+    assert [run["conditions"] for run in first] == [run["conditions"] for run in again]
+    (tmp_path / "other.yaml").write_text(
+        yaml.safe_dump({**yaml.safe_load((tmp_path / "plan.yaml").read_text()), "steps": 3}), encoding="utf-8"
+    )
+    with pytest.raises(ValueError, match="was made with 2 steps.*another --output"):
+        finished_runs(load_plan(str(tmp_path / "other.yaml")), folder)
