@@ -10,8 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from poise.processing import TrainingCollator
+from poise.processing.precomputed_tags import PrecomputedTags
 from poise.processing.scenes import Scenes
-from poise.processing.taggers import PrecomputedTags, TaggedRecords
+from poise.processing.tagged_records import TaggedRecords
 from poise.processing.task_record_files import TaskRecords
 from poise.training.feature_cache import FeatureCache
 from poise.training.record_tags import RecordsWithTags, read_records
