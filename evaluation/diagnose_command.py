@@ -108,8 +108,8 @@ def main(argv: list[str]) -> int:
     if "router" in arguments.only and has_router(model):
         scores["router"] = router(model, processor, records)
         tables.append(router_table(scores["router"], arguments.severity))
-    parts_of = [scores.get(name) for name in ("coalitions", "attention", "router")]
-    sentences = verdict(*parts_of, players)
+    measured = scores.get("coalitions"), scores.get("attention"), scores.get("router")
+    sentences = verdict(*measured, players)
     found = {
         "model": arguments.model,
         "data": arguments.data,
@@ -117,14 +117,14 @@ def main(argv: list[str]) -> int:
         "players": list(players),
         "verdict": sentences,
         **scores,
-        "dominance": dominance_rows(*parts_of, players, data_name(arguments.data)),
+        "dominance": dominance_rows(*measured, players, data_name(arguments.data)),
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = json.dumps(found, indent=2, ensure_ascii=False)
     text = "\n\n".join([*tables, "Verdict: " + " ".join(sentences)])
     write_whole(folder / "diagnosis.json", written + "\n")
     write_whole(folder / "diagnosis.txt", text + "\n")
-    draw_dominance(*parts_of, players, sentences, folder / "diagnosis.png")
+    draw_dominance(*measured, players, sentences, folder / "diagnosis.png")
     sys.stdout.write((written if arguments.json else text) + "\n")
     sys.stderr.write(f"numbers, picture and answers are in {folder}\n")
     return 0

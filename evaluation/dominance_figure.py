@@ -123,10 +123,8 @@ def _attention(axis: Axes, scores: Scores) -> None:
             continue
         heights = [scores[key] for key in keys.values()]
         axis.plot(list(keys), heights, color=color, marker=mark, ms=5, lw=1.6, label=label)
-        bounds = [
-            (scores.get(f"{key}_low", scores[key]), scores.get(f"{key}_high", scores[key])) for key in keys.values()
-        ]
-        axis.fill_between(list(keys), *zip(*bounds, strict=True), color=color, alpha=0.15, lw=0)
+        low, high = ([scores.get(f"{key}_{end}", scores[key]) for key in keys.values()] for end in ("low", "high"))
+        axis.fill_between(list(keys), low, high, color=color, alpha=0.15, lw=0)
     axis.axhline(1, color="#666666", lw=0.8, ls="--")
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

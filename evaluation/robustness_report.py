@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -62,7 +63,7 @@ def draw_robustness(
     names = measured(scores, degradations)
     streams = [stream for stream in TITLES if any(DEGRADATION_STREAMS[name] == stream for name in names)]
     figure = Figure(figsize=(4.6 * max(len(streams), 1), 8.0), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.5, 1))
+    upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=(1.5, 1)))
     panels = upper.subplots(1, max(len(streams), 1), sharey=True, squeeze=False).ravel()
     colors = {}
     for panel, stream in zip(panels, streams, strict=False):
