@@ -74,13 +74,8 @@ def load_encoder(argument, source, dtype, **arguments):
     return model
 
 
-def load_backbones(config_class, vision, text, tag_encoder, quantization_config=None, dtype=torch.float32, **fields):
-    """
-    Configuration and frozen backbones `{"vision", "text", "tag_encoder"}` of a new model.
-
-    The configuration is checked, and its mistakes raised as `ValueError`, before any weight is read. The language
-    model's embeddings grow by one row if its vocabulary has no room for the placeholder `<image>`.
-    """
+def composite_config(config_class, vision, text, tag_encoder, **fields):
+    """The checked configuration of a new model, from its backbones' configurations; reads no weight."""
     check_fields(config_class, fields)
     uses_tags = fields.get("soft_prompt_type", "dynamic") == "dynamic"
     if uses_tags and tag_encoder is None:
@@ -91,13 +86,23 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
     vision_config = vision_config_of(vision)
     if vision_config.model_type in FREE_SIZE_TOWERS and "vision_image_size" not in fields:
         fields["vision_image_size"] = processor_image_size(vision)
-    config = config_class(
+    return config_class(
         vision_config=vision_config,
         text_config=AutoConfig.from_pretrained(text),
         tag_encoder_config=AutoConfig.from_pretrained(tag_encoder) if uses_tags else None,
         backbones={"vision": vision, "text": text, "tag_encoder": tag_encoder if uses_tags else None},
         **fields,
     )
+
+
+def load_backbones(config_class, vision, text, tag_encoder, quantization_config=None, dtype=torch.float32, **fields):
+    """
+    Configuration and frozen backbones `{"vision", "text", "tag_encoder"}` of a new model.
+
+    The configuration is checked, and its mistakes raised as `ValueError`, before any weight is read. The language
+    model's embeddings grow by one row if its vocabulary has no room for the placeholder `<image>`.
+    """
+    config = composite_config(config_class, vision, text, tag_encoder, **fields)
     config.image_token_id, vocabulary = placeholder_token(text)
     language_model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     arguments = {} if quantization_config is None else {"quantization_config": quantization_config}
@@ -109,7 +114,7 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
         "vision": load_encoder("vision", vision, dtype, config=config.vision_config),
         "text": language_model,
     }
-    if uses_tags:
+    if config.soft_prompt_type == "dynamic":
         backbones["tag_encoder"] = load_encoder("tag_encoder", tag_encoder, dtype)
     return config, backbones
 

@@ -40,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("question", metavar="QUESTION", help="what to ask")
     parser.add_argument("--tags", default="", metavar="NAME:SCORE,...", help="what a tagger saw, scores from 0 to 1")
     parser.add_argument("--tagger", metavar="FOLDER", help="let this dual encoder tag the image (see poise align)")
+    parser.add_argument(
+        "--task", metavar="NAME", help="vqa, caption or grounding, for a model with task-routed adapters"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer (default 64)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
     return parser
@@ -63,7 +66,8 @@ def main(argv: list[str]) -> int:
             raise ValueError("--tags and --tagger both say what is in the image: give one of them")
         tags = tags_by(arguments.tagger, image)
         print("tags:", ", ".join(f"{name} {score:.2f}" for name, score in tags) or "none")
-    print(answer(arguments.model, image, arguments.question, tags, arguments.max_new_tokens, arguments.device))
+    settings = (arguments.max_new_tokens, arguments.device, arguments.task)
+    print(answer(arguments.model, image, arguments.question, tags, *settings))
     return 0
 
 
@@ -88,12 +92,14 @@ def answer(
     tags: "list[Tag]",
     max_new_tokens: int = 64,
     device: str | None = None,
+    task: str | None = None,
 ) -> str:
     """Loads model and processor and generates one answer, greedily.
 
     model_name (`str`): folder or Hub repository.
     tags (`list[Tag]`): names and scores in [0, 1]; may be empty.
     device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`).
+    task (`str`, *optional*): of a model with task-routed adapters; its first one by default.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -105,7 +111,7 @@ def answer(
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     content = [{"type": "image", "image": image, "tags": tags}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        [{"role": "user", "content": content, **({} if task is None else {"task": task})}],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,

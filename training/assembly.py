@@ -30,20 +30,29 @@ def resolve_backbone(name: str | None) -> str | None:
     return str(tiny_backbone_path(name.removeprefix(TINY)))
 
 
+def backbones_of(recipe: Recipe) -> dict[str, str | None]:
+    """Backbones of a recipe, as transformers can load them."""
+    return {name: resolve_backbone(recipe.model.get(name)) for name in _BACKBONES}
+
+
+def fields_of(recipe: Recipe) -> dict[str, object]:
+    """Fields of the configuration that a recipe names."""
+    written = {k: v for k, v in recipe.model.items() if k not in (*_BACKBONES, *_NOT_CONFIG)}
+    return {**task_adapter_fields(recipe.lora), **written}
+
+
 def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
     """Backbones and processor of a recipe, without adapters. New modules are drawn from `training.seed`."""
     set_seed(recipe.training.get("seed", 42))
     dtype = getattr(torch, recipe.model["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"model.dtype={recipe.model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
-    fields = {k: v for k, v in recipe.model.items() if k not in (*_BACKBONES, *_NOT_CONFIG)}
-    backbones = {name: resolve_backbone(recipe.model.get(name)) for name in _BACKBONES}
+    backbones = backbones_of(recipe)
     model = PoiseForConditionalGeneration.from_backbones(
         **backbones,
         quantization_config=quantization_config(recipe.model["quantization"], dtype),
         dtype=dtype,
-        **task_adapter_fields(recipe.lora),
-        **fields,
+        **fields_of(recipe),
     )
     # The names as the recipe gives them: a folder of this machine is no help to whoever loads the model elsewhere.
     model.config.backbones = {name: recipe.model.get(name) for name in _BACKBONES}

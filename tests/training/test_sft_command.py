@@ -29,6 +29,8 @@ def no_model(monkeypatch):
         (["--config", "demo", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--config", "demo", "--resume", "nowhere"], "is no folder"),
         (["--config", "demo", "--data.scenes", "{prior_strenght: 0.5}"], "prior_strenght"),
+        (["--config", "demo", "--data.max_length", "40"], "36 image and 12 soft-prompt tokens"),
+        (["--config", "demo", "--vision_feature_layer", "99"], "names hidden state 99"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_model_is_loaded(no_model, words, message):

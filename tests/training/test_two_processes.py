@@ -7,8 +7,12 @@ import sys
 from importlib.resources import files
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+
+from poise.processing import write_task_records
+from poise.processing.scenes import Scenes
 
 CPU_DDP = yaml.safe_load((files("poise.training") / "accelerate" / "cpu_ddp.yaml").read_text())
 
@@ -44,3 +48,22 @@ def test_two_processes_train_as_one(small_recipe, tmp_path):
         # Every process saw every picture of the global batch: 3 steps of 8.
         assert sum(int(weights[name]) for name in (*seen, *held)) == 24
     assert log.count("first batch:") == 1
+
+
+@pytest.mark.slow
+def test_a_process_with_text_alone_holds_nobody_up(small_recipe, tmp_path):
+    """Records with and without pictures, one a process and step, on task-routed adapters: no waiting, same losses."""
+    records = Scenes("train", size=12, tasks=("vqa", "grounding")).__getitems__(range(12))
+    for record in records:
+        if record["task"] == "vqa":
+            record.update(image=None, tags=[])
+    assert 3 <= sum(record["image"] is None for record in records) <= 9
+    write_task_records(records, tmp_path / "train.jsonl")
+    overrides = {"stream_dropout": 0.0, "max_steps": 3, "save_strategy": "steps", "save_steps": 3,
+                 "data.train": str(tmp_path / "train.jsonl"), "data.evaluation": None, "lora.task_routed": True,
+                 "router_type": "gate"}  # fmt: skip
+    one, weights_one, _ = launch(tmp_path, 1, 2, small_recipe(tmp_path, **overrides))
+    two, weights_two, _ = launch(tmp_path, 2, 1, small_recipe(tmp_path, **overrides))
+    assert one == pytest.approx(two, rel=1e-4)
+    for name, value in weights_one.items():
+        torch.testing.assert_close(value, weights_two[name], rtol=1e-2, atol=1e-3, msg=name)
