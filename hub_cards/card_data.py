@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from poise.evaluation.prediction_log import write_whole
 
 SCHEMA = 1
 CARD_DATA_FILE = "card_data.json"
-ROW_FIELDS = ("condition", "metric", "value", "low", "high", "n", "dataset")
+ROW_FIELDS = ("condition", "metric", "value", "low", "high", "n", "dataset", "benchmark")
+BENCHMARK = re.compile(r"[\w.-]+/[\w.-]+#[\w.-]+")
 
 
 @dataclasses.dataclass
@@ -31,6 +33,7 @@ class EvaluationRow:
         low, high (`float`, *optional*): bounds of its 95 % interval.
         n (`int`, *optional*): samples behind it.
         dataset (`str`, *optional*): data set and split.
+        benchmark (`str`, *optional*): `owner/dataset#task` of a benchmark that is registered on the Hub.
 
     Raises:
         ValueError: no condition or metric, a value that is no finite number, or bounds that are not in order.
@@ -43,10 +46,15 @@ class EvaluationRow:
     high: float | None = None
     n: int | None = None
     dataset: str | None = None
+    benchmark: str | None = None
 
     def __post_init__(self):
         if not self.condition or not self.metric:
             raise ValueError(f"evaluation row {self}: condition and metric must be named")
+        if self.benchmark is not None and not BENCHMARK.fullmatch(self.benchmark):
+            raise ValueError(
+                f"evaluation row {self.condition!r}: benchmark={self.benchmark!r} must be owner/dataset#task"
+            )
         for name in ("value", "low", "high"):
             number = getattr(self, name)
             if number is None and name != "value":

@@ -8,18 +8,19 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from peft import PeftModel
 from PIL import Image
 
 from poise.hub_cards.adapter_folder import save_adapter
 from poise.hub_cards.backbone_names import hub_id, public_name
-from poise.hub_cards.card_data import CardData
+from poise.hub_cards.card_data import CardData, EvaluationRow
 from poise.hub_cards.card_plots import draw_plots
 from poise.hub_cards.model_card import build_card
 from poise.hub_cards.public_recipe import public_recipe
@@ -31,6 +32,7 @@ from poise.training.recipe import Recipe
 RESULTS_FILE = "evaluation_results.json"
 SAMPLE_FILE = "sample.png"
 SAMPLE_ANSWER_FILE = "sample.json"
+BENCHMARK_FOLDER = ".eval_results"
 TABLES = ("evaluation", "robustness", "dominance")
 
 
@@ -158,8 +160,23 @@ def _write_facts(folder: Path, card_data: CardData, recipe: dict[str, Any] | Non
     _write_json(folder / VERSIONS_FILE, versions())
     content = card_data.to_dict()
     _write_json(folder / RESULTS_FILE, {"schema": content["schema"], **{table: content[table] for table in TABLES}})
+    write_benchmark_results(folder, card_data.evaluation)
     if recipe is not None:
         (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+
+def write_benchmark_results(folder: Path, rows: Sequence[EvaluationRow]) -> None:
+    """`.eval_results/NAME.yaml` for each benchmark that is registered on the Hub; the others are on the card alone."""
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for row in rows:
+        if row.benchmark is not None:
+            dataset, _, task = row.benchmark.partition("#")
+            notes = f"{row.metric}, {row.condition}"
+            entries.setdefault(dataset, []).append(EvalResultEntry(dataset, task, round(row.value, 6), notes=notes))
+    for dataset, found in entries.items():
+        path = folder / BENCHMARK_FOLDER / f"{dataset.replace('/', '-')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(found), sort_keys=False), encoding="utf-8")
 
 
 def _write_sample(folder: Path, sample: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ FIRST_WAIT = 1.0  # seconds, doubled at every attempt
 LONGEST_WAIT = 60.0
 TEMPORARY = (429, 500, 502, 503, 504)
 # What an earlier version of the same repository may hold and this one does not: shards, plots, another kind of weights.
-REPLACED = ("*.safetensors", "*.safetensors.index.json", "plots/*", "adapter_config.json", "*.py")
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "plots/*", ".eval_results/*", "adapter_config.json", "*.py")
 
 Result = TypeVar("Result")
 

@@ -148,6 +148,21 @@ def test_the_same_content_gives_the_same_bytes(built, card_data, recipe, tmp_pat
     assert content[0] == content[1]
 
 
+def test_only_registered_benchmarks_are_written_for_the_leaderboards(tmp_path):
+    from huggingface_hub import parse_eval_result_entries
+
+    from poise.hub_cards.publishable_folder import write_benchmark_results
+
+    write_benchmark_results(tmp_path, [EvaluationRow("clean", "vqa_accuracy", 0.5)])
+    assert not list(tmp_path.iterdir())
+    write_benchmark_results(tmp_path, [EvaluationRow("clean", "pope_f1", 0.8, benchmark="acme/pope#random")])
+    (path,) = (tmp_path / ".eval_results").iterdir()
+    (entry,) = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert (path.name, entry.dataset_id, entry.task_id, entry.value) == ("acme-pope.yaml", "acme/pope", "random", 0.8)
+    with pytest.raises(ValueError, match="benchmark='pope' must be owner/dataset#task"):
+        EvaluationRow("clean", "pope_f1", 0.8, benchmark="pope")
+
+
 def test_importing_the_self_check_imports_no_torch():
     # The demo and the command line import it before they know whether they need a model.
     code = "import sys, poise.hub_cards.self_check; sys.exit('torch' in sys.modules)"

@@ -1,6 +1,7 @@
 """Every code block of README and docs is run, or parsed where it says why it cannot run; see `document_blocks`."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from document_blocks import REPOSITORY, Page, blocks_of, command_lines, full_command, is_plain_poise, pages, parse_block  # noqa: E402, I001
 
-PAGES = list(pages([*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/*.md"))]))
+DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/**/*.md"))]
+PAGES = list(pages(DOCUMENTS))
 LONG = ("slow", "shortened")
 
 
@@ -84,10 +86,13 @@ def test_marks_are_used_as_they_are_meant():
 
 
 def test_commands_stand_in_blocks_that_are_run():
-    for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
+    for document in DOCUMENTS:
         for block in blocks_of(document):
-            if block.language not in ("python", "bash", "text", "json", "yaml", "toml", "bibtex"):
-                commands = [line for line in block.code.splitlines() if line.startswith(("poise ", "make ", "import "))]
+            assert block.language not in ("console", "sh", "shell", "zsh", "py"), f"{block.place}: say bash or python"
+            if block.language == "":
+                commands = re.findall(
+                    r"^(?:\$ )?(?:poise|make|accelerate|import|from) .*", block.code, flags=re.MULTILINE
+                )
                 assert not commands, f"{block.place}: {commands[0]!r} stands in a block without a language"
 
 
