@@ -234,7 +234,7 @@ def _training_facts(card_data: CardData) -> list[tuple[str, str]]:
         ("epochs", number(card_data.epochs) if card_data.epochs else None),
         ("batch size", f"{batch} per process × {accumulation} accumulated" if batch else None),
         ("learning rates", rates or None),
-        ("LoRA", f"rank {lora['r']}, alpha {lora['alpha']}" if lora else None),
+        ("LoRA", _lora_facts(lora) if lora else None),
         ("precision of the frozen language model", (recipe.get("model") or {}).get("quantization")),
         ("hardware", card_data.hardware),
         ("processes", card_data.processes),
@@ -265,6 +265,13 @@ def _licenses(config: Any, card_data: CardData) -> list[tuple[str, str]]:
 def cell(text: Any) -> str:
     """Text that may stand in a cell of a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())
+
+
+def _lora_facts(lora: Mapping[str, Any]) -> str:
+    kinds = [name for key, name in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")) if lora.get(key)]
+    if lora.get("task_routed"):
+        kinds.append("one for image-level and one for region-level tasks, mixed per task and block")
+    return ", ".join([f"rank {lora['r']}, alpha {lora['alpha']}", *kinds])
 
 
 def _rate(value: Any) -> float:

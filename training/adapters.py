@@ -39,7 +39,9 @@ def task_adapter_fields(lora: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def add_adapters(model: PreTrainedModel, lora: dict[str, Any], train_tag_encoder: bool) -> PeftModel:
+def add_adapters(
+    model: PreTrainedModel, lora: dict[str, Any], train_tag_encoder: bool, train_vision_tower: bool = False
+) -> PeftModel:
     """
     Adapters on the language model; the new modules travel with them.
 
@@ -49,11 +51,14 @@ def add_adapters(model: PreTrainedModel, lora: dict[str, Any], train_tag_encoder
         model: with task-routed adapters inside where `lora["task_routed"]`; then PEFT adds none of its own.
         lora (`dict`): the recipe's section.
         train_tag_encoder (`bool`): the tag encoder learns, too, and travels along.
+        train_vision_tower (`bool`, *optional*, defaults to `False`): so does the vision tower.
     """
     new = (*NEW_MODULES, "task_adapters") if lora.get("task_routed") else NEW_MODULES
     modules = [f"model.{name}" for name in new if getattr(model.model, name, None) is not None]
     if train_tag_encoder:
         modules.append("model.tag_encoder")
+    if train_vision_tower:
+        modules.append("model.vision_tower")
     targets = DUMMY_TARGET_MODULES if lora.get("task_routed") else lora["target_modules"] or lora_targets(model)
     config = LoraConfig(
         r=lora["r"],

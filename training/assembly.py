@@ -68,7 +68,7 @@ def prepare_for_training(model: PreTrainedModel, recipe: Recipe) -> PreTrainedMo
     groups = recipe.learning_rates
     trained: PreTrainedModel | PeftModel = model
     if recipe.lora is not None:
-        trained = add_adapters(model, recipe.lora, "tag_encoder" in groups)
+        trained = add_adapters(model, recipe.lora, "tag_encoder" in groups, "vision_tower" in groups)
     set_trainable(trained, groups)
     keep_trained_in_float32(trained)
     return trained

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -77,6 +78,15 @@ def _check_same_architecture(folder: Path, recipe: Recipe) -> None:
     wanted = {k: v for k, v in recipe.model.items() if k in saved and k not in ("dtype",)}
     wanted.update({f"backbones.{name}": recipe.model.get(name) for name in ("vision", "text", "tag_encoder")})
     found = {**saved, **{f"backbones.{name}": value for name, value in (saved.get("backbones") or {}).items()}}
+    if (folder / RECIPE_FILE).is_file():
+        # Adapters of another shape, or other groups in the optimizer, would not fit what was saved.
+        trained = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+        found["learning_rates"] = sorted(trained["learning_rates"])
+        wanted["learning_rates"] = sorted(recipe.learning_rates)
+        kinds = {**(trained["lora"] or {}), "lora": bool(trained["lora"])}
+        found.update({f"lora.{key}": value for key, value in kinds.items()})
+        kinds = {**(recipe.lora or {}), "lora": bool(recipe.lora)}
+        wanted.update({f"lora.{key}": value for key, value in kinds.items()})
     for key, value in wanted.items():
         if key in found and found[key] != value:
             raise ValueError(

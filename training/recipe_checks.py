@@ -18,7 +18,7 @@ METRICS = (
     "caption_bleu_3", "caption_bleu_4", "grounding_accuracy@0.1", "grounding_accuracy@0.5", "grounding_accuracy@0.75",
     "grounding_mean_iou",
 )  # fmt: skip
-_COUNTS = {"evaluation_samples": 1, "max_new_tokens": 1, "max_length": 1}
+_COUNTS = {"evaluation_samples": 1, "max_new_tokens": 1, "max_length": 1, "packing": 2, "shuffle_buffer": 1}
 
 
 def check_values(recipe: Any) -> None:
@@ -34,6 +34,7 @@ def check_values(recipe: Any) -> None:
     if not recipe.learning_rates:
         raise ValueError("learning_rates is empty: nothing would be trained; name at least new_modules")
     group_settings(recipe.learning_rates)
+    _check_groups(recipe)
     _check_start_up(recipe.checks)
     _check_stopping(recipe)
     _check_training(recipe)
@@ -115,6 +116,17 @@ def _check_adapters(recipe: Any) -> None:
         )
 
 
+def _check_groups(recipe: Any) -> None:
+    prompt = recipe.model.get("soft_prompt_type", "dynamic")
+    if "tag_encoder" in recipe.learning_rates and prompt != "dynamic":
+        raise ValueError(
+            f"learning_rates.tag_encoder is given, but soft_prompt_type={prompt!r} has no tag encoder: drop the rate, "
+            "or set soft_prompt_type=dynamic"
+        )
+    if "soft_prompt" in recipe.learning_rates and prompt == "none":
+        raise ValueError("learning_rates.soft_prompt is given, but soft_prompt_type='none': drop the rate")
+
+
 def _check_start_up(checks: dict[str, Any]) -> None:
     allowed = checks["allow_without_gradient"]
     if not isinstance(allowed, list | tuple) or any(name not in CHECKED_MODULES for name in allowed):
@@ -146,6 +158,11 @@ def _check_training(recipe: Any) -> None:
         raise ValueError(
             "training.remove_unused_columns=true would drop pictures and tags, which are no inputs of the model yet "
             "when records are read: leave it out"
+        )
+    if training.get("dataloader_persistent_workers") and training.get("dataloader_num_workers"):
+        raise ValueError(
+            "training.dataloader_persistent_workers=true keeps workers that do not hear of a new epoch, so every epoch "
+            "would draw the same captions: leave it out"
         )
     metric = str(training.get("metric_for_best_model") or "loss").removeprefix("eval_")
     if metric not in METRICS and "/" not in metric:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from poise.command_line import main as poise
 from poise.hub_cards.publishable_folder import write_publishable_folder
 from poise.modeling import PoiseForConditionalGeneration
 from poise.processing import GenerationCollator, Scenes
+from poise.training.assembly import assemble
 from poise.training.checkpoints import last_checkpoint, load_trained
 from poise.training.merge_command import main as merge
 from poise.training.merging import merged_model, trained_folder
@@ -95,6 +97,19 @@ def test_the_command_writes_a_model_that_transformers_loads_and_anybody_may_publ
     assert ModelCard.load(published / "README.md").data.base_model_relation == "finetune"
     with pytest.raises(ValueError, match="not empty"):
         merge([str(folder), str(tmp_path / "merged")])
+
+
+def test_a_trained_vision_tower_travels_with_the_adapter(small_recipe, tmp_path):
+    rates = {"learning_rates.vision_tower": 1e-3, "learning_rates.tag_encoder": 1e-3}
+    recipe = small_recipe(tmp_path, max_steps=3, save_strategy="steps", save_steps=3, **rates)
+    model, _ = run_sft(recipe)
+    weights = load_file(tmp_path / "checkpoint-3" / "adapter_model.safetensors")
+    assert any(".vision_tower." in name for name in weights) and any(".tag_encoder." in name for name in weights)
+    (checkpoint, processor), (finished, _) = load_trained(tmp_path / "checkpoint-3"), load_trained(model)
+    torch.testing.assert_close(logits(checkpoint, processor), logits(finished, processor), rtol=1e-4, atol=1e-4)
+    untouched, _ = assemble(recipe)
+    name = "vision_tower.embeddings.patch_embedding.weight"
+    assert not torch.equal(finished.model.get_parameter(name), untouched.model.get_parameter(name))
 
 
 @pytest.mark.parametrize("run", ["lora"], indirect=True)

@@ -75,6 +75,10 @@ def test_resume_refuses_another_architecture(finished_run, small_recipe, tmp_pat
     folder, _, _ = finished_run
     with pytest.raises(ValueError, match="router_type='reliability'.*'gate'"):
         check_resumable(folder / "checkpoint-2", small_recipe(tmp_path, router_type="gate"))
+    with pytest.raises(ValueError, match=r"lora\.r=16, the recipe says 4"):
+        check_resumable(folder / "checkpoint-2", small_recipe(tmp_path, **{"lora.r": 4}))
+    with pytest.raises(ValueError, match=r"learning_rates=\['adapters', 'new_modules'.*'tag_encoder'"):
+        check_resumable(folder / "checkpoint-2", small_recipe(tmp_path, **{"learning_rates.tag_encoder": 1e-4}))
     foreign = tmp_path / "checkpoint-9"
     shutil.copytree(folder / "checkpoint-2", foreign)
     (foreign / "config.json").write_text(json.dumps({"model_type": "llava"}))

@@ -61,6 +61,8 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
         ({"learning_rates.adapters": {"schedule": "cosine"}}, ["learning_rates.adapters", "rate"]),
         ({"learning_rates.adapters": "1e-3"}, ["learning_rates.adapters='1e-3'", "1.0e-3"]),
         ({"checks.allow_without_gradient": ["ruoter"]}, ["ruoter", "router"]),
+        ({"learning_rates.tag_encoder": 1e-4, "soft_prompt_type": "static"}, ["learning_rates.tag_encoder", "static"]),
+        ({"training.dataloader_persistent_workers": True, "dataloader_num_workers": 2}, ["persistent", "leave it out"]),
     ],
 )
 def test_a_mistake_names_the_value_and_the_remedy_in_one_line(overrides, words):
