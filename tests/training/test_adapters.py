@@ -34,7 +34,7 @@ def logits(model, processor):
     return model(**inputs).logits
 
 
-SLOW = ("dora_nf4", "rslora")
+SLOW = ("dora", "dora_nf4", "rslora")
 
 
 def kinds(*names):
@@ -53,7 +53,7 @@ def run(request, small_recipe, tmp_path_factory):
         def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs):
             kept["logits"] = logits(model.eval(), processing_class)
 
-    recipe = small_recipe(folder, max_steps=3, save_strategy="steps", save_steps=3, **KINDS[request.param])
+    recipe = small_recipe(folder, max_steps=2, save_strategy="steps", save_steps=2, **KINDS[request.param])
     run_sft(recipe, callbacks=[Keep()])
     return request.param, folder, kept["logits"]
 
@@ -106,7 +106,7 @@ def test_a_trained_vision_tower_travels_with_the_adapter(small_recipe, tmp_path)
     weights = load_file(tmp_path / "checkpoint-3" / "adapter_model.safetensors")
     assert any(".vision_tower." in name for name in weights) and any(".tag_encoder." in name for name in weights)
     (checkpoint, processor), (finished, _) = load_trained(tmp_path / "checkpoint-3"), load_trained(model)
-    torch.testing.assert_close(logits(checkpoint, processor), logits(finished, processor), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(checkpoint, processor), logits(finished, processor), rtol=1e-3, atol=1e-3)
     untouched, _ = assemble(recipe)
     name = "vision_tower.embeddings.patch_embedding.weight"
     assert not torch.equal(finished.model.get_parameter(name), untouched.model.get_parameter(name))
@@ -116,7 +116,7 @@ def test_a_trained_vision_tower_travels_with_the_adapter(small_recipe, tmp_path)
 def test_a_run_is_found_by_its_folder(run, tmp_path):
     _, folder, _ = run
     assert trained_folder(folder) == folder / "model"
-    assert trained_folder(folder / "checkpoint-3") == folder / "checkpoint-3"
+    assert trained_folder(folder / "checkpoint-2") == folder / "checkpoint-2"
     with pytest.raises(ValueError, match="neither a finished model nor a checkpoint"):
         trained_folder(tmp_path)
     with pytest.raises(ValueError, match="choose one of dequantized, full"):
@@ -127,6 +127,6 @@ def test_a_run_is_found_by_its_folder(run, tmp_path):
 def test_evaluate_takes_a_checkpoint_and_a_run(run, tmp_path, capsys):
     _, folder, _ = run
     settings = ["--data", "scenes:test", "--task", "vqa", "--limit", "4", "--json", "--max-new-tokens", "2"]
-    for place, name in enumerate((folder / "checkpoint-3", folder)):
+    for place, name in enumerate((folder / "checkpoint-2", folder)):
         assert poise(["evaluate", str(name), *settings, "--output", str(tmp_path / str(place))]) == 0
         assert json.loads(capsys.readouterr().out)["metrics"]["vqa_samples"] > 0

@@ -165,6 +165,7 @@ def test_a_checkpoint_answers_as_the_finished_model(run):
     assert torch.equal(logits(checkpoint, inputs), logits(model, inputs))
 
 
+@pytest.mark.slow
 def test_on_a_quantized_language_model(small_recipe, tmp_path):
     pytest.importorskip("bitsandbytes")
     folder, _ = run_sft(small_recipe(tmp_path, **{**MIXED, "model.quantization": "nf4"}))

@@ -20,7 +20,7 @@ def history(folder):
     return state, state["log_history"]
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("use_dora", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_best_generated_answers_choose_the_model_and_end_the_run(use_dora, small_recipe, tmp_path, monkeypatch):
     scores = iter([0.2, 0.9, 0.5, 0.4, 0.9])  # the last one is asked for after the run
     monkeypatch.setattr(GenerationEvaluator, "__call__", lambda self, *args: {"vqa_accuracy": next(scores)})
@@ -79,6 +79,7 @@ def test_the_routers_weights_by_condition(finished_run):
     assert curves(model) == {}
 
 
+@pytest.mark.slow
 def test_trackio_gets_the_curves_and_stays_local(small_recipe, tmp_path, monkeypatch):
     pytest.importorskip("trackio")
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio", raising=False)
@@ -92,6 +93,7 @@ def test_trackio_gets_the_curves_and_stays_local(small_recipe, tmp_path, monkeyp
     assert {"eval/vqa_accuracy", "eval/router/clean/image", "eval/router/blank/image"} <= names
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_them_too(small_recipe, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from poise.processing import write_task_records
 from poise.processing.scenes import Scenes
+from poise.training.sft import run_sft
 
 CPU_DDP = yaml.safe_load((files("poise.training") / "accelerate" / "cpu_ddp.yaml").read_text())
 
@@ -28,10 +29,14 @@ def launch(folder, processes, batch, recipe):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    checkpoint = folder / f"run_{processes}" / "checkpoint-3"
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return *newest(folder / f"run_{processes}"), result.stderr + result.stdout
+
+
+def newest(run):
+    """Losses of three steps, and the weights after them."""
+    state = json.loads((run / "checkpoint-3" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-    return losses, load_file(checkpoint / "adapter_model.safetensors"), result.stderr + result.stdout
+    return losses, load_file(run / "checkpoint-3" / "adapter_model.safetensors")
 
 
 @pytest.mark.slow
@@ -62,7 +67,8 @@ def test_a_process_with_text_alone_holds_nobody_up(small_recipe, tmp_path):
     overrides = {"stream_dropout": 0.0, "max_steps": 3, "save_strategy": "steps", "save_steps": 3,
                  "data.train": str(tmp_path / "train.jsonl"), "data.evaluation": None, "lora.task_routed": True,
                  "router_type": "gate"}  # fmt: skip
-    one, weights_one, _ = launch(tmp_path, 1, 2, small_recipe(tmp_path, **overrides))
+    run_sft(small_recipe(tmp_path / "alone", **overrides, per_device_train_batch_size=2))
+    one, weights_one = newest(tmp_path / "alone")
     two, weights_two, _ = launch(tmp_path, 2, 1, small_recipe(tmp_path, **overrides))
     assert one == pytest.approx(two, rel=1e-4)
     for name, value in weights_one.items():
