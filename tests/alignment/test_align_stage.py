@@ -25,7 +25,7 @@ def test_cached_features_are_the_computed_ones(tiny_dual_encoder, tiny_pair_proc
     model, pairs = tiny_dual_encoder(), load_pairs("scenes", "test", {"size": 5})
     features = pair_features(model, tiny_pair_processor, pairs, tmp_path, torch.float32, parts=True)
     batch = features.__getitems__(range(len(features)))
-    texts = [text for own in pairs.captions for text in dict.fromkeys([*own, *sum(map(caption_parts, own), [])])]
+    texts = [t for own in pairs.captions for t in [*own, *dict.fromkeys(sum(map(caption_parts, own), []))]]
     assert len(features) == len(texts)
     with torch.no_grad():
         images, words, *_ = model.head(**{name: value for name, value in batch.items() if not name.endswith("_rows")})

@@ -7,6 +7,10 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
     BertConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
+    RobertaConfig,
     ViTConfig,
     pipeline,
 )
@@ -72,11 +76,20 @@ def test_padding_and_company_change_nothing(tiny_dual_encoder, inputs):
     torch.testing.assert_close(together.image_embeds.norm(dim=-1), torch.ones(3))
 
 
-def test_a_tower_with_a_class_token_has_both_paths():
-    vision = ViTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8
-    )
-    text = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+PATCHES = {"image_size": 16, "patch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        (ViTConfig(**SIZES, **PATCHES), BertConfig(**SIZES, vocab_size=20)),
+        (Dinov2Config(**SIZES, **PATCHES), RobertaConfig(**SIZES, vocab_size=20)),
+        (CLIPVisionConfig(**SIZES, **PATCHES), CLIPTextConfig(**SIZES, vocab_size=20, eos_token_id=19)),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_tower_with_a_class_token_has_both_paths(vision, text):
     pixels, ids = torch.randn(2, 3, 16, 16), torch.randint(20, (2, 5))
     embeds = {}
     for paths in (None, "tokens", "cls"):
