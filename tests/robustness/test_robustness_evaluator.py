@@ -7,6 +7,7 @@ import pytest
 from small_vlms import object_records, small_vlm
 
 from poise.evaluation.evaluator import Evaluator
+from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.evaluation.robustness import RobustnessEvaluator
 
 FEW = {"degradations": ["blur", "tags_removed", "typos"], "severities": [1, 3], "progress": False}
@@ -89,6 +90,27 @@ def test_models_run_and_go_on_where_they_stopped(kind, tmp_path, monkeypatch):
     assert all({"prediction", "degradation", "severity", "source", "scores"} <= set(row) for row in rows)
     with pytest.raises(ValueError, match="holds predictions made with degradation_seed=0, now it is 1"):
         RobustnessEvaluator(**options, degradation_seed=1, output_dir=tmp_path)(vlm.model, vlm.processor, records)
+
+
+def test_what_says_nothing_new_is_asked_once(monkeypatch):
+    """A sample's tags are either gone or not: two prompts in six cells."""
+    vlm, asked = small_vlm("llama"), []
+    plain = GenerationEvaluator.predict
+
+    def count(self, model, processor, records, rows):
+        asked.extend(record["id"] for record in records)
+        plain(self, model, processor, records, rows)
+
+    monkeypatch.setattr(GenerationEvaluator, "predict", count)
+    options = {"degradations": ["tags_removed"], "progress": False, "max_new_tokens": 3}
+    for batch_size in (2, 64):
+        asked.clear()
+        evaluator = RobustnessEvaluator(batch_size=batch_size, **options)
+        found = evaluator(vlm.model, vlm.processor, object_records(5))
+        assert found["samples"] == 5
+        assert len(asked) == 5 + 4  # each clean, and once without tags; one has none to remove
+        again = evaluator(vlm.model, vlm.processor, object_records(5))
+        assert again == found and len(asked) == 2 * 9
 
 
 @pytest.mark.parametrize(
