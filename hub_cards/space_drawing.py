@@ -140,7 +140,7 @@ def _router_view(picture, answers):
         words.append("It trusts both.")
     drawn = [(router_overlay(picture, run.image_weight, None), "what it lets through")]
     if answers.gaze is not None:
-        drawn.append((router_overlay(picture, run.image_weight, answers.gaze), "where it looks, should tags fail"))
+        drawn.append((router_overlay(picture, 1.0, answers.gaze), "where it looks, should tags fail"))
     figures = "".join(
         f'<figure><img src="{_as_data(image)}" alt="{html.escape(label)}">{html.escape(label)}</figure>'
         for image, label in drawn

@@ -19,10 +19,10 @@ NEEDED = ("transformers", "torch", "pillow", "huggingface_hub", "safetensors", "
 GRADIO = "6.31.0"  # the version that the page was written against
 # What the examples show: caption, degradation of the picture, corruption of the tags.
 EXAMPLES = (
-    ("sound picture, right tags", None, None),
-    ("picture under noise, right tags", "noise", None),
-    ("sound picture, invented tags", None, "tags_invented"),
-    ("blank picture, right tags", "blank", None),
+    ("all sound", None, None),
+    ("noise, right tags", "noise", None),
+    ("invented tags", None, "tags_invented"),
+    ("blank, right tags", "blank", None),
 )
 SEVERITY = 4
 SENTENCE = (
