@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,37 @@ def _write_beyond_the_limit(folder):
         except DiskFull as error:
             messages.append(str(error))
     (folder / "messages.txt").write_text("\n".join(messages))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB; only the superuser may make one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip("mounting a small file system needs the superuser")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    trainer_of(small_disk, max_steps=2).train()
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "other.bin").write_bytes(bytes(free - 8192))
+    with pytest.raises(DiskFull, match=r"[0-9]+ kB are missing; checkpoint-2 is untouched"):
+        trainer_of(small_disk, max_steps=4).train(resume_from_checkpoint=str(small_disk / "checkpoint-2"))
+    # And where nobody can tell beforehand how much it will be.
+    target = small_disk / ASIDE / "big"
+    with pytest.raises(DiskFull, match="kB are missing"), room_for(target, 0, "nothing is lost"):
+        target.mkdir(parents=True)
+        torch.save(torch.ones(200_000), target / "x")
+    assert [path.name for path in complete_checkpoints(small_disk)] == ["checkpoint-2"]
+    (small_disk / "other.bin").unlink()
+    trainer_of(small_disk, max_steps=4).train(resume_from_checkpoint=str(small_disk / "checkpoint-2"))
+    assert complete_checkpoints(small_disk)[-1].name == "checkpoint-4"
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------------
