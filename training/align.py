@@ -151,7 +151,10 @@ def finish(
     if held_out is not None:
         halves = [range(0, len(held_out), 2), range(1, len(held_out), 2)]
         if tagger is not None:
-            metrics["calibration"] = calibrate(tagger, held_out, halves[0])
+            try:
+                metrics["calibration"] = calibrate(tagger, held_out, halves[0])
+            except ValueError as error:  # too short a run, or tags in other words: no reason to lose what was trained
+                logger.warning("the tagger stays uncalibrated: %s", error)
         metrics.update(measure(model, processor, tagger, held_out, halves[1], folder.parent / RELIABILITY_PLOT))
     folder.mkdir(parents=True, exist_ok=True)
     if tagger is None:

@@ -104,6 +104,8 @@ def measure(
         return metrics
     present = pairs.names_present()
     truth = truth_table([present[row] for row in rows], tagger.vocabulary)  # (N, C)
+    if not truth.any():
+        return metrics
     cosines = (pictures @ tagger.tag_embeds().T).cpu()  # (N, C)
     before, after = uncalibrated_scores(model, cosines).numpy(), tagger.scores_of(cosines).numpy()  # (N, C) each
     known = truth.any(axis=1)  # (N,)

@@ -71,6 +71,7 @@ def test_scores_by_hand():
     assert retrieval_recall(np.eye(3), [[0], [1], [2]])["image_to_text_recall@1"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_short_run_is_far_above_chance_and_writes_all_that_it_measured(aligned):
     folder, model, metrics = aligned
     tags, retrieval = metrics["tags"], metrics["retrieval"]
@@ -88,7 +89,10 @@ def test_a_short_run_is_far_above_chance_and_writes_all_that_it_measured(aligned
     assert load_align_recipe(str(model / "recipe.yaml")).model["loss_type"] == tagger.model.config.loss_type
 
 
-@pytest.mark.parametrize("options", [{}, {"fusemix_alpha": 1.0, "structure_weight": 5.0, "loss_type": "sigmoid"}])
+RICH = {"fusemix_alpha": 1.0, "structure_weight": 5.0, "loss_type": "sigmoid"}
+
+
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), RICH], ids=["plain", "rich"])
 def test_a_resumed_run_is_the_same_run(align_recipe, tmp_path, options):
     settings = {"save_strategy": "steps", "save_steps": 3, "projector_dropout": 0.1, **options}
     whole, _ = run_align(align_recipe(tmp_path / "whole", **settings))
@@ -153,6 +157,12 @@ def test_a_mistake_is_one_line_before_any_encoder_is_loaded(monkeypatch, words, 
     with pytest.raises((ValueError, OSError)) as caught:
         main(words)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_that_cannot_be_calibrated_keeps_what_it_trained(align_recipe, tmp_path, caplog):
+    folder, metrics = run_align(align_recipe(tmp_path, max_steps=1, vocabulary=["pink elephant"]))
+    assert "calibration" not in metrics and any("stays uncalibrated" in message for message in caplog.messages)
+    assert load_tagger(folder).temperature is None
 
 
 def test_a_checkpoint_of_another_loss_is_not_resumed(align_recipe, tmp_path):
