@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from .packing import padding_places
 from .processing_poise import PoiseProcessor
 
 
@@ -13,13 +14,16 @@ def describe_batch(batch: Mapping[str, torch.Tensor], processor: PoiseProcessor)
     Counts come from the tensors, not from what was meant to be in them.
 
     Args:
-        batch: as [`TrainingCollator`] or [`GenerationCollator`] makes it.
+        batch: as [`TrainingCollator`], [`PackingCollator`] or [`GenerationCollator`] makes it.
         processor ([`PoiseProcessor`]): whose batch it is.
     """
-    attended = batch["attention_mask"].bool()  # (B, T)
+    attended = ~padding_places(batch)  # (B, T)
     is_placeholder = (batch["input_ids"] == processor.image_token_id) & attended  # (B, T)
     num_samples = len(attended)
-    parts = [_count(num_samples, "sample")]
+    if "position_ids" in batch:  # packed: positions begin anew with every sample
+        num_samples = int(((batch["position_ids"] == 0) & attended).sum())
+    rows = f" in {_count(len(attended), 'row')}" if num_samples > len(attended) else ""
+    parts = [_count(num_samples, "sample") + rows]
 
     if "pixel_values" in batch:
         num_images, _, height, width = batch["pixel_values"].shape

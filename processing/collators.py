@@ -8,6 +8,7 @@ from transformers import BatchFeature
 
 from .processing_poise import PoiseProcessor
 from .prompts import Prompts, target_text
+from .task_record_files import opened_record
 from .text_truncation import positions_to_keep
 
 IGNORED = -100  # the label that no loss counts
@@ -71,7 +72,8 @@ class TrainingCollator(PromptTokens):
         return_prompt_mask (`bool`, *optional*, defaults to `False`): add `prompt_mask` [B, T], `True` on the prompt.
         pad_to_multiple_of (`int`, *optional*): round T up.
 
-    `epoch` is an attribute: set it before an epoch to draw other captions. Returns a `BatchFeature` with `input_ids`,
+    `epoch` is an attribute: set it before an epoch to draw other captions; a record that a mixture or a stream repeats
+    within an epoch counts its own passes as `record["pass"]`. Returns a `BatchFeature` with `input_ids`,
     `attention_mask`, `labels` and what the images bring along.
 
     Raises:
@@ -92,10 +94,17 @@ class TrainingCollator(PromptTokens):
         self.max_length, self.seed, self.epoch = max_length, seed, 0
         self.return_prompt_mask, self.pad_to_multiple_of = return_prompt_mask, pad_to_multiple_of
 
-    def __call__(self, records: Records) -> BatchFeature:
+    def fitted_rows(self, records: Records) -> tuple[list[tuple[list[int], list[int]]], dict[str, torch.Tensor]]:
+        """(prompt, answer) token ids of every record, cut to `max_length`, and the inputs of their images."""
+        records = [opened_record(record) for record in records]
         texts, prompt_rows, inputs = self.rows(records)
         answer_rows = self._answer_rows(records, texts)
-        fitted = [self._fitted(prompt, answer) for prompt, answer in zip(prompt_rows, answer_rows, strict=True)]
+        return [self._fitted(prompt, answer) for prompt, answer in zip(prompt_rows, answer_rows, strict=True)], inputs
+
+    def __call__(self, records: Records) -> BatchFeature:
+        if any(record is None for record in records):
+            return BatchFeature({})  # places of a stream that a resumed run has had before
+        fitted, inputs = self.fitted_rows(records)
         pad = self.processor.tokenizer.pad_token_id
         multiple = self.pad_to_multiple_of
         if self.is_encoder_decoder:
@@ -120,7 +129,7 @@ class TrainingCollator(PromptTokens):
 
     def _answer_rows(self, records: Records, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each answer as the chat template writes it behind the prompt, and the end-of-text token."""
-        answers = [target_text(record, self.seed, self.epoch).strip() for record in records]
+        answers = [target_text(record, self.seed, record.get("pass", self.epoch)).strip() for record in records]
         gaps = [""] * len(records)
         if not self.is_encoder_decoder:
             replies = [{"role": "assistant", "content": [{"type": "text", "text": answer}]} for answer in answers]
@@ -194,6 +203,7 @@ class GenerationCollator(PromptTokens):
         self.max_length = max_length
 
     def __call__(self, records: Records) -> tuple[BatchFeature, list[Mapping[str, Any]]]:
+        records = [opened_record(record) for record in records]
         _, rows, inputs = self.rows(records)
         if self.max_length is not None:
             kept_ids = self.processor.uncut_token_ids

@@ -141,7 +141,8 @@ def converted_records(
                 continue
             record["image"] = image
             if "bbox" in record:
-                record["bbox"] = clipped_box(record["bbox"], *image_size(image))
+                size = image_size(image) if isinstance(image, str) else image.size
+                record["bbox"] = clipped_box(record["bbox"], *size)
             seen[record["id"]] += 1
             if seen[record["id"]] > 1:
                 record["id"] += f"-{seen[record['id']]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from .grounding_text import check_box
 from .image_loading import MAX_PIXELS, image_size, open_image
@@ -32,6 +32,11 @@ class TaskRecords(torch.utils.data.Dataset):
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
         check_images (`bool`, *optional*, defaults to `True`): whether to read the header of every image file now.
         line_numbers (`Sequence[int]`, *optional*): the line of a file that each row stands on, for errors.
+        picture_rows (`Sequence[Mapping]`, *optional*): where each row's picture is read as `["image"]` when it is asked
+            for, in place of the rows themselves.
+
+    Attributes:
+        lengths (`list[int]` or `None`): the rows' column `length`, where they have one: tokens of each record's row.
 
     Raises:
         TaskRecordError: a record breaks the schema, or its image is missing, unreadable, empty or too large; the
@@ -46,13 +51,15 @@ class TaskRecords(torch.utils.data.Dataset):
         max_pixels: int = MAX_PIXELS,
         check_images: bool = True,
         line_numbers: Sequence[int] | None = None,
+        picture_rows: Any = None,
     ):
         self.source, self.image_folder = source, Path(image_folder or ".")
         self.max_pixels, self.line_numbers = max_pixels, line_numbers
         # A row of a `datasets` table decodes its picture when it is touched: only the other columns are checked now.
         table: Any = rows
         decodes = type((getattr(table, "features", None) or {}).get("image")).__name__ == "Image"
-        self.image_rows = table if decodes else None
+        self.image_rows = table if decodes else picture_rows
+        lengths: list[Any] = []
         self.records: list[dict[str, Any]] = []
         sizes: dict[str, tuple[int, int]] = {}
         for number, row in enumerate(table.remove_columns("image") if decodes else table):
@@ -61,6 +68,8 @@ class TaskRecords(torch.utils.data.Dataset):
             if check_images and isinstance(record["image"], str):
                 self._check_image(record, number, sizes)
             self.records.append(record)
+            lengths.append(row.get("length"))
+        self.lengths = lengths if lengths and all(isinstance(length, int) for length in lengths) else None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -111,6 +120,26 @@ class TaskRecords(torch.utils.data.Dataset):
             raise TaskRecordError(self._where(number), "image", str(error)) from None
         self._check_box(record, number, opened.size)
         return opened
+
+
+def opened_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record whose picture is decoded: itself, or a copy where the picture still was a file or undecoded bytes.
+
+    Streams hand pictures on unopened, so that places which are passed over cost nothing.
+
+    Raises:
+        TaskRecordError: the picture is missing or damaged, or the box reaches outside of it.
+    """
+    image = record["image"]
+    if not isinstance(image, str | ImageFile.ImageFile):
+        return record
+    try:
+        opened = open_image(image, turn_upright="bbox" not in record)
+        if "bbox" in record:
+            check_box(record["bbox"], *opened.size)
+    except (OSError, ValueError) as error:
+        raise TaskRecordError(f"record {record.get('id')!r}", "image", str(error)) from None
+    return {**record, "image": opened}
 
 
 def load_task_records(

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Subset
 
 from poise.processing import TrainingCollator
 from poise.processing.precomputed_tags import PrecomputedTags
+from poise.processing.record_mixture import RecordMixture
 from poise.processing.scenes import Scenes
 from poise.processing.tagged_records import TaggedRecords
 from poise.processing.task_record_files import TaskRecords
@@ -38,6 +39,9 @@ def without_pictures(records: Any, indices: Sequence[int]) -> list[dict[str, Any
     if isinstance(records, TaggedRecords) and isinstance(records.tagger, PrecomputedTags):
         bare = without_pictures(records.records, indices)
         return [{**record, "tags": own} for record, own in zip(bare, records.tagger.tag_records(bare), strict=True)]
+    if isinstance(records, RecordMixture):
+        found = [records.where(range(len(records))[index]) for index in indices]
+        return [{**without_pictures(records.parts[part], [row])[0], "pass": turn} for part, row, turn in found]
     if isinstance(records, Scenes) and not records.degradations:
         return records.records(indices, images=False)
     if isinstance(records, TaskRecords) and records.image_rows is None:

@@ -32,11 +32,32 @@ def _model_fields() -> tuple[str, ...]:
 
 
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "model": ("vision", "text", "tag_encoder", "dtype", "quantization", "align_words", "align_pictures",
-              *_model_fields()),
+    "model": (
+        "vision",
+        "text",
+        "tag_encoder",
+        "dtype",
+        "quantization",
+        "align_words",
+        "align_pictures",
+        *_model_fields(),
+    ),
     "processor": ("tag_words", "max_tags", "chat_template"),
-    "data": ("train", "evaluation", "image_folder", "tagger", "scenes", "max_length", "evaluation_samples",
-             "max_new_tokens", "feature_cache", "feature_cache_dtype"),
+    "data": (
+        "train",
+        "evaluation",
+        "image_folder",
+        "tagger",
+        "scenes",
+        "max_length",
+        "evaluation_samples",
+        "max_new_tokens",
+        "feature_cache",
+        "feature_cache_dtype",
+        "packing",
+        "streaming",
+        "shuffle_buffer",
+    ),
     "lora": ("r", "alpha", "dropout", "target_modules", "use_dora", "use_rslora", "task_routed"),
     "learning_rates": PARAMETER_GROUPS,
     "checks": ("allow_without_gradient",),
@@ -48,7 +69,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
               "align_pictures": 0},
     "processor": {},
     "data": {"evaluation": None, "image_folder": None, "tagger": None, "scenes": {}, "max_length": None,
-             "evaluation_samples": 200, "max_new_tokens": 20, "feature_cache": False, "feature_cache_dtype": "float32"},
+             "evaluation_samples": 200, "max_new_tokens": 20, "feature_cache": False, "feature_cache_dtype": "float32",
+             "packing": None, "streaming": False, "shuffle_buffer": 1000},
     "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None, "use_dora": False, "use_rslora": False,
              "task_routed": False},
     "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},
@@ -67,7 +89,9 @@ class Recipe:
         soft prompt starts with the language model's words, see `word_alignment`), `align_pictures` (how many tagged
         pictures the projector's first words are fitted to, see `picture_alignment`), `PoiseConfig` fields.
     processor: `tag_words`, `max_tags`, `chat_template`.
-    data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, or a folder of annotations), `tagger`
+    data: `train` and `evaluation` ("scenes", a JSON-lines file of task records, a folder, a data set on disk or on the
+        Hub; or a list of `{name, weight, split, columns}`, see `RecordSource`), `streaming` with its `shuffle_buffer`,
+        `packing` (short samples in rows of so many tokens), `tagger`
         (a dual encoder's folder or a file of tags, in place of the records' own tags), `feature_cache` (a folder, or
         `true` for one beside the run: frozen towers run once, see `sft_features`), knobs.
     lora: rank and so on, or `None` to leave the language model untouched; `task_routed` makes two of them, see

@@ -1,44 +1,107 @@
-"""The records that a recipe names: drawn scenes, a JSON-lines file, or a folder of annotated photos."""
+"""The records that a recipe names: one source or a mixture of several, read by row number or as a stream."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Subset
 
-from poise.processing.photo_annotations import records_from_annotations, split_by_photo
-from poise.processing.scenes import Scenes
-from poise.processing.task_record_files import TaskRecords, load_task_records
+from poise.processing.endless_records import EndlessRecords
+from poise.processing.photo_annotations import SOURCES
+from poise.processing.record_mixture import RecordMixture
+from poise.processing.record_sources import SCENES, RecordSource, open_records, parse_source, stream_records
 from poise.training.recipe import Recipe
 from poise.training.record_tags import with_tags_of
 
-SCENES = "scenes"
 
-
-def load_records(recipe: Recipe) -> tuple[Dataset, Sequence[dict[str, Any]] | None]:
+def load_records(recipe: Recipe) -> tuple[Any, Any]:
     """
-    Training records and evaluation records (or `None`), as map-style data sets that open images on access.
+    Training records and evaluation records (or `None`).
+
+    Training records are a map-style data set, or with `data.streaming` a stream without an end; evaluation records are
+    always a map-style data set. Pictures are opened when they are asked for.
 
     Raises:
-        ValueError: the source holds nothing, or a record is wrong; the message names file, line and field.
+        ValueError: a source holds nothing, or a record is wrong; the message names file, line and field.
     """
-    seed = recipe.training.get("seed", 42)
-    train = _source(recipe.data["train"], "train", recipe, seed)
-    evaluation = recipe.data["evaluation"]
-    if evaluation is None and isinstance(train, tuple):
-        evaluation = train[1]
-    elif evaluation is not None:
-        evaluation = _source(evaluation, "validation", recipe, seed)
-        evaluation = evaluation[1] if isinstance(evaluation, tuple) else evaluation
-    train = train[0] if isinstance(train, tuple) else train
-    if len(train) == 0:
-        raise ValueError(f"data.train={recipe.data['train']!r} holds no records: nothing to train on")
-    limit = recipe.data["evaluation_samples"]
+    seed, data = recipe.training.get("seed", 42), recipe.data
+    sources = record_sources(data["train"], "train", data)
+    if data["streaming"]:
+        _check_streaming(recipe)
+        weights = [1.0 if source.weight is None else source.weight for source in sources]
+        streams = [stream_records(source, "train", seed) for source in sources]
+        train: Any = EndlessRecords(streams, weights, seed, data["shuffle_buffer"])
+    else:
+        train = _mixed([open_records(source, "train", seed) for source in sources], sources, seed)
+    evaluation = _evaluation(sources, recipe, seed)
+    limit = data["evaluation_samples"]
     if evaluation is not None and limit is not None and len(evaluation) > limit:
         # Evenly over the whole: the first records of a file are often all of one task.
         evaluation = Subset(evaluation, [index * len(evaluation) // limit for index in range(limit)])
     return _tagged(train, recipe), _tagged(evaluation, recipe)
+
+
+def record_sources(entries: Any, key: str, data: Mapping[str, Any]) -> list[RecordSource]:
+    """The sources of `data.train` or `data.evaluation`: a name, a mapping, or a list of either.
+
+    Raises:
+        ValueError: an entry that is no source, or an empty list.
+    """
+    entries = entries if isinstance(entries, list | tuple) else [entries]
+    if not entries:
+        raise ValueError(f"data.{key} is an empty list: name at least one source")
+    sources = []
+    for entry in entries:
+        try:
+            source = parse_source(entry)
+        except ValueError as error:
+            raise ValueError(f"data.{key}: {error}") from None
+        changes: dict[str, Any] = {}
+        if source.image_folder is None:
+            changes["image_folder"] = data["image_folder"]
+        if source.name == SCENES and not source.scenes:
+            changes["scenes"] = data["scenes"] or {}
+        sources.append(RecordSource(**{**vars(source), **changes}))
+    return sources
+
+
+def _mixed(parts: Sequence[Any], sources: Sequence[RecordSource], seed: int) -> Any:
+    for part, source in zip(parts, sources, strict=True):
+        if len(part) == 0:
+            raise ValueError(f"data.train={source.name!r} holds no records: nothing to train on")
+    if len(parts) == 1:
+        return parts[0]
+    weights = [source.weight for source in sources]
+    if all(weight is None for weight in weights):
+        return RecordMixture(parts, None, seed)
+    # Among weights a source without one counts once.
+    return RecordMixture(parts, [1.0 if weight is None else weight for weight in weights], seed)
+
+
+def _evaluation(train: Sequence[RecordSource], recipe: Recipe, seed: int) -> Any:
+    entries = recipe.data["evaluation"]
+    if entries is not None:
+        sources = record_sources(entries, "evaluation", recipe.data)
+    else:
+        # Annotated photos bring their own held-out part.
+        sources = [source for source in train if _is_annotated(source)]
+    parts = [open_records(source, "validation", seed) for source in sources]
+    return None if not parts else parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def _is_annotated(source: RecordSource) -> bool:
+    path = Path(source.name)
+    return (path / "images").is_dir() and any((path / name).is_file() for name in SOURCES.values())
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    if int(recipe.training.get("max_steps") or 0) <= 0:
+        raise ValueError("data.streaming=true has no end: set training.max_steps")
+    for key in ("feature_cache", "tagger"):
+        if recipe.data[key]:
+            raise ValueError(f"data.streaming=true has no row numbers, which data.{key} needs: drop one of them")
+    if recipe.model.get("align_pictures"):
+        raise ValueError("data.streaming=true has no row numbers, which model.align_pictures needs: set it to 0")
 
 
 def _tagged(records, recipe: Recipe):
@@ -47,24 +110,3 @@ def _tagged(records, recipe: Recipe):
     if tagger is None or records is None:
         return records
     return with_tags_of(tagger, records, Path(recipe.training.get("output_dir", "outputs/sft")) / "tags")
-
-
-def _source(source: str, split: str, recipe: Recipe, seed: int):
-    """One data set, or a (train, validation) pair where the source brings both."""
-    if source == SCENES:
-        settings = dict(recipe.data["scenes"] or {})
-        size = settings.pop("size", None) if split == "train" else None
-        settings.pop("size", None)
-        return Scenes(split, size=size, seed=settings.pop("seed", seed), **settings)
-    path = Path(source)
-    if path.is_dir() and not (path / "train.jsonl").is_file():
-        return _annotated_photos(path, seed)
-    if path.is_dir():
-        path = path / f"{split}.jsonl"
-    return load_task_records(os.fspath(path), image_folder=recipe.data["image_folder"])
-
-
-def _annotated_photos(folder: Path, seed: int):
-    """Photos with published annotations, a tenth of the photos held out for evaluation."""
-    parts = split_by_photo(records_from_annotations(folder, seed=seed), seed=seed)
-    return TaskRecords(parts["train"]), TaskRecords(parts["validation"])

@@ -13,6 +13,7 @@ from transformers import logging as transformers_logging
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.training.assembly import assemble, prepare_for_training
 from poise.training.checkpoints import check_resumable, export_model
+from poise.training.length_check import check_length
 from poise.training.module_table import module_table
 from poise.training.parameter_groups import count_parameters, group_settings
 from poise.training.picture_alignment import align_pictures, feature_batches
@@ -88,6 +89,7 @@ def run_sft(
     if resume is not None:
         checkpoint = check_resumable(resume or args.output_dir, recipe)
     train, evaluation = load_records(recipe)
+    check_length(recipe)
     model, processor = assemble(recipe)
     if recipe.model["align_pictures"]:
         explained = align_pictures(
@@ -111,6 +113,7 @@ def run_sft(
         recipe=recipe,
         max_length=recipe.data["max_length"],
         allow_without_gradient=recipe.checks["allow_without_gradient"],
+        packing=recipe.data["packing"],
         callbacks=[*callbacks, *_early_stopping(recipe)],
     )
     if callbacks and args.disable_tqdm:

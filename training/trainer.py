@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from poise.processing import PoiseProcessor, describe_batch
 from poise.training.cached_records import CachedTrainingCollator
 from poise.training.checkpoints import write_run_files
+from poise.training.data_flow import DataFlow
 from poise.training.gradient_check import GradientCheck
 from poise.training.group_schedules import own_schedules, scheduler_by_group
 from poise.training.parameter_groups import optimizer_groups
@@ -26,7 +27,7 @@ from poise.training.safe_training import SafeTraining
 logger = logging.getLogger(__name__)
 
 
-class PoiseTrainer(SafeTraining, Trainer):
+class PoiseTrainer(DataFlow, SafeTraining, Trainer):
     """
     Args:
         model: as `prepare_for_training` returns it, with or without PEFT.
@@ -38,6 +39,7 @@ class PoiseTrainer(SafeTraining, Trainer):
         recipe ([`Recipe`], *optional*): written beside every checkpoint.
         max_length (`int`, *optional*): longest row in tokens.
         allow_without_gradient (`Sequence[str]`, *optional*): modules that may miss a gradient in the first step.
+        packing (`int`, *optional*): pack short samples into rows of so many tokens, see [`DataFlow`].
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class PoiseTrainer(SafeTraining, Trainer):
         recipe: Recipe | None = None,
         max_length: int | None = None,
         allow_without_gradient: Sequence[str] = (),
+        packing: int | None = None,
         **kwargs: Any,
     ):
         self.processor, self.learning_rates = processor, dict(learning_rates)
@@ -59,6 +62,7 @@ class PoiseTrainer(SafeTraining, Trainer):
         self.first_batch_described = False
         self.group_rates: dict[str, float] = {}
         args.remove_unused_columns = False
+        self.prepare_data_flow(args, train_dataset, packing)
         # Answers are generated; the logits of a whole evaluation would only fill the memory.
         args.prediction_loss_only = True
         args.label_names = args.label_names or ["labels"]
