@@ -79,7 +79,7 @@ def _feed(digest: Any, part: Any) -> None:
         )
 
 
-class FeatureCache(Sequence):
+class FeatureCache:
     """
     Rows of features on disk, made by [`FeatureCache.open`]; `cache[i]` is a dictionary of tensors without a batch
     dimension, `cache.batch(rows)` one with it. Can be sent to data loader workers: each maps the files for itself.
@@ -142,7 +142,7 @@ class FeatureCache(Sequence):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> Features:  # type: ignore[override]  # rows only, no slices
+    def __getitem__(self, index: int) -> Features:
         row = self._checked(index)
         tensors = self._tensors(row // self.shard_rows)
         return {name: tensor[row % self.shard_rows] for name, tensor in tensors.items()}

@@ -104,6 +104,7 @@ class SafeTraining:
     control: Any
     model: Any
     accelerator: Any
+    optimizer: Any
 
     _aside: Path | None = None
     _launch_checked = False
@@ -111,12 +112,12 @@ class SafeTraining:
 
     def train(self, *args, **kwargs):
         stop = StopOnSignal()
-        self.add_callback(stop)  # type: ignore[attr-defined]
+        self.add_callback(stop)
         try:
-            result = super().train(*args, **kwargs)  # type: ignore[misc]
+            result = super().train(*args, **kwargs)
         finally:
             stop.forget()
-            self.remove_callback(stop)  # type: ignore[attr-defined]
+            self.remove_callback(stop)
         if stop.wanted:
             raise Interrupted(self._how_to_go_on())
         return result
@@ -131,24 +132,24 @@ class SafeTraining:
         if not self._launch_checked:
             self._launch_checked = True
             check_launch(model, self.args)
-        return super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        return super().training_step(model, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         # Resumed from its last step, a run that counts steps would make one more before it looks.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return None
-        return super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
+        return super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial):
-        run = super()._get_output_dir(trial)  # type: ignore[misc]
+        run = super()._get_output_dir(trial)
         return run if self._aside is None else os.fspath(self._aside)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         if self._aside is not None:
             self._written = checkpoint_folder  # an upload in the background must not see the folder move
         else:
-            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model, trial):
         run = Path(self._get_output_dir(trial))
@@ -160,7 +161,7 @@ class SafeTraining:
         with room_for(written, self._bytes_needed(run), self._what_is_left(run)):
             self._aside = run / ASIDE
             try:
-                super()._save_checkpoint(model, trial)  # type: ignore[misc]
+                super()._save_checkpoint(model, trial)
             finally:
                 self._aside = None
             if self.state.best_global_step == self.state.global_step:
@@ -194,7 +195,7 @@ class SafeTraining:
         if saved:
             return size_of(saved[-1])
         tensors = [p for p in self.model.parameters() if p.requires_grad or not isinstance(self.model, PeftModel)]
-        optimizer = getattr(self, "optimizer", None)
+        optimizer = self.optimizer
         for state in getattr(getattr(optimizer, "optimizer", optimizer), "state", {}).values():
             tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

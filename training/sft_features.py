@@ -133,10 +133,10 @@ class FrozenTowers:
                 **({} if profile is None else {"image_profile": profile}),
             }
 
-        compute = self.in_full_batches(compute)
-        bytes_of_row = compute([0])["vision_features"].numel() * torch.finfo(storage).bits // 8
+        filled = self.in_full_batches(compute)
+        bytes_of_row = filled([0])["vision_features"].numel() * torch.finfo(storage).bits // 8
         cache = FeatureCache.open(
-            folder, key, len(first), compute, storage, self._shard_rows(bytes_of_row), self.batch_size,
+            folder, key, len(first), filled, storage, self._shard_rows(bytes_of_row), self.batch_size,
             description="vision features", exact=["image_profile"],
         )  # fmt: skip
         return FeatureRows(cache, row_of)
@@ -173,10 +173,10 @@ class FrozenTowers:
             with self.running(encoder):
                 return {"tag_features": soft_prompt.encode(encoder, ids, mask.bool(), scores)}  # (b, L, Dt)
 
-        compute = self.in_full_batches(compute)
+        filled = self.in_full_batches(compute)
         bytes_of_row = length * encoder.config.hidden_size * torch.finfo(storage).bits // 8
         cache = FeatureCache.open(
-            folder, key, len(names), compute, storage, self._shard_rows(bytes_of_row), self.batch_size,
+            folder, key, len(names), filled, storage, self._shard_rows(bytes_of_row), self.batch_size,
             description="tag features",
         )  # fmt: skip
         return FeatureRows(cache, row_of)
