@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 # Names under which a process is told its rank: by torchrun, and by the MPI implementations.
 RANK_NAMES = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "MPI_LOCALRANKID", "SLURM_PROCID")
-ACCELERATE_WAS_HERE = "ACCELERATE_MIXED_PRECISION"
+# What accelerate leaves where it starts a single process by itself, and where it expects that one to meet others.
+STARTED_ALONE, MEETING_POINT = "ACCELERATE_USE_CPU", ("MASTER_ADDR", "MASTER_PORT")
 
 
 def wrapper_of(model: torch.nn.Module) -> str:
@@ -38,8 +39,8 @@ def asked_for(environment: Mapping[str, str], deepspeed_stage: int | None = None
         ValueError: it was asked for several processes, and started one.
     """
     told = environment.get("WORLD_SIZE")
-    if told is None and ACCELERATE_WAS_HERE in environment and "MASTER_PORT" in environment:
-        # accelerate names a meeting point only for several processes; whoever has no rank was started alone.
+    if told is None and all(name in environment for name in (STARTED_ALONE, *MEETING_POINT)):
+        # It names a meeting point only for several processes; whoever has no rank there is alone.
         if not any(name in environment for name in RANK_NAMES):
             raise ValueError(
                 "distributed_type=MULTI_CPU asked for several processes, but without mpirun accelerate starts only "

@@ -81,15 +81,18 @@ ONE = SimpleNamespace(world_size=1, device=torch.device("cpu"))
 
 def test_a_plain_run_is_not_bothered():
     check_launch(LINE, ONE, {})
-    check_launch(LINE, ONE, {"MASTER_PORT": "29500"})  # left in somebody's shell
-    check_launch(LINE, ONE, {"ACCELERATE_MIXED_PRECISION": "no"})
+    check_launch(LINE, ONE, {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"})  # left in somebody's shell
+    check_launch(LINE, ONE, {"ACCELERATE_USE_CPU": "False"})
     assert wrapper_of(LINE) == "none"
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, "MULTI_CPU asked for several processes"),
+        (
+            {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+            "MULTI_CPU asked for several processes",
+        ),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "num_processes=2 were asked for, but training sees 1"),
         ({"WORLD_SIZE": "1", "RANK": "0", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "on a CPU accelerate"),
         ({"WORLD_SIZE": "1", "RANK": "0", "ACCELERATE_USE_DEEPSPEED": "true"}, "zero was asked for, .* as none"),
