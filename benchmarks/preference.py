@@ -7,6 +7,7 @@ prior every answer from the prior is wrong.
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
 from transformers import logging as transformers_logging
@@ -19,9 +20,8 @@ from poise.training.prior_following import PriorFollowing, answer_kinds
 NAMES = ("accuracy", "as the prior", "other wrong")
 
 
-def measured(folder: str, records: list, batch_size: int) -> np.ndarray:
+def measured(model: Any, processor: Any, records: list, batch_size: int) -> np.ndarray:
     """Right, as the prior, otherwise wrong: (N, 3) of 0 and 1."""
-    model, processor = load_trained(folder)
     rows: list[dict] = []
     evaluator = PriorFollowing(max_new_tokens=6, batch_size=batch_size, progress=False)
     evaluator.score = lambda found: rows.extend(found) or {}  # type: ignore[method-assign]
@@ -44,12 +44,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
     transformers_logging.set_verbosity_error()
+    models = [load_trained(folder) for folder in (args.before, args.after)]
     conditions = [c for c in DEMO_CONDITIONS if not args.conditions or c.name in args.conditions]
     print(f"{'condition':<16}{'answers':<14}{'before':<26}{'after':<26}change, same scenes")
     for condition in conditions:
         scenes = condition.scenes(args.samples, args.seed, tasks=("vqa",), question_types=("color",))
         records = [scenes[index] for index in range(args.samples)]
-        before, after = (measured(folder, records, args.batch_size) for folder in (args.before, args.after))
+        before, after = (measured(*model, records, args.batch_size) for model in models)
         for place, name in enumerate(NAMES):
             columns = (before[:, place], after[:, place], after[:, place] - before[:, place])
             label = condition.name if place == 0 else ""

@@ -132,12 +132,12 @@ def preference_arguments(recipe: PreferenceRecipe) -> Any:
     settings = {**TRAINING_DEFAULTS, **recipe.training}
     rates = [value["rate"] if isinstance(value, dict) else value for value in recipe.learning_rates.values()]
     settings.setdefault("learning_rate", max(rates))
-    loss_type = recipe.dpo["loss_type"]
     try:
         return DPOConfig(
             **settings,
             beta=float(recipe.dpo["beta"]),
-            loss_type=[loss_type] if isinstance(loss_type, str) else loss_type,
+            loss_type=recipe.dpo["loss_type"],
+            loss_weights=recipe.dpo["loss_weights"],
             label_smoothing=float(recipe.dpo["label_smoothing"]),
             disable_dropout=not recipe.dpo["drop_streams"],
             max_length=None,  # the collator cuts, and knows what must not be cut

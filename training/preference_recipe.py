@@ -19,7 +19,7 @@ FIELDS = {
              "max_new_tokens"),
     "lora": ("r", "alpha", "dropout", "target_modules"),
     "learning_rates": PARAMETER_GROUPS,
-    "dpo": ("beta", "loss_type", "label_smoothing", "drop_streams"),
+    "dpo": ("beta", "loss_type", "loss_weights", "label_smoothing", "drop_streams"),
     "training": tuple(field.name for field in dataclasses.fields(TrainingArguments)),
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
              "evaluation_samples": 300, "max_length": None, "max_new_tokens": 6},
     "lora": {"r": 8, "alpha": 16, "dropout": 0.0, "target_modules": None},
     "learning_rates": {"adapters": 1e-4, "new_modules": 1e-4},
-    "dpo": {"beta": 0.1, "loss_type": "sigmoid", "label_smoothing": 0.0, "drop_streams": False},
+    "dpo": {"beta": 0.1, "loss_type": ["sigmoid"], "loss_weights": None, "label_smoothing": 0.0, "drop_streams": False},
     "training": {},
 }  # fmt: skip
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -55,8 +55,8 @@ class PreferenceRecipe:
         among them), `kinds` of rejected answers (prior, tag), `evaluation` (scenes:SPLIT or a JSON-lines file of task
         records, or nothing), lengths.
     lora: rank and so on. learning_rates: a rate per group; a group that is not named stays as it is.
-    dpo: `beta`, `loss_type`, `label_smoothing` as in TRL; `drop_streams`: whether the reliability router goes on
-        dropping streams and observing, as in fine-tuning, or routes as at inference.
+    dpo: `beta`, `loss_type` and `loss_weights` (lists), `label_smoothing` as in TRL; `drop_streams`: whether the
+        reliability router goes on dropping streams and observing, as in fine-tuning, or routes as at inference.
     training: fields of `transformers.TrainingArguments`.
     """
 
@@ -95,6 +95,11 @@ def load_preference_recipe(name: str | None = None, overrides: Mapping[str, Any]
         raise ValueError(f"data.scenes={recipe.data['scenes']!r} must be settings of scenes, such as {{size: 2000}}")
     check_number("dpo.beta", recipe.dpo["beta"], 0.0, above=True)
     check_number("dpo.label_smoothing", recipe.dpo["label_smoothing"], 0.0, 0.5)
+    if isinstance(recipe.dpo["loss_type"], str):
+        recipe.dpo["loss_type"] = [recipe.dpo["loss_type"]]
+    losses, weights = recipe.dpo["loss_type"], recipe.dpo["loss_weights"]
+    if weights is not None and len(weights) != len(losses):
+        raise ValueError(f"dpo.loss_weights={weights!r} does not fit loss_type={losses!r}: give one weight per loss")
     if not isinstance(recipe.dpo["drop_streams"], bool):
         raise ValueError(f"dpo.drop_streams={recipe.dpo['drop_streams']!r} must be true or false")
     if "adapters" not in recipe.learning_rates:

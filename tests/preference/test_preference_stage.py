@@ -87,7 +87,7 @@ def test_routers_behave_as_at_inference_unless_asked(small_preference_recipe, tm
 
 
 def test_the_first_loss_is_that_of_two_equal_models(small_preference_recipe, tmp_path):
-    trainer = trainer_of(small_preference_recipe(tmp_path))
+    trainer = trainer_of(small_preference_recipe(tmp_path, loss_type="sigmoid", loss_weights=None))
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)
@@ -174,6 +174,7 @@ def test_an_encoder_decoder_is_refused_before_anything_is_loaded(no_model, tmp_p
         (["--model", "x", "--bta", "0.2"], "beta"),
         (["--model", "x", "--beta", "0"], "dpo.beta=0"),
         (["--model", "x", "--data.kinds", "[tags]"], "tag"),
+        (["--model", "x", "--loss_weights", "[1.0, 2.0]"], "one weight per loss"),
         (["--model", "x", "--learning_rates.adapters", "high"], "learning_rates.adapters"),
         ([], "model.folder is missing"),
     ],
