@@ -1,5 +1,6 @@
 """Tags of a data set from a tagger, computed once before training and kept on disk, in place of the records' own."""
 
+import copy
 import logging
 import os
 from collections.abc import Sequence
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from poise.processing.record_mixture import RecordMixture
 from poise.processing.scenes import Scenes
 from poise.processing.tagged_records import TaggedRecords, load_tagger
 from poise.processing.taggers import ZeroShotTagger
@@ -76,9 +78,21 @@ def with_tags_of(name: str, records: Any, folder: str | os.PathLike, batch_size:
         FileNotFoundError, ValueError: the tagger is not there, or a record has no tags in a file of tags.
     """
     tagger = load_tagger(name)
+    if isinstance(tagger, ZeroShotTagger):
+        tagger.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return _tagged(records, tagger, Path(folder), batch_size)
+
+
+def _tagged(records: Any, tagger: Any, folder: Path, batch_size: int) -> Any:
+    if isinstance(records, RecordMixture):
+        # What stands at a place of a mixture changes with the epoch; what stands at a place of its parts does not.
+        mixture = copy.copy(records)
+        mixture.parts = [_tagged(part, tagger, folder, batch_size) for part in records.parts]
+        return mixture
+    if isinstance(records, ConcatDataset):
+        return ConcatDataset([_tagged(part, tagger, folder, batch_size) for part in records.datasets])
     if not isinstance(tagger, ZeroShotTagger):
         return TaggedRecords(records, tagger)
-    tagger.model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def tags(rows: list[int]) -> Features:
         pictures = [(place, record["image"]) for place, record in enumerate(read_records(records, rows))]
@@ -93,7 +107,7 @@ def with_tags_of(name: str, records: Any, folder: str | os.PathLike, batch_size:
 
     settings = {name: value for name, value in tagger.settings().items() if name != "threshold"}
     key = fingerprint(tagger.model, tagger.processor.image_processor.to_dict(), settings, identity_of(records))
-    rows = FeatureCache.open(Path(folder), key, len(records), tags, batch_size=batch_size, description="tags")
+    rows = FeatureCache.open(folder, key, len(records), tags, batch_size=batch_size, description="tags")
     return RecordsWithTags(records, CachedTags(rows, tagger))
 
 
@@ -108,7 +122,7 @@ def identity_of(records: Any) -> Any:
         return [identity_of(records.dataset), list(records.indices)]
     if isinstance(records, Scenes):
         return {name: value for name, value in vars(records).items() if name != "tags"}
-    if isinstance(records, TaskRecords):
+    if isinstance(records, TaskRecords) and records.image_rows is None:
         return [_facts(record, records.image_folder) for record in records.records]
     raise ValueError(
         f"data.tagger cannot tag a {type(records).__name__} once and for all: give a file, a folder or scenes, or "
