@@ -66,13 +66,19 @@ def module_rows(model: nn.Module, learning_rates: Mapping[str, Any]) -> list[Mod
         key = (part, group is not None, dtype_of(parameter), group)
         row = rows.setdefault(key, ModuleRow(part, dtype_of(parameter), group, rate))
         row.parameters += size_of(parameter)
-        layer = names[-2] if len(names) > 1 and names[-1] in ("weight", "bias") else names[-1]
-        if layer.isdigit() and len(names) > 2:
-            layer = names[-3]
+        layer = _layer_of(names)
         if layer not in row.layers:
             row.layers.append(layer)
     order = {part: place for place, part in enumerate((*PARTS, "other"))}
     return [rows[key] for key in sorted(rows, key=lambda key: (order[key[0]], key[1], key[2], str(key[3])))]
+
+
+def _layer_of(names: list[str]) -> str:
+    """What a reader calls a parameter's place; biases stand apart, for they are full beside quantized weights."""
+    if names[-1] == "bias":
+        return "biases"
+    layer = names[-2] if len(names) > 1 and names[-1] == "weight" else names[-1]
+    return names[-3] if layer.isdigit() and len(names) > 2 else layer
 
 
 def module_table(model: nn.Module, learning_rates: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ def launch(folder, processes, batch, recipe):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "poise", "sft",
                "--config", str(folder / f"recipe_{processes}.yaml")]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     return *newest(folder / f"run_{processes}"), result.stderr + result.stdout
 
