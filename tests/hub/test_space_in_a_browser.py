@@ -96,7 +96,11 @@ class RunningSpace:
         raise AssertionError(f"the Space did not start: {self.log.read_text()[-3000:]}")
 
     def __enter__(self):
-        self.wait()
+        try:
+            self.wait()
+        except AssertionError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error):
