@@ -19,13 +19,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository (Poise or LLaVA)")
     parser.add_argument(
         "--data",
-        default="scenes:prior_broken,tasks=vqa",
+        default="scenes:prior_broken",
         metavar="SOURCE",
         help="JSON lines of vqa records, a folder of annotated photos, or scenes:SPLIT[,name=value...] "
         "(default %(default)s, where the answer that shape suggests is always wrong)",
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="default: all that the model has")
-    parser.add_argument("--samples", type=int, default=300, metavar="N", help="records at most (default 300)")
+    parser.add_argument("--samples", type=int, default=300, metavar="N", help="vqa records at most (default 300)")
     parser.add_argument(
         "--baselines", nargs="+", choices=("mean", "swap"), default=["mean", "swap"], help="what takes the place of a "
         "modality: mean tokens, another sample's (default: both)",
@@ -87,8 +87,8 @@ def main(argv: list[str]) -> int:
     router = RouterByCondition(
         severity=arguments.severity, degradation_seed=arguments.seed, output_dir=folder / "router", **options
     )
-    records = load_data_source(arguments.data, arguments.samples)
-    calibration = load_data_source(arguments.calibration or _default_calibration(arguments.data))
+    records = load_data_source(arguments.data, arguments.samples, "vqa")
+    calibration = load_data_source(arguments.calibration or _default_calibration(arguments.data), task="vqa")
     model, processor = load_model(
         arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
     )
@@ -131,4 +131,4 @@ def main(argv: list[str]) -> int:
 
 
 def _default_calibration(data: str) -> str:
-    return "scenes:validation,tasks=vqa" if data.partition(":")[0] == "scenes" else data
+    return "scenes:validation" if data.partition(":")[0] == "scenes" else data

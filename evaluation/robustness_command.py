@@ -18,13 +18,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
     parser.add_argument(
         "--data",
-        default="scenes:prior_broken,tasks=vqa",
+        default="scenes:prior_broken",
         metavar="SOURCE",
         help="JSON lines of task records, a folder of annotated photos, or scenes:SPLIT[,name=value...] "
         "(default %(default)s)",
     )
     parser.add_argument("--task", choices=TASKS, default="vqa", help="which records, and how they are scored (vqa)")
-    parser.add_argument("--samples", type=int, default=300, metavar="N", help="records at most (default 300)")
+    parser.add_argument(
+        "--samples", type=int, default=300, metavar="N", help="records of the task at most (default 300)"
+    )
     parser.add_argument("--degradations", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument(
         "--severities", type=int, nargs="+", default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5 (default: all)"
@@ -68,7 +70,9 @@ def main(argv: list[str]) -> int:
         restart=arguments.restart,
         progress=sys.stderr.isatty(),
     )
-    records = load_data_source(arguments.data, arguments.samples)
+    # Two of the tasks are ways to look at vqa records.
+    task = "vqa" if arguments.task in ("pope", "multiple_choice") else arguments.task
+    records = load_data_source(arguments.data, arguments.samples, task)
     model, processor = load_model(
         arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
     )

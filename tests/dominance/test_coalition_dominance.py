@@ -27,7 +27,7 @@ def records_of(count=4):
 @pytest.mark.parametrize("kind", ["llama", "t5", "llava"])
 def test_answers_are_those_of_prompts_made_by_hand(kind, tmp_path):
     vlm, records = small_vlm(kind), records_of()
-    evaluator = CoalitionDominance(progress=False, batch_size=3, output_dir=tmp_path)
+    evaluator = CoalitionDominance(progress=False, batch_size=3, max_new_tokens=3, output_dir=tmp_path)
     found = evaluator(vlm.model, vlm.processor, records)
     players = players_of(vlm.parts)
     assert players == (("image", "question") if kind == "llava" else ("image", "tags", "question"))
@@ -53,14 +53,14 @@ def test_answers_are_those_of_prompts_made_by_hand(kind, tmp_path):
                 f"mean:{rest}": (own, means.without(own, ["image"])),
             }
             for name, (prompts, embeddings) in expected.items():
-                assert row["said"][name] == answer_texts(prompts, greedy_answers(prompts, embeddings))[0]
+                assert row["said"][name] == answer_texts(prompts, greedy_answers(prompts, embeddings, 3))[0]
                 likelihood = answer_log_probabilities(prompts, target, embeddings)
                 assert row["log_likelihood"][name] == pytest.approx(float(likelihood), abs=1e-3)
 
 
 def test_everything_minus_nothing_is_shared_out():
     vlm = small_vlm("llama")
-    found = CoalitionDominance(progress=False)(vlm.model, vlm.processor, records_of())
+    found = CoalitionDominance(progress=False, max_new_tokens=3)(vlm.model, vlm.processor, records_of())
     for baseline in ("mean", "swap"):
         for measure in ("accuracy", "log_likelihood"):
             values = [found[f"{baseline}_{measure}_value_{name}"] for name in ("image", "tags", "question")]
@@ -120,7 +120,7 @@ def test_conflicts_with_the_prior(monkeypatch):
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     vlm, records = small_vlm("llama"), records_of(4)
-    whole = CoalitionDominance(progress=False, batch_size=2)(vlm.model, vlm.processor, records)
+    whole = CoalitionDominance(progress=False, max_new_tokens=2, batch_size=2)(vlm.model, vlm.processor, records)
     plain, asked = CoalitionDominance.predict, []
 
     def fails_on_second(self, model, processor, records, rows):
@@ -131,8 +131,10 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CoalitionDominance, "predict", fails_on_second)
     with pytest.raises(KeyboardInterrupt):
-        CoalitionDominance(progress=False, batch_size=2, output_dir=tmp_path)(vlm.model, vlm.processor, records)
-    again = CoalitionDominance(progress=False, batch_size=2, output_dir=tmp_path)
+        CoalitionDominance(progress=False, max_new_tokens=2, batch_size=2, output_dir=tmp_path)(
+            vlm.model, vlm.processor, records
+        )
+    again = CoalitionDominance(progress=False, max_new_tokens=2, batch_size=2, output_dir=tmp_path)
     assert again(vlm.model, vlm.processor, records) == pytest.approx(whole)
     assert asked == [["r0", "r1"], ["r2", "r3"], ["r2", "r3"]]
 

@@ -104,6 +104,21 @@ def test_sources(records_file, shared_folder):
     assert len(photos) == 3 and photos[0]["image"].mode == "RGB"
 
 
+def test_sources_of_one_task(records_file, shared_folder):
+    every = load_data_source(str(records_file))
+    for task in ("vqa", "caption", "grounding"):
+        places = [place for place in range(len(every)) if every[place]["task"] == task]
+        some = load_data_source(str(records_file), limit=2, task=task)
+        assert [record["id"] for record in some] == [every[place]["id"] for place in places[:2]]
+        assert {record["task"] for record in load_data_source("scenes:test,size=9", task=task)} == {task}
+    assert {record["task"] for record in load_data_source("scenes:test,size=20,tasks=vqa+caption", task="vqa")} == {
+        "vqa",
+        "caption",
+    }
+    photos = load_data_source(str(shared_folder / "data"), limit=3, task="vqa")
+    assert [photos[place]["task"] for place in range(3)] == ["vqa"] * 3
+
+
 def test_tasks_are_those_of_the_evaluator():
     assert TASKS == EVALUATOR_TASKS
 
