@@ -95,6 +95,12 @@ COMMANDS = {
             "poise merge outputs/sft outputs/merged",
         ),
         Command(
+            "data",
+            "poise.data_command",
+            "convert published data sets into task records, and show records as a model sees them",
+            "poise data show scenes:train --config demo --output data.png",
+        ),
+        Command(
             "evaluate",
             "poise.evaluation.evaluate_command",
             "let a model answer a data set and score the answers",

@@ -136,6 +136,15 @@ def open_records(source: RecordSource, split: str = "train", seed: int = 0) -> A
     return load_task_records(file, image_folder=source.image_folder)
 
 
+def published_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a data set on disk or of the Hub, pictures undecoded, as converters of published forms take them.
+
+    Raises:
+        ValueError: there is no such data set, or no such split of it.
+    """
+    return iter(_table(RecordSource(name, config=config), split))
+
+
 def stream_records(source: RecordSource, split: str = "train", seed: int = 0) -> StreamedRows:
     """The source for [`EndlessRecords`]: read row by row, pictures not opened; the first records are checked now.
 

@@ -1,0 +1,66 @@
+"""`poise data convert` and `poise data show`."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from poise.command_line import main
+from poise.processing.data_preview import ANSWER, BOX, PLACES
+from poise.processing.task_record_files import load_task_records
+
+
+def pixels_of(path, color):
+    """How many pixels of a sheet have this colour."""
+    wanted = [int(color[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((np.asarray(Image.open(path)) == wanted).all(axis=-1).sum())
+
+
+def test_published_files_become_records(tmp_path, capsys):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "000000000001.jpg")
+    published = {"images": [{"id": 1, "file_name": "000000000001.jpg"}],
+                 "annotations": [{"image_id": 1, "id": 4, "caption": "a wall"}]}  # fmt: skip
+    (tmp_path / "captions.json").write_text(json.dumps(published))
+    words = [
+        "data",
+        "convert",
+        "coco-captions",
+        str(tmp_path / "captions.json"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+    ]
+    assert main(words) == 1 and "--images" in capsys.readouterr().err
+    assert main([*words, "--images", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("1 records in")
+    assert load_task_records(tmp_path / "out.jsonl")[0]["captions"] == ["a wall"]
+    words[2] = "coco-caption"
+    assert main(words) == 1 and "Did you mean 'coco-captions'" in capsys.readouterr().err
+
+
+def test_the_sheet_shows_places_answers_and_boxes(tmp_path, capsys):
+    shown = {}
+    for task in ("grounding", "vqa"):
+        path = tmp_path / f"{task}.png"
+        words = ["data", "show", f"scenes:train,tasks={task}+{task},size=40", "--count", "3", "--output", str(path)]
+        assert main(words) == 0
+        shown[task] = {color: pixels_of(path, color) for color in (ANSWER, PLACES, BOX)}
+    assert capsys.readouterr().out.split() == [str(tmp_path / "grounding.png"), str(tmp_path / "vqa.png")]
+    assert shown["grounding"][BOX] > 500 and shown["vqa"][BOX] == 0
+    assert shown["vqa"][PLACES] > 3000
+    assert shown["grounding"][ANSWER] > shown["vqa"][ANSWER] > 1000  # a box is more tokens than a word
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "nowhere.jsonl"], "there is no such file of task records"),
+        (["show", "--count", "0"], "--count is 0"),
+        (["show", "--output", "no/such/folder/x.png"], "make it first"),
+        (["convert", "okvqa", "gone.json", "--output", "x.jsonl"], "there is no such file"),
+    ],
+)
+def test_slips_are_one_line(words, message, capsys):
+    assert main(["data", *words]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -1,0 +1,77 @@
+"""Training on mixtures, streams and packed rows: lengths, padding, and runs that go on where they stopped."""
+
+import json
+import shutil
+
+import pytest
+
+from poise.processing import TrainingCollator, write_task_records
+from poise.processing.scenes import Scenes
+from poise.processing.task_record_files import load_task_records
+from poise.training.data_flow import PaddingShare
+from poise.training.recipe import load_recipe
+from poise.training.recipe_processor import processor_of
+from poise.training.row_lengths import row_lengths
+from poise.training.sft import run_sft
+
+SMALL = {
+    "data.scenes": {"size": 48}, "data.evaluation": None, "per_device_train_batch_size": 4, "logging_steps": 1,
+    "model.soft_prompt_length": 2, "model.align_words": False, "model.align_pictures": 0, "max_steps": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return processor_of(load_recipe("demo", SMALL))
+
+
+def test_lengths_are_those_of_the_rows(processor, tmp_path):
+    scenes = Scenes("train", size=12, seed=3)
+    write_task_records([{**scenes[n], "id": str(n)} for n in range(12)], tmp_path / "train.jsonl")
+    collate = TrainingCollator(processor)
+    for records in (scenes, load_task_records(tmp_path / "train.jsonl")):
+        true = [int(collate([record])["attention_mask"].sum()) for record in records]
+        assert row_lengths(records, collate) == true and len(set(true)) > 2
+    lines = [{**json.loads(line), "length": n} for n, line in enumerate(open(tmp_path / "train.jsonl"))]
+    (tmp_path / "with.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert row_lengths(load_task_records(tmp_path / "with.jsonl"), collate) == list(range(12))
+
+
+def test_padding_is_counted(processor):
+    records = Scenes("train", size=6, seed=3).__getitems__(range(6))
+    batch = TrainingCollator(processor)(records)
+    share = PaddingShare()
+    share.add(batch)
+    share.add(batch)
+    assert share.take() == pytest.approx(1 - float(batch["attention_mask"].float().mean()), abs=1e-4)
+    assert share.take() is None
+
+
+def losses(folder):
+    states = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
+    return {row["step"]: (row["loss"], row.get("padding")) for row in json.loads(states[-1].read_text())["log_history"]
+            if "loss" in row}  # fmt: skip
+
+
+def trained(folder, resume=None, **overrides):
+    run_sft(load_recipe("demo", {**SMALL, "output_dir": str(folder), "save_strategy": "steps", "save_steps": 2,
+                                 "save_total_limit": 9, **overrides}), resume)  # fmt: skip
+    return losses(folder)
+
+
+@pytest.mark.slow
+def test_a_stream_resumes_to_the_bit(tmp_path):
+    streaming = {"data.streaming": True, "data.shuffle_buffer": 16}
+    whole = trained(tmp_path / "run", **streaming)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    assert trained(tmp_path / "run", resume="", **streaming) == whole and len(whole) == 4
+
+
+@pytest.mark.slow
+def test_packed_training_has_the_losses_of_unpacked_training_and_less_padding(tmp_path):
+    no_dropout = {"model.router_type": "gate", "lora.dropout": 0.0}
+    padded = trained(tmp_path / "padded", **no_dropout)
+    packed = trained(tmp_path / "packed", **no_dropout, **{"data.packing": 128})
+    grouped = trained(tmp_path / "grouped", **no_dropout, train_sampling_strategy="group_by_length")
+    assert [loss for loss, _ in packed.values()] == pytest.approx([loss for loss, _ in padded.values()], rel=1e-3)
+    assert sum(share for _, share in grouped.values()) < sum(share for _, share in padded.values())
