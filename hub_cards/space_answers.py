@@ -6,7 +6,6 @@ model's own repository brings along.
 
 import json
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +30,12 @@ class Answer:
 @dataclass(frozen=True)
 class Answers:
     """
-    All three; `gaze`, what the router takes from each patch of the picture (rows of floats that sum to 1, or `None` for
-    a router that treats all of them alike); seconds taken.
+    All three, and `gaze`: what the router takes from each patch of the picture (rows of floats that sum to 1, or `None`
+    for a router that treats all of them alike).
     """
 
     runs: tuple
     gaze: list | None
-    seconds: float
 
 
 def check_tags(rows):
@@ -149,7 +147,6 @@ class AnsweringModel:
             raise ValueError(f"The question has {len(question)} characters: at most {LONGEST_QUESTION}.")
         if self.model is None:
             raise ValueError(self.problem or "The model is still loading: try again in a moment.")
-        started = time.monotonic()
         picture = image.convert("RGB")
         conversations = [
             self._conversation(picture if sees_image else self._grey(picture), question, tags if sees_tags else [])
@@ -161,7 +158,7 @@ class AnsweringModel:
             Answer(title, text, *(pair if pair is not None else (None, None)))
             for (title, _, _), text, pair in zip(RUNS, texts, weights, strict=True)
         ]
-        return Answers(tuple(runs), gaze, time.monotonic() - started)
+        return Answers(tuple(runs), gaze)
 
     @staticmethod
     def _conversation(picture, question, tags):
