@@ -99,7 +99,7 @@ def _card(record: Mapping[str, Any], collator: TrainingCollator, fonts: _Fonts) 
     supervised = int((batch["labels"] != IGNORED).sum())
     total = int(batch["input_ids"].shape[1]) + (supervised if collator.is_encoder_decoder else 0)
     said = f"{total} tokens, {supervised} supervised     {record['id']}"
-    draw.text((left + 90, MARGIN - 1), _shortened(draw, said, fonts.small, right - left - 90), FAINT, fonts.small)
+    draw.text((left + 110, MARGIN - 1), _shortened(draw, said, fonts.small, right - left - 110), FAINT, fonts.small)
     for (x, y, width), (text, color, _) in zip(places, chips, strict=True):
         draw.rounded_rectangle((x, y, x + width, y + 22), 4, color)
         draw.text((x + 4, y + 2), text, INK, fonts.token)
@@ -125,7 +125,7 @@ def _chips(batch: Mapping[str, Any], collator: TrainingCollator) -> list[tuple[s
         if is_place:
             images, prompts = processor.num_image_tokens, processor.num_prompt_tokens
             pictures = len(tokens) / (images + prompts)
-            name = f"{images} image" + (f" + {prompts} prompt" if prompts else "")
+            name = f"{images} image" + (f" + {prompts} soft-prompt" if prompts else "")
             chips.append((name if pictures == 1 else f"{pictures:g} × ({name})", PLACES, supervised))
             continue
         for token in tokens:
