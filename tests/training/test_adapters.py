@@ -25,6 +25,7 @@ KINDS = {
     "dora": {"lora.use_dora": True},
     "dora_nf4": {"lora.use_dora": True, "model.quantization": "nf4"},
     "lora_nf4": {"model.quantization": "nf4"},
+    "lora_int8": {"model.quantization": "int8"},
 }
 
 
@@ -34,7 +35,7 @@ def logits(model, processor):
     return model(**inputs).logits
 
 
-SLOW = ("dora", "dora_nf4", "rslora")
+SLOW = ("dora", "dora_nf4", "lora_int8", "rslora")
 
 
 def kinds(*names):
@@ -44,7 +45,7 @@ def kinds(*names):
 @pytest.fixture(scope="module", params=kinds(*sorted(KINDS)))
 def run(request, small_recipe, tmp_path_factory):
     """(kind, folder of the run, logits of the model that left the trainer)."""
-    if "nf4" in request.param:
+    if "nf4" in request.param or "int8" in request.param:
         pytest.importorskip("bitsandbytes")
     folder = tmp_path_factory.mktemp(request.param)
     kept = {}
@@ -76,7 +77,9 @@ def test_merged_answers_as_with_adapters(run):
     model, processor = merged_model(last_checkpoint(folder))
     assert not isinstance(model, PeftModel) and not any("lora_" in name for name, _ in model.named_parameters())
     assert not getattr(model, "is_quantized", False)
-    torch.testing.assert_close(logits(model, processor), trained, rtol=1e-3, atol=1e-3)
+    # int8 rounds activations, too; nothing that is merged can repeat that.
+    near = 0.05 * trained.abs().max().item() if kind == "lora_int8" else 1e-3
+    torch.testing.assert_close(logits(model, processor), trained, rtol=1e-3, atol=near)
     if "nf4" in kind:
         whole, _ = merged_model(folder, base="full")
         difference = (logits(whole, processor) - trained).abs().max()
