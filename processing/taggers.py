@@ -75,6 +75,11 @@ class ZeroShotTagger:
         self.max_text_length = max_text_length or getattr(model.config, "max_text_length", None)
         self._tag_embeds: torch.Tensor | None = None
 
+    def settings(self) -> dict[str, Any]:
+        """What a tagger is besides its model and processor; `tagger.json` holds it."""
+        names = ("vocabulary", "templates", "temperature", "bias", "threshold", "max_tags")
+        return {name: getattr(self, name) for name in names}
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
         """Unit vectors (len(texts), D)."""
@@ -186,11 +191,6 @@ class DualEncoderTagger(ZeroShotTagger):
         settings = {**json.loads(file.read_text(encoding="utf-8")), **options}
         model = AutoModelForZeroShotImageClassification.from_pretrained(folder, **code)
         return cls(model, AutoProcessor.from_pretrained(folder, **code), **settings)
-
-    def settings(self) -> dict[str, Any]:
-        """What `tagger.json` says."""
-        names = ("vocabulary", "templates", "temperature", "bias", "threshold", "max_tags")
-        return {name: getattr(self, name) for name in names}
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Weights with their code, processor, and `tagger.json`."""
