@@ -33,12 +33,14 @@ def feature_batches(model: PreTrainedModel, processor: PoiseProcessor, records: 
     """`vision_features` (B, S, P, Dv) and tags of the first `limit` records that have a picture and tags."""
     source = (records[index] for index in range(len(records))) if hasattr(records, "__len__") else iter(records)
     usable = (record for record in source if record.get("image") is not None and record.get("tags"))
+    left = limit
     with tqdm(total=limit, desc="aligning pictures", unit="picture", leave=False, disable=None) as bar:
-        while group := list(islice(usable, min(BATCH, limit - bar.n))):
+        while group := list(islice(usable, min(BATCH, left))):
             images = [record["image"].convert("RGB") for record in group]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
             features, _ = encode_image(model.model.vision_tower, pixels.to(model.device), model.config)
             yield features, [record["tags"] for record in group]
+            left -= len(group)
             bar.update(len(group))
 
 

@@ -89,7 +89,10 @@ class StudyPlan:
         changes: dict[str, Any] = {"router_type": cell.router, "training.seed": seed, **PROMPTS[cell.prompt]}
         if cell.training == "unaligned":
             changes["align_pictures"] = 0
-        recipe = load_recipe(self.recipe, {**self.overrides, **changes})
+        shared = dict(self.overrides)
+        if cell.prompt == "none":
+            shared.pop("learning_rates.soft_prompt", None)  # a rate for what is not there is a mistake in a recipe
+        recipe = load_recipe(self.recipe, {**shared, **changes})
         if cell.language_model == "frozen":
             recipe.lora = None
             recipe.learning_rates = {k: v for k, v in recipe.learning_rates.items() if k != "adapters"}

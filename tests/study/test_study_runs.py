@@ -72,7 +72,8 @@ def test_degraded_training_is_a_pure_function_of_the_scene():
     clean = scenes.__getitems__(range(64))
     changed = sum(a["image"].tobytes() != b["image"].tobytes() for a, b in zip(whole, clean, strict=True))
     untagged = sum(not record["tags"] for record in whole)
-    assert 20 <= changed <= 44 and 20 <= untagged <= 48
+    # Half of the pictures; of the tags half, of which the two severities remove all in 40 and in 80 % of the cases.
+    assert 20 <= changed <= 44 and 10 <= untagged <= 30
 
 
 def test_clean_training_comes_first_and_seed_by_seed(tmp_path):

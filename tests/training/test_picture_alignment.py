@@ -50,7 +50,7 @@ def test_patches_say_the_colours_of_what_they_show(aligned):
     assert 0.4 < explained <= 1.0
     untrained, _ = model_and_processor()
     scenes = Scenes("prior_broken", size=64, tasks=["vqa"])
-    assert colour_of_patch(model, processor, scenes) > 0.6
+    assert colour_of_patch(model, processor, scenes) > 0.5
     assert colour_of_patch(untrained, processor, scenes) < 0.35
 
 
