@@ -45,9 +45,10 @@ def measure(name: str, records: Any, recipe_name: str, count: int) -> None:
     padding = [sum(float(padding_places(b).sum()) for b in found) / sum(b["input_ids"].numel() for b in found)
                for found in (made, packed)]  # fmt: skip
     both = 1 / (1 / reading + 1 / making)
+    share = training / (both + training)
     print(f"{name}: read {reading:,.0f} records/s, made into batches {making:,.0f}/s, both {both:,.0f}/s; "
-          f"forward and backward {training:,.0f}/s; data takes {100 * training / (both + training):.0f} % of the time "
-          f"without workers; lengths {lengths:,.0f}/s; padding {padding[0]:.1%}, packed to 512 {padding[1]:.1%}")  # fmt: skip
+          f"forward and backward {training:,.0f}/s; data takes {share:.0%} of the time without "
+          f"workers; lengths {lengths:,.0f}/s; padding {padding[0]:.1%}, packed to 512 {padding[1]:.1%}")  # fmt: skip
 
 
 def _first(records: Any, count: int) -> Any:

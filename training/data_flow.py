@@ -12,6 +12,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from poise.processing.endless_records import EndlessRecords
 from poise.processing.packing import PackingCollator, padding_places
+from poise.training.checkpoints import base_of
 from poise.training.packing_check import check_packing
 from poise.training.row_lengths import row_lengths
 
@@ -55,7 +56,7 @@ class DataFlow:
             self.train_dataset.group = self.args.train_batch_size * self.args.world_size
         if self.packing is None:
             return super().get_train_dataloader()  # type: ignore[misc]
-        check_packing(self.accelerator.unwrap_model(self.model))
+        check_packing(base_of(self.accelerator.unwrap_model(self.model)))
         # Evaluation is not packed: its loss is a mean over batches, which packing would weigh anew.
         padding, self.data_collator = self.data_collator, PackingCollator(self.data_collator, self.packing)
         try:

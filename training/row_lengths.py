@@ -8,7 +8,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from poise.processing import TrainingCollator
-from poise.processing.scenes import Scenes
 from poise.training.cached_records import PictureOfSize, without_pictures, without_pixels
 
 BLOCK = 512  # records tokenized together
@@ -39,11 +38,15 @@ def row_lengths(records: Any, collator: TrainingCollator) -> list[int]:
 
 
 def _plain(records: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
-    every_has_one = isinstance(records, Scenes)  # read without their pictures, which they all have
     return [
-        {**record, "image": _stand_in(record) if every_has_one or record["image"] is not None else None}
+        {**record, "image": _stand_in(record) if record["image"] is not None or _is_scene(record) else None}
         for record in without_pictures(records, indices)
     ]
+
+
+def _is_scene(record: Mapping[str, Any]) -> bool:
+    """Drawn scenes, wherever they are mixed in, are read without their pictures, which they all have."""
+    return "scene" in (record.get("metadata") or {})
 
 
 def _stand_in(record: Mapping[str, Any]) -> Image.Image:

@@ -4,8 +4,10 @@ import json
 import shutil
 
 import pytest
+from torch.utils.data import Subset
 
 from poise.processing import TrainingCollator, write_task_records
+from poise.processing.record_mixture import RecordMixture
 from poise.processing.scenes import Scenes
 from poise.processing.task_record_files import load_task_records
 from poise.training.data_flow import PaddingShare
@@ -29,7 +31,8 @@ def test_lengths_are_those_of_the_rows(processor, tmp_path):
     scenes = Scenes("train", size=12, seed=3)
     write_task_records([{**scenes[n], "id": str(n)} for n in range(12)], tmp_path / "train.jsonl")
     collate = TrainingCollator(processor)
-    for records in (scenes, load_task_records(tmp_path / "train.jsonl")):
+    stored = load_task_records(tmp_path / "train.jsonl")
+    for records in (scenes, stored, RecordMixture([scenes, stored]), Subset(scenes, [3, 7, 1, 5])):
         true = [int(collate([record])["attention_mask"].sum()) for record in records]
         assert row_lengths(records, collate) == true and len(set(true)) > 2
     lines = [{**json.loads(line), "length": n} for n, line in enumerate(open(tmp_path / "train.jsonl"))]
