@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING, Any
 from poise.auto_registration import register_auto_classes
 
 if TYPE_CHECKING:
+    from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
+    from poise.modeling.modeling_dual_encoder import PoiseDualEncoder
     from poise.modeling.modeling_poise import PoiseForConditionalGeneration, PoiseModel
     from poise.processing.processing_poise import PoiseProcessor
 
 __version__ = "0.1.0"
-__all__ = ["PoiseConfig", "PoiseForConditionalGeneration", "PoiseModel", "PoiseProcessor"]
+__all__ = [
+    "PoiseConfig",
+    "PoiseDualEncoder",
+    "PoiseDualEncoderConfig",
+    "PoiseForConditionalGeneration",
+    "PoiseModel",
+    "PoiseProcessor",
+]
 
 _HOME = {
     "PoiseConfig": "poise.modeling.configuration_poise",
+    "PoiseDualEncoder": "poise.modeling.modeling_dual_encoder",
+    "PoiseDualEncoderConfig": "poise.modeling.configuration_dual_encoder",
     "PoiseModel": "poise.modeling.modeling_poise",
     "PoiseForConditionalGeneration": "poise.modeling.modeling_poise",
     "PoiseProcessor": "poise.processing.processing_poise",
