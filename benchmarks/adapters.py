@@ -62,13 +62,13 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(found: dict[str, list[dict[str, Any]]], seeds: list[int]) -> str:
     """Mean over seeds, and every seed in brackets."""
-    lines = [f"{'adapters':<26}{'weights':>9}  " + "  ".join(f"{name:<25}" for name in SHOWN.values())]
+    lines = [f"{'adapters':<26}{'weights':>9}  " + "  ".join(f"{name:<25}" for name in SHOWN.values()).rstrip()]
     for arm, runs in found.items():
         cells = []
         for name in SHOWN:
             values = [one["scores"][name] for one in runs]
             cells.append(f"{sum(values) / len(values):.3f} ({' '.join(f'{value:.3f}' for value in values)})")
-        lines.append(f"{arm:<26}{runs[0]['adapters']:>9,}  " + "  ".join(f"{cell:<25}" for cell in cells))
+        lines.append((f"{arm:<26}{runs[0]['adapters']:>9,}  " + "  ".join(f"{cell:<25}" for cell in cells)).rstrip())
     mixing = [one["mixing"] for runs in found.values() for one in runs if one["mixing"]]
     lines += ["", f"mixing weights of the task-routed runs, mean over blocks and {len(mixing)} seeds:"]
     for task in mixing[0] if mixing else ():
