@@ -227,7 +227,7 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
     except KeyboardInterrupt as stopped:
         if debug:
             raise
-        print(f"poise {command.name}: {stopped or 'interrupted'}", file=sys.stderr)
+        print(f"poise {command.name}: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 1
     except USER_ERRORS as error:
         ours = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "poise"
