@@ -46,7 +46,7 @@ class DataFlow:
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or isinstance(dataset, IterableDataset):
-            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+            return super()._get_train_sampler(train_dataset)
         lengths = row_lengths(dataset, self.data_collator)
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(batch, dataset, lengths=lengths)
@@ -55,31 +55,31 @@ class DataFlow:
         if isinstance(self.train_dataset, EndlessRecords):
             self.train_dataset.group = self.args.train_batch_size * self.args.world_size
         if self.packing is None:
-            return super().get_train_dataloader()  # type: ignore[misc]
+            return super().get_train_dataloader()
         check_packing(base_of(self.accelerator.unwrap_model(self.model)))
         # Evaluation is not packed: its loss is a mean over batches, which packing would weigh anew.
         padding, self.data_collator = self.data_collator, PackingCollator(self.data_collator, self.packing)
         try:
-            return super().get_train_dataloader()  # type: ignore[misc]
+            return super().get_train_dataloader()
         finally:
             self.data_collator = padding
 
     def _init_training_state(self, *args, **kwargs):
-        epochs, batches = super()._init_training_state(*args, **kwargs)  # type: ignore[misc]
+        epochs, batches = super()._init_training_state(*args, **kwargs)
         if isinstance(self.train_dataset, EndlessRecords):
             self.train_dataset.passed_over = batches * self.train_dataset.group
         return epochs, batches
 
     def training_step(self, model, inputs, *args, **kwargs):
         self.padding.add(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
             share = self.padding.take(self.accelerator)
             if share is not None:
                 logs = {**logs, "padding": share}
-        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+        super().log(logs, *args, **kwargs)
 
 
 class PaddingShare:
