@@ -8,7 +8,7 @@ from .outputs_poise import PoiseImageFeatures
 from .streams import Streams
 
 
-class StreamMerging:
+class StreamMerging(nn.Module):
     """
     The part of `PoiseModel` that makes one sequence of embeddings out of text, image tokens and soft prompts.
 

@@ -12,6 +12,7 @@ from poise.training.adapters import add_adapters, task_adapter_fields
 from poise.training.parameter_groups import set_trainable
 from poise.training.quantization import quantization_config
 from poise.training.recipe import Recipe
+from poise.training.tag_encoder_folder import PACKAGE, load_score_embedding, resolve_tag_encoder
 from poise.training.tiny_backbones import tiny_backbone_path
 from poise.training.trained_precision import keep_trained_in_float32
 from poise.training.word_alignment import align_words
@@ -24,7 +25,9 @@ _NOT_CONFIG = ("dtype", "quantization", "align_words", "align_pictures")
 
 
 def resolve_backbone(name: str | None) -> str | None:
-    """`tiny:vision` → the folder of the shipped backbone; every other name (Hub id, folder) as it is."""
+    """`tiny:vision` → the shipped folder, `package:minilm` → the one in that package; every other name as it is."""
+    if name is not None and name.startswith(PACKAGE):
+        return resolve_tag_encoder(name)
     if name is None or not name.startswith(TINY):
         return name
     return str(tiny_backbone_path(name.removeprefix(TINY)))
@@ -54,6 +57,7 @@ def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
         dtype=dtype,
         **fields_of(recipe),
     )
+    load_score_embedding(getattr(model.model.soft_prompt, "score_embedding", None), backbones["tag_encoder"])
     # The names as the recipe gives them: a folder of this machine is no help to whoever loads the model elsewhere.
     model.config.backbones = {name: recipe.model.get(name) for name in _BACKBONES}
     processor = PoiseProcessor.from_backbones(**backbones, config=model.config, **recipe.processor)

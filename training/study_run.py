@@ -56,8 +56,8 @@ class StudyInputs:
             self.tags[name] = [record["tags"] for record in records]
         features, _ = self.training(name)
         for start in range(0, len(self.tags[name]), EVALUATION_BATCH):
-            rows = range(start, min(start + EVALUATION_BATCH, len(self.tags[name])))
-            rows = [row for row in rows if self.tags[name][row]]
+            upto = min(start + EVALUATION_BATCH, len(self.tags[name]))
+            rows = [row for row in range(start, upto) if self.tags[name][row]]
             yield features.batch(rows)["vision_features"], [self.tags[name][row] for row in rows]
 
     def testing(self, condition: Condition) -> tuple[FeatureCache, FeatureCache]:

@@ -143,7 +143,7 @@ def questions_about(record: dict, u: float) -> list[tuple[str, str]]:
     ][:2]
     if pairs[chosen["color"], chosen["shape"]] == 1:
         found.append((question_text("place", chosen["shape"], chosen["color"]), chosen["place"]))
-    # Half of the counted shapes and of the pairs asked for are there; an absent pair mixes two of the scene's own words.
+    # Half of the counted shapes and of the pairs asked for are there; an absent pair mixes two of the scene's words.
     turn = int(u * 997)
     counted = chosen["shape"] if turn % 2 else SHAPES[turn % 8]
     found.append((question_text("count", counted, None), str(shapes[counted])))
