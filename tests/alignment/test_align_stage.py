@@ -134,6 +134,13 @@ def test_records_with_photos_can_be_aligned(align_recipe, tmp_path):
     assert metrics["retrieval"]["pictures"] == 6 and (folder / "tagger.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["align", "align_dinov2_roberta"])
+def test_every_shipped_recipe_reads_back_as_itself(name, tmp_path):
+    recipe = load_align_recipe(name)
+    recipe.save(tmp_path / "recipe.yaml")
+    assert load_align_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
