@@ -13,12 +13,12 @@ keep their proportions on a CPU.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ from transformers import logging as transformers_logging
 
 from poise.library_noise import quiet_libraries
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
-from poise.processing import PoiseProcessor
+from poise.processing import PoiseProcessor, Prompts
 from poise.processing.scenes import Scenes
 from poise.training.assembly import add_adapters
 from poise.training.parameter_groups import set_trainable
@@ -114,7 +114,7 @@ class StepTimes(TrainerCallback):
 
 
 class LlavaCollator:
-    """Prompts with pictures, through LLaVA's own processor; labels on the answer."""
+    """The same prompts, through LLaVA's own processor; labels on the answer."""
 
     def __init__(self, setting: Setting):
         self.processor = LlavaProcessor(
@@ -122,9 +122,12 @@ class LlavaCollator:
             vision_feature_select_strategy="full", num_additional_image_tokens=0,
         )  # fmt: skip
         self.tokenizer = setting.tokenizer
+        self.template = PoiseProcessor(setting.image_processor, setting.tokenizer, None, num_image_tokens=1, tag_words=False)
 
     def __call__(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        texts = [f"<image> {record['question']} {record['answers'][0]}" for record in records]
+        chats = [Prompts().messages(record) for record in records]
+        prompts = self.template.apply_chat_template(chats, add_generation_prompt=True)
+        texts = [f"{prompt} {record['answers'][0]}" for prompt, record in zip(prompts, records, strict=True)]
         images = [record["image"] for record in records]
         batch = self.processor(images=images, text=texts, padding=True, padding_side="right", return_tensors="pt")
         labels = torch.full_like(batch["input_ids"], -100)  # (B, T)
@@ -174,7 +177,7 @@ def poise_trainer(setting: Setting, folder: str, system: str) -> PoiseTrainer:
     model.freeze_backbones()
     processor = PoiseProcessor(
         setting.image_processor, setting.tokenizer, tag_tokenizer, num_image_tokens=config.num_image_tokens,
-        num_prompt_tokens=config.num_prompt_tokens,
+        num_prompt_tokens=config.num_prompt_tokens, tag_words=False,
     )  # fmt: skip
     trained = add_adapters(model, LORA, train_tag_encoder=False)
     set_trainable(trained, RATES)
@@ -224,10 +227,18 @@ def peak_memory(system: str, options: argparse.Namespace) -> int:
 
 
 def only(system: str, setting: Setting) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most_memory()
     with tempfile.TemporaryDirectory() as folder:
         measure(trainer_of(system, setting, folder))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(most_memory() - before)
+
+
+def most_memory() -> int:
+    """Bytes in memory at this process's peak (`ru_maxrss` would start with what the parent had)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("peak memory is read from /proc/self/status, which this system does not have: --no-memory")
 
 
 def image_token_cost(repeats: int) -> None:
