@@ -122,7 +122,9 @@ class LlavaCollator:
             vision_feature_select_strategy="full", num_additional_image_tokens=0,
         )  # fmt: skip
         self.tokenizer = setting.tokenizer
-        self.template = PoiseProcessor(setting.image_processor, setting.tokenizer, None, num_image_tokens=1, tag_words=False)
+        self.template = PoiseProcessor(
+            setting.image_processor, setting.tokenizer, None, num_image_tokens=1, tag_words=False
+        )
 
     def __call__(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         chats = [Prompts().messages(record) for record in records]
