@@ -166,6 +166,9 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
         if sections[section] is None:
             sections[section] = dict(DEFAULTS[section])
         sections[section][field] = value
+    for field, value in sections["training"].items():
+        if field.endswith("_strategy") and value is False:
+            sections["training"][field] = "no"  # YAML reads the word no as false
     recipe = Recipe(**sections)
     check_values(recipe)
     # Every contradiction that the configuration can see without the backbones' own shapes is seen here.

@@ -125,3 +125,9 @@ def test_a_quantized_language_model_without_adapters_is_refused(tmp_path):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match="give lora a rank"):
         load_recipe(str(path))
+
+
+def test_a_strategy_of_no_is_no_strategy():
+    """YAML reads the bare word as false, in a file and on a command line."""
+    recipe = load_recipe("demo", parse_overrides(["--eval_strategy", "no", "--training.save_strategy", "no"]))
+    assert recipe.training["eval_strategy"] == recipe.training["save_strategy"] == "no"
