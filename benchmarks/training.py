@@ -53,7 +53,7 @@ from poise.training.trainer import PoiseTrainer
 # (hidden size, feed-forward size, layers, heads, patch size, picture size) and (…, key-value heads, vocabulary)
 VISION = {"siglip-b": (768, 3072, 12, 12, 16, 224), "so400m": (1152, 4304, 27, 16, 14, 224)}
 TEXT = {"135m": (576, 1536, 30, 9, 3, 49152)}
-SYSTEMS = ("llava", "poise as llava", "poise", "poise, cached")
+SYSTEMS = ("llava", "plain poise", "poise", "poise, cached")
 RATES = {"new_modules": 1e-3, "adapters": 2e-4}
 LORA = {**DEFAULTS["lora"], "r": 8, "alpha": 16}
 
@@ -161,7 +161,7 @@ def llava_trainer(setting: Setting, folder: str) -> Trainer:
 
 def poise_trainer(setting: Setting, folder: str, system: str) -> PoiseTrainer:
     torch.manual_seed(0)
-    bare = system == "poise as llava"
+    bare = system == "plain poise"
     tag_tokenizer = None if bare else AutoTokenizer.from_pretrained(tiny_backbone_path("tag_encoder"))
     streams = {"soft_prompt_type": "none", "router_type": "none"}
     if not bare:

@@ -28,6 +28,7 @@ def configuration(**fields):
         "soft_prompt_type": "dynamic",
         "is_encoder_decoder": False,
         "patch_grid": (6, 6),
+        "adapter_tasks": None,
         "vision_config": SimpleNamespace(patch_size=8),
         "tag_encoder_config": SimpleNamespace(max_position_embeddings=32),
     }
