@@ -16,6 +16,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .adapter_repository import NAMES_AS_THEY_ARE, is_adapter_repository, load_adapter_repository
 from .backbones import keep_quantized_weights_trainable, load_backbones, mark_initialized, quantize_composite
 from .configuration_poise import PoiseConfig
 from .generation_poise import PoiseGenerationMixin
@@ -310,6 +311,17 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, PoiseGenerationMixin):
         if inherited is not None:
             self.generation_config = type(inherited).from_dict(inherited.to_dict())
         self.generation_config.suppress_tokens = [self.config.image_token_id]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As every `from_pretrained`; a repository that holds only adapters gets its backbones from theirs."""
+        if is_adapter_repository(pretrained_model_name_or_path, **kwargs):
+            return load_adapter_repository(cls, PoiseConfig, pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def load_adapter(self, peft_model_id=None, adapter_name=None, **kwargs):
+        """As every transformers model, but the adapter's names are taken as they are."""
+        return super().load_adapter(peft_model_id, adapter_name, **{"weight_mapping": NAMES_AS_THEY_ARE, **kwargs})
 
     @classmethod
     def from_backbones(

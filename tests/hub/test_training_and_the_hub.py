@@ -13,17 +13,12 @@ from poise.hub_cards import publishable_folder
 from poise.hub_cards.adapter_folder import save_adapter
 from poise.hub_cards.card_collector import CardCollector
 from poise.hub_cards.publish_command import main
-from poise.modeling import PoiseForConditionalGeneration, modeling_poise
+from poise.modeling import PoiseForConditionalGeneration
 from poise.training.checkpoints import load_trained
 from poise.training.recipe import load_recipe
 from poise.training.sft import run_sft
 
 NAMES = {"vision": "acme/tower", "text": "acme/words", "tag_encoder": "acme/tags"}
-KNOWS_ADAPTER_REPOSITORIES = hasattr(modeling_poise, "load_adapter_repository")
-needs_hook = pytest.mark.skipif(
-    not KNOWS_ADAPTER_REPOSITORIES,
-    reason="PoiseForConditionalGeneration.from_pretrained does not know adapter repositories yet",
-)
 
 
 @pytest.fixture
@@ -100,7 +95,6 @@ def test_adapters_alone_hold_what_was_trained_and_name_their_bases(backbones_on_
     assert str(tmp_path).encode() not in b"\n".join(file.content for file in files.values())
 
 
-@needs_hook
 @pytest.mark.slow
 def test_adapters_alone_give_the_whole_model_without_poise(backbones_on_hub, samples, tmp_path):
     train(tmp_path / "run")
@@ -118,7 +112,6 @@ def test_adapters_alone_give_the_whole_model_without_poise(backbones_on_hub, sam
     assert "user/adapter is an adapter and needs its backbones" in refused and "acme/tags" in refused
 
 
-@needs_hook
 def test_an_adapter_folder_loads_here_too(backbones_on_hub, samples, tmp_path):
     train(tmp_path / "run")
     model, processor = load_trained(tmp_path / "run" / "checkpoint-2")
@@ -184,7 +177,7 @@ def test_a_quantized_run(online, tmp_path, tmp_path_factory):
     assert "quantization_config" not in json.loads(files["config.json"].content)
     assert not any("lora" in name for name in load(files["model.safetensors"].content))
 
-    if KNOWS_ADAPTER_REPOSITORIES:  # the self-check loads it in a process of its own
-        assert main([str(tmp_path / "run"), "--repo", "user/adapter", "--adapter-only"]) == 0
-        files = online.repositories["user/adapter"].main
-        assert json.loads(files["config.json"].content)["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
+    # The self-check loads it in a process of its own.
+    assert main([str(tmp_path / "run"), "--repo", "user/adapter", "--adapter-only"]) == 0
+    files = online.repositories["user/adapter"].main
+    assert json.loads(files["config.json"].content)["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
