@@ -1,6 +1,7 @@
 """Pooled hidden states of an encoder, layer by layer: what `poise rank-encoders` and `poise curate` compare."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ def _load(argument: str, name: str, config: Any) -> torch.nn.Module:
     return load_encoder(argument, resolve_backbone(name), torch.float32, config=config)
 
 
+@contextmanager
+def _named(argument: str, name: str) -> Iterator[None]:
+    """transformers tells what it could not find, but not who asked for it."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"{argument}={name!r} could not be loaded: name a folder, a Hub id within reach or tiny:NAME ({reason})"
+        ) from error
+
+
 class VisionStates:
     """
     A vision tower's states, averaged over the patches.
@@ -34,10 +47,11 @@ class VisionStates:
 
     def __init__(self, name: str, device: str = "cpu"):
         source = resolve_backbone(name.removeprefix(RANDOM))
-        config = vision_config_of(source)
+        with _named("vision", name):
+            config = vision_config_of(source)
+            self.processor = AutoImageProcessor.from_pretrained(source)
+            self.model = _load("vision", name, config).to(device).eval()
         self.name, self.prefix, self.device = name, count_prefix_tokens(config), device
-        self.processor = AutoImageProcessor.from_pretrained(source)
-        self.model = _load("vision", name, config).to(device).eval()
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[torch.Tensor]:
@@ -60,10 +74,11 @@ class TextStates:
     def __init__(self, name: str, device: str = "cpu", max_length: int = 64):
         source = resolve_backbone(name.removeprefix(RANDOM))
         self.name, self.device, self.max_length = name, device, max_length
-        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        with _named("text", name):
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            self.model = encoder_of(_load("text", name, text_config_of(source))).to(device).eval()
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = encoder_of(_load("text", name, text_config_of(source))).to(device).eval()
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> list[torch.Tensor]:

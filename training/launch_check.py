@@ -51,7 +51,8 @@ def asked_for(environment: Mapping[str, str], deepspeed_stage: int | None = None
         return world, "zero" if deepspeed_stage is None else f"zero{deepspeed_stage}"
     if _is_on(environment, "ACCELERATE_USE_FSDP"):
         return world, f"fsdp{environment.get('FSDP_VERSION', '1')}"
-    return world, None if world is None else ("ddp" if world > 1 else "none")
+    # A single process may be wrapped or not, it makes no difference.
+    return world, "ddp" if world is not None and world > 1 else None
 
 
 def _is_on(environment: Mapping[str, str], name: str) -> bool:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from poise.training.caption_pairs import load_pairs
 from poise.training.encoder_ranking import best_by_pair, rank_encoders
+from poise.training.encoder_states import TextStates, VisionStates
 from poise.training.rank_encoders import main
 
 
@@ -51,3 +52,9 @@ def test_the_best_layer_is_found_where_it_is_known():
 def test_batches_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="at least 4"):
         rank_encoders({}, {}, load_pairs("scenes", "test", {"size": 8}), batch_size=2)
+
+
+@pytest.mark.parametrize("states, argument", [(VisionStates, "vision"), (TextStates, "text")])
+def test_an_encoder_that_is_nowhere_is_named(states, argument):
+    with pytest.raises(OSError, match=f"{argument}='nowhere' could not be loaded: name a folder"):
+        states("nowhere")

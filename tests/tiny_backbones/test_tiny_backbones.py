@@ -93,7 +93,7 @@ def test_language_models_read_a_context_against_the_prior(language_model):
     figures = check_backbone(name)
     assert figures["prior"] > 0.95
     # Chance is 1/8. Reading is what these small models do worst; their README says how well.
-    assert figures["caption_read"] > 0.3
+    assert figures["caption_read"] > 0.5 and figures["tags_read"] > 0.5
 
 
 def test_language_models_know_the_form_of_every_task(language_model):
@@ -161,19 +161,22 @@ def test_bad_arguments(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_rebuilt_one_behaves_alike(tmp_path, capsys):
-    """A tenth of the steps already gives the prior and the colours; the layout on disk is the shipped one's."""
+    """A few of the steps already give colours and the reading of a caption; the layout on disk is the shipped one's.
+
+    What a decoder-only model learns last is the prior: a fifth of its text needs it.
+    """
     assert main(["--out", str(tmp_path), "--only", "vision", "tag_encoder", "--steps", "250", "--jobs", "1"]) == 0
-    assert main(["--out", str(tmp_path), "--only", "causal_lm", "seq2seq_lm", "--steps", "150", "--jobs", "1"]) == 0
+    assert main(["--out", str(tmp_path), "--only", "causal_lm", "seq2seq_lm", "--steps", "400", "--jobs", "2"]) == 0
     built = {line["backbone"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert built["vision"]["color_probe"] > 0.8 and built["vision"]["empty_probe"] > 0.9
     assert built["tag_encoder"]["color_probe"] > 0.8
-    assert built["causal_lm"]["prior"] > 0.4 and built["seq2seq_lm"]["prior"] > 0.4
+    # Chance is 1/8, and an answer from the prior is wrong there.
+    assert built["causal_lm"]["caption_read"] > 0.2 and built["seq2seq_lm"]["caption_read"] > 0.2
+    assert built["seq2seq_lm"]["prior"] > 0.8
     for name in STEPS:
         shipped, rebuilt = Path(tiny_backbone_path(name)), tmp_path / name
         assert {f.name for f in shipped.iterdir()} == {f.name for f in rebuilt.iterdir()}
         configs = [json.loads((folder / "config.json").read_text()) for folder in (shipped, rebuilt)]
-        # The pieces of words depend on the corpus, which has grown since the shipped language models were made.
-        assert abs(configs[0].pop("vocab_size", 0) - configs[1].pop("vocab_size", 0)) < 10
         assert configs[0] == configs[1]
         for file in ("preprocessor_config.json", "chat_template.jinja"):
             if (shipped / file).exists():
