@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         metavar="SOURCE",
-        help="JSON lines of task records, a folder of annotated photos, or scenes:SPLIT[,name=value...]",
+        help="JSON lines of task records, a folder, a data set on disk or of the Hub (NAME or NAME:SPLIT), a source in "
+        "braces as in a recipe, or scenes:SPLIT[,name=value...]",
     )
     parser.add_argument(
         "--task",
@@ -159,5 +160,8 @@ def load_model(
 
 
 def _default_folder(arguments: argparse.Namespace) -> Path:
-    parts = [Path(arguments.model).name, f"{Path(arguments.data).stem}-{arguments.task or 'tasks'}"]
+    from poise.evaluation.data_sources import data_name
+
+    data = data_name(arguments.data).removesuffix(".jsonl")
+    parts = [Path(arguments.model).name, f"{data}-{arguments.task or 'tasks'}"]
     return Path("outputs", "evaluate", *(re.sub(r"[^\w.=-]+", "-", part) for part in parts))

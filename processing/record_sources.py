@@ -123,7 +123,10 @@ def open_records(source: RecordSource, split: str = "train", seed: int = 0) -> A
         return _scenes(source, split, seed)
     path = Path(source.name)
     if path.is_dir() and any((path / name).is_file() for name in SOURCES.values()) and (path / "images").is_dir():
-        return TaskRecords(split_by_photo(records_from_annotations(path, seed=seed), seed=seed)[split], path.name)
+        parts = split_by_photo(records_from_annotations(path, seed=seed), seed=seed)
+        if split not in parts:
+            raise ValueError(f"split={split!r} is none of {source.name!r}: annotated photos have {', '.join(parts)}.")
+        return TaskRecords(parts[split], path.name)
     file = _json_lines(source, split)
     if file is None:
         return _table_records(source, _table(source, split), split)
@@ -247,14 +250,10 @@ def _load(source: RecordSource, split: str, streaming: bool) -> Any:
     import datasets
 
     path = Path(source.name)
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        table = _saved(path, split)
+        return table.to_iterable_dataset() if streaming else table
     try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(source.name)
-            if isinstance(loaded, datasets.DatasetDict):
-                if split not in loaded:
-                    raise ValueError(f"split={split!r} is none of {source.name!r}: it has {', '.join(loaded)}.")
-                loaded = loaded[split]
-            return loaded.to_iterable_dataset() if streaming else loaded
         return datasets.load_dataset(source.name, source.config, split=split, streaming=streaming)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
@@ -262,6 +261,20 @@ def _load(source: RecordSource, split: str, streaming: bool) -> Any:
             f"data={source.name!r} is no file or folder here and could not be loaded as a data set ({reason}): check "
             "the name, and the connection if it is one of the Hub."
         ) from None
+    except ValueError as error:  # a split or a configuration that is not there; datasets names those that are
+        reason = " ".join(str(error).split())
+        raise ValueError(f"split={split!r} of {source.name!r} could not be read: {reason}") from None
+
+
+def _saved(path: Path, split: str) -> Any:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise ValueError(f"split={split!r} is none of {str(path)!r}: it has {', '.join(loaded)}.")
+    return loaded[split]
 
 
 def _table(source: RecordSource, split: str) -> Any:

@@ -1,16 +1,17 @@
 """Pictures with their captions, from drawn scenes or task records, decoding none before it is asked for."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from poise.evaluation.data_sources import load_data_source
+from poise.evaluation.data_sources import load_data_source, read_source
+from poise.processing.record_sources import open_records
 from poise.processing.scenes import Scenes
-from poise.processing.task_record_files import TaskRecords, load_task_records
+from poise.training.record_tags import identity_of
 
 SCENES = "scenes"
 _JOINTS = re.compile(r"\s*[,;:.]+\s*|\s+and\s+")
@@ -84,15 +85,7 @@ class CaptionPairs:
         if isinstance(self.records, Scenes):
             settings = {name: value for name, value in vars(self.records).items() if name != "tags"}
             return {"scenes": settings, "rows": len(self.rows)}
-        pictures = []
-        for record in self.facts:
-            picture = record["image"]
-            if isinstance(picture, str):
-                path = Path(self.records.image_folder) / picture
-                facts = path.stat()
-                picture = [str(path), facts.st_size, facts.st_mtime_ns]
-            pictures.append(picture)
-        return {"records": pictures}
+        return {"records": identity_of(self.records), "rows": self.rows}
 
 
 def _without_pictures(records: Any) -> Sequence[Mapping[str, Any]]:
@@ -102,15 +95,21 @@ def _without_pictures(records: Any) -> Sequence[Mapping[str, Any]]:
 
 
 def load_pairs(
-    source: str, split: str, scenes: Mapping[str, Any] | None = None, image_folder: str | None = None, seed: int = 0
+    source: str,
+    split: str | None,
+    scenes: Mapping[str, Any] | None = None,
+    image_folder: str | None = None,
+    seed: int = 0,
 ) -> CaptionPairs:
     """
     Pairs of a source.
 
     Args:
-        source (`str`): "scenes" (with the settings in `scenes`), `scenes:SPLIT,name=value`, a JSON-lines file of task
-            records, a folder with `SPLIT.jsonl`, or a folder of annotated photos.
-        split (`str`): of the scenes or the folder.
+        source (`str`): "scenes" (with the settings in `scenes`), `scenes:SPLIT,name=value`, or what
+            `evaluation.data_sources.load_data_source` reads: a JSON-lines file of task records, a folder, a data set on
+            disk or of the Hub.
+        split (`str` or `None`): of a source that has several and names none. `None` takes all of annotated photos, and
+            "validation" of the others.
         scenes (*optional*): arguments of [`Scenes`].
         image_folder (*optional*): what the records' image paths are relative to.
 
@@ -119,13 +118,10 @@ def load_pairs(
     """
     if source == SCENES:
         settings = {"seed": seed, **dict(scenes or {}), "tasks": ["caption"]}
-        return CaptionPairs(Scenes(split, **settings), f"{SCENES}:{split}")
-    path = Path(source)
-    if path.is_dir() and (path / f"{split}.jsonl").is_file():
-        path = path / f"{split}.jsonl"
-    if path.is_file():
-        return CaptionPairs(load_task_records(path, image_folder), str(path))
-    records = load_data_source(source)
-    if not isinstance(records, Scenes | TaskRecords):
-        raise ValueError(f"{source!r} cannot be read as pictures with captions: give scenes, or a JSON-lines file")
-    return CaptionPairs(records, source)
+        return CaptionPairs(Scenes(split or "validation", **settings), f"{SCENES}:{split or 'validation'}")
+    if split is None or source.startswith(f"{SCENES}:"):
+        return CaptionPairs(load_data_source(source), source)
+    named = read_source(source)
+    if image_folder is not None:
+        named = dataclasses.replace(named, image_folder=image_folder)
+    return CaptionPairs(open_records(named, split, seed), source)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    pairs = load_pairs(arguments.data, "validation")
+    pairs = load_pairs(arguments.data, None)
     vision = {name: VisionStates(name, arguments.device) for name in arguments.vision}
     text = {name: TextStates(name, arguments.device) for name in arguments.text}
     ranking = rank_encoders(vision, text, pairs, arguments.samples, arguments.batch_size)

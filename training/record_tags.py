@@ -122,12 +122,19 @@ def identity_of(records: Any) -> Any:
         return [identity_of(records.dataset), list(records.indices)]
     if isinstance(records, Scenes):
         return {name: value for name, value in vars(records).items() if name != "tags"}
-    if isinstance(records, TaskRecords) and records.image_rows is None:
-        return [_facts(record, records.image_folder) for record in records.records]
+    if isinstance(records, TaskRecords):
+        facts = [_facts(record, records.image_folder) for record in records.records]
+        return facts if records.image_rows is None else [facts, _table_identity(records.image_rows)]
     raise ValueError(
         f"data.tagger cannot tag a {type(records).__name__} once and for all: give a file, a folder or scenes, or "
         "write the tags into the records"
     )
+
+
+def _table_identity(pictures: Any) -> list[Any]:
+    """What `datasets` says about a table that holds pictures, and which of its rows are meant."""
+    table = getattr(pictures, "table", pictures)
+    return [table._fingerprint, getattr(pictures, "numbers", None)]
 
 
 def _facts(record: dict[str, Any], image_folder: Path) -> list[Any]:
