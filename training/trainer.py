@@ -1,13 +1,14 @@
 """`PoiseTrainer`: transformers' Trainer with the groups, checks and generated answers that a VLM needs.
 
 What it adds: learning rate, decay and schedule per parameter group; the first batch described in plain words; a check
-after the first step that every module which should learn got a gradient; evaluation that generates and scores answers;
-another caption of every picture in every epoch; checkpoints that carry adapter, new modules, configuration, processor
-and recipe together.
+after the first step that every module which should learn got a gradient; logits only where an answer is supervised;
+evaluation that generates and scores answers; another caption of every picture in every epoch; checkpoints that carry
+adapter, new modules, configuration, processor and recipe together.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from poise.training.group_schedules import own_schedules, scheduler_by_group
 from poise.training.parameter_groups import optimizer_groups
 from poise.training.recipe import Recipe
 from poise.training.safe_training import SafeTraining
+from poise.training.supervised_logits import supervised_only, takes_a_mask
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +107,23 @@ class PoiseTrainer(DataFlow, SafeTraining, Trainer):
             if self.is_world_process_zero():
                 logger.info("first batch: %s", describe_batch(inputs, self.processor))
         return super().training_step(model, inputs, num_items_in_batch)
+
+    @cached_property
+    def leaves_out_logits(self) -> bool:
+        """Whether training computes logits of supervised positions only."""
+        # A compiled model would be compiled anew for every number of them; the others want all logits, or split the
+        # batch by rows.
+        args = self.args
+        wants_all = self.label_smoother is not None or self.compute_loss_func is not None
+        return not (args.torch_compile or args.n_gpu > 1 or wants_all) and takes_a_mask(
+            self.accelerator.unwrap_model(self.model)
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # Whoever splits sequences over devices has shifted the labels already.
+        if model.training and "labels" in inputs and "shift_labels" not in inputs and self.leaves_out_logits:
+            inputs = supervised_only(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         # Inside the loop, not after `evaluate`: so early stopping and trackers see one set of metrics.
