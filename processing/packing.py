@@ -53,11 +53,12 @@ class PackingCollator:
         capacity (`int`): tokens of a packed row; a batch's rows are as long as its fullest one.
 
     A batch holds `input_ids`, `position_ids` and `labels` [R, T] for R rows (fewer than samples), the images in the
-    order in which the rows name them, and `use_cache=False`, for a cache would end the samples' separation. The first
-    label of a sample is ignored, because the token before it belongs to another one.
+    order in which the rows name them, and `use_cache=False`, for a cache would end the samples' separation; `task_ids`
+    [R, T] where the model tells tasks apart. The first label of a sample is ignored, because the token before it
+    belongs to another one.
 
     Raises:
-        ValueError: the collator is one of an encoder-decoder, or adds what belongs to rows (a prompt mask, tasks).
+        ValueError: the collator is one of an encoder-decoder, or adds what belongs to whole rows (a prompt mask).
     """
 
     def __init__(self, collator: TrainingCollator, capacity: int):
@@ -66,9 +67,8 @@ class PackingCollator:
                 "packing needs a decoder-only language model: an encoder-decoder's cross-attention would read the "
                 "other samples of a row; leave data.packing out"
             )
-        if collator.return_prompt_mask or collator.processor.tasks:
-            what = "a prompt mask" if collator.return_prompt_mask else "task-routed adapters"
-            raise ValueError(f"packing does not go with {what}, which has one entry a row: leave one of them out")
+        if collator.return_prompt_mask:
+            raise ValueError("packing does not go with a prompt mask, which ends once a row: leave one of them out")
         if capacity < 2:
             raise ValueError(f"capacity={capacity} is no row of several samples: give its tokens, such as 1024")
         self.collator, self.capacity = collator, capacity
@@ -83,11 +83,14 @@ class PackingCollator:
         firsts = [sum(pictures[:sample]) for sample in range(len(fitted))]
         bins = packed_bins([len(prompt) + len(answer) for prompt, answer in fitted], self.capacity)
 
-        ids, labels, positions = [], [], []
+        task_of = inputs.pop("task_ids", None)  # (B,)
+        ids, labels, positions, tasks = [], [], [], []
         for samples in bins:
             ids.append([token for sample in samples for part in fitted[sample] for token in part])
             labels.append([label for sample in samples for label in _labels(*fitted[sample])])
             positions.append([place for sample in samples for place in range(sum(map(len, fitted[sample])))])
+            if task_of is not None:
+                tasks.append([int(task_of[sample]) for sample in samples for part in fitted[sample] for _ in part])
         order = torch.tensor(
             [firsts[sample] + n for samples in bins for sample in samples for n in range(pictures[sample])],
             dtype=torch.long,
@@ -98,6 +101,7 @@ class PackingCollator:
                 "input_ids": padded(ids, processor.tokenizer.pad_token_id, "right", multiple),  # (R, T)
                 "position_ids": padded(positions, 0, "right", multiple),  # (R, T)
                 "labels": padded(labels, IGNORED, "right", multiple),  # (R, T)
+                **({} if task_of is None else {"task_ids": padded(tasks, 0, "right", multiple)}),  # (R, T)
                 **{name: value[order] for name, value in inputs.items()},
                 "use_cache": False,
             }

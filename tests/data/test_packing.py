@@ -72,6 +72,23 @@ def test_the_loss_and_the_gradients_of_a_step_are_the_same(mixed_records):
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5) and found[0][1].abs().max() > 1e-3
 
 
+def test_every_token_of_a_packed_row_keeps_its_task(mixed_records):
+    """Task-routed adapters: rows of several tasks, in each token the mixture of its own sample."""
+    model, processor = assembled(router_type="gate", **{"lora.task_routed": True})
+    for pair in model.model.task_adapters.pairs.values():
+        torch.nn.init.normal_(pair.up, std=0.05, generator=torch.Generator().manual_seed(1))
+    collate = TrainingCollator(processor)
+    packed = PackingCollator(collate, 160)(mixed_records)
+    assert packed["task_ids"].shape == packed["input_ids"].shape
+    assert any(len(row.unique()) > 1 for row in packed["task_ids"])
+    alone = torch.cat([token_losses(model, collate([record])) for record in mixed_records]).sort().values
+    together = token_losses(model, dict(packed))
+    assert torch.allclose(alone, together, atol=2e-5)
+    # One task for all tokens is another computation.
+    one_task = {**packed, "task_ids": torch.zeros_like(packed["task_ids"])}
+    assert not torch.allclose(alone, token_losses(model, one_task), atol=1e-3)
+
+
 def test_samples_fill_rows_and_a_long_one_gets_its_own():
     bins = packed_bins([5, 30, 4, 9, 2, 50], 20)
     assert sorted(sample for row in bins for sample in row) == list(range(6))
