@@ -29,16 +29,18 @@ def backbones_on_hub(online, backbones):
     return online
 
 
-def train(output_dir, quantization="none", **training):
+def train(output_dir, quantization="none", task_routed=False, **training):
     """Two steps on drawn scenes; checkpoints after each."""
+    tasks = ["vqa", "grounding"] if task_routed else ["vqa"]
     overrides = {
         "model.quantization": quantization,
         **{f"model.{role}": name for role, name in NAMES.items()},
         "model.router_type": "gate",
         "model.soft_prompt_length": 2,
         "data.train": "scenes",
-        "data.scenes": {"size": 8, "tasks": ["vqa"], "question_types": ["color"]},
+        "data.scenes": {"size": 8, "tasks": tasks, "question_types": ["color"]},
         "lora.r": 2,
+        "lora.task_routed": task_routed,
         **{
             f"training.{key}": value
             for key, value in {
@@ -97,7 +99,7 @@ def test_adapters_alone_hold_what_was_trained_and_name_their_bases(backbones_on_
 
 @pytest.mark.slow
 def test_adapters_alone_give_the_whole_model_without_poise(backbones_on_hub, samples, tmp_path):
-    train(tmp_path / "run")
+    train(tmp_path / "run", task_routed=True)  # LoRA goes the same way in `test_a_quantized_run`
     assert main([str(tmp_path / "run"), "--repo", "user/adapter", "--adapter-only"]) == 0
     loaded = without_poise(backbones_on_hub, tmp_path, "user/adapter", samples[0])
     assert isinstance(loaded, tuple), loaded
@@ -127,13 +129,29 @@ def test_an_adapter_folder_loads_here_too(backbones_on_hub, samples, tmp_path):
         PoiseForConditionalGeneration.from_pretrained(tmp_path / "adapter", max_memory={})
 
 
-def logits_of(model, processor, sample):
+def test_task_routed_adapters_travel_alone(backbones_on_hub, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", lambda *args, **kwargs: ["red"])
+    train(tmp_path / "run", task_routed=True)
+    model, processor = load_trained(tmp_path / "run" / "checkpoint-2")
+    assert main([str(tmp_path / "run"), "--repo", "user/routed", "--adapter-only"]) == 0
+    loaded = PoiseForConditionalGeneration.from_pretrained("user/routed")
+    published = type(processor).from_pretrained("user/routed")
+    known = torch.arange(loaded.config.text_config.vocab_size) != loaded.config.image_token_id
+    by_task = {}
+    for task in processor.tasks:
+        by_task[task] = logits_of(loaded, published, samples[0], task=task)[..., known]
+        expected = logits_of(model, processor, samples[0], task=task)[..., known]
+        assert torch.allclose(by_task[task], expected, atol=1e-5), task
+    assert not torch.allclose(by_task["vqa"], by_task["grounding"], atol=1e-5)
+
+
+def logits_of(model, processor, sample, **message):
     content = [
         {"type": "image", "image": sample["image"], "tags": sample["tags"]},
         {"type": "text", "text": sample["question"]},
     ]
     inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        [{"role": "user", "content": content, **message}],
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
     )  # fmt: skip
     with torch.no_grad():
