@@ -29,7 +29,9 @@ from .stream_merging import StreamMerging
 from .streams import Streams
 from .tag_statistics import score_statistics, tag_words
 from .task_routed_adapters import build_task_adapters, hook_adapters
-from .vision_features import encode_image
+from .vision_features import read_states, run_tower
+
+STATES_ON_REQUEST = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
 
 
 class PoiseModel(StreamMerging, PoisePreTrainedModel):
@@ -105,14 +107,21 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
             tag_input_ids, tag_attention_mask, tag_scores (N, L): the pictures' tags as `PoiseProcessor` makes them; an
                 all-zero mask row, or none of the three, is a picture without tags.
             tag_features (N, L, Dt): what a frozen tag encoder made of them before (`soft_prompt.encode`).
+            output_hidden_states, output_attentions (`bool`, *optional*): also return the vision tower's; by default as
+                `config` says. The tower's `last_hidden_state` comes with every picture that it reads.
 
         Raises:
             ValueError: neither pictures nor features, or tags for another number of pictures.
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("pixel_values and vision_features: give exactly one of them.")
+        seen = {}
         if vision_features is None:
-            vision_features, image_profile = encode_image(self.vision_tower, pixel_values, self.config)
+            asked = states_asked_for(self.config, kwargs)
+            outputs = run_tower(self.vision_tower, pixel_values, self.config, **asked)
+            vision_features, image_profile = read_states(outputs, self.config)
+            # States that only a router read are not kept alive.
+            seen = {field: outputs.get(field) for field in ("last_hidden_state", *map(STATES_ON_REQUEST.get, asked))}
         if self.config.router_type == "reliability" and image_profile is None:
             raise ValueError(
                 "image_profile=None, but router_type='reliability' judges pictures by it: pass what encode_image "
@@ -141,6 +150,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
             soft_prompt_hidden_states=streams.text,
             router_weights=weights,
             **statistics,
+            **seen,
         )
 
     @property
@@ -189,7 +199,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
         if self.config.soft_prompt_type == "dynamic":
             ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             tags = (ids, ids == 0, ids.float() + 1)
-        vision_features, profile = encode_image(self.vision_tower, blank, self.config)
+        vision_features, profile = read_states(run_tower(self.vision_tower, blank, self.config), self.config)
         image = self.projector(vision_features.to(self.projector_dtype))  # (1, P, D)
         prompt = self._prompt_tokens(1, image, *tags)  # (1, K, D)
         streams = self._image_streams(image, prompt, self._statistics(vision_features, profile, *tags))
@@ -489,6 +499,13 @@ class PoiseForConditionalGeneration(PoisePreTrainedModel, PoiseGenerationMixin):
             "AutoModel": f"{module}.{PoiseModel.__name__}",
         }
         return super().save_pretrained(save_directory, **kwargs)
+
+
+def states_asked_for(config, arguments):
+    """Which of `STATES_ON_REQUEST` a call or, where it says nothing, the configuration wants."""
+    wanted = {flag: arguments.get(flag) for flag in STATES_ON_REQUEST}
+    wanted = {flag: getattr(config, flag, False) if value is None else value for flag, value in wanted.items()}
+    return {flag: value for flag, value in wanted.items() if value}
 
 
 def stream_outputs(features, weights):

@@ -13,7 +13,8 @@ class PoiseImageFeatures(BaseModelOutputWithPooling):
 
     `pooler_output`: list of N tensors (P + K, D), image tokens then soft-prompt tokens, as they fill the placeholders.
     `image_hidden_states` (N, P, D), `soft_prompt_hidden_states` (N, K, D), `router_weights` (N, 2): the same, apart.
-    The rest is what a router of scope `"prompt"` needs later, see `Streams`.
+    `last_hidden_state` (N, prefix + P, Dv) and, on request, `hidden_states`, `attentions`: of the vision tower, where
+    it was run. The rest is what a router of scope `"prompt"` needs later, see `Streams`.
     """
 
     image_hidden_states: torch.FloatTensor | None = None

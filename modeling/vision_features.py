@@ -19,21 +19,33 @@ def encode_image(vision_tower, pixel_values, config):
     Returns:
         Features [N, S, P, Dv], and the activation profile [N, 6·L] or `None`.
     """
-    layers = config.vision_feature_layers
-    wants_profile = config.router_type == "reliability"
-    arguments = {}
-    if wants_profile or any(layer is not None for layer in layers):
-        arguments["output_hidden_states"] = True
+    return read_states(run_tower(vision_tower, pixel_values, config), config)
+
+
+def run_tower(vision_tower, pixel_values, config, **asked):
+    """
+    What the tower returns, with at least the states that `read_states` needs.
+
+    Args:
+        pixel_values [N, 3, H, W].
+        **asked: `output_hidden_states`, `output_attentions`: what somebody else wants to see, too.
+    """
+    if config.router_type == "reliability" or any(layer is not None for layer in config.vision_feature_layers):
+        asked["output_hidden_states"] = True
     if config.vision_image_size is not None and config.vision_config.model_type in INTERPOLATE_ON_REQUEST:
-        arguments["interpolate_pos_encoding"] = True
+        asked["interpolate_pos_encoding"] = True
     trainable = any(parameter.requires_grad for parameter in vision_tower.parameters())
     with torch.set_grad_enabled(torch.is_grad_enabled() and trainable):
-        outputs = vision_tower(pixel_values.to(vision_tower.dtype), return_dict=True, **arguments)
+        return vision_tower(pixel_values.to(vision_tower.dtype), return_dict=True, **asked)
+
+
+def read_states(outputs, config):
+    """Of a tower's outputs the features [N, S, P, Dv] and the activation profile [N, 6·L] or `None`."""
+    layers, prefix = config.vision_feature_layers, config.num_prefix_tokens
     selected = [outputs.last_hidden_state if layer is None else outputs.hidden_states[layer] for layer in layers]
     features = torch.stack(selected, dim=1)  # (N, S, prefix + P, Dv)
-    prefix = config.num_prefix_tokens
     profile = None
-    if wants_profile:
+    if config.router_type == "reliability":
         profile = activation_profile([states[:, prefix:] for states in outputs.hidden_states])  # (N, 6L)
     if config.vision_feature_select == "patch":
         features = features[:, :, prefix:]  # (N, S, P, Dv)

@@ -55,13 +55,13 @@ def uncached(tmp_path_factory):
 def tower_calls(monkeypatch):
     """Grows by one whenever the model itself runs a tower over pictures."""
     calls = []
-    encode = modeling_poise.encode_image
+    run_tower = modeling_poise.run_tower
 
     def counted(*args, **kwargs):
         calls.append(len(args[1]))
-        return encode(*args, **kwargs)
+        return run_tower(*args, **kwargs)
 
-    monkeypatch.setattr(modeling_poise, "encode_image", counted)
+    monkeypatch.setattr(modeling_poise, "run_tower", counted)
     return calls
 
 
