@@ -159,11 +159,19 @@ COMMANDS = {
         Command(
             "completion",
             "poise.shell_completion",
-            "print a script that completes the commands in a shell",
+            "print a script that completes commands, options and choices in a shell",
             "source <(poise completion bash)",
         ),
     )
 }
+
+
+def global_options() -> argparse.ArgumentParser:
+    """The options that stand before the command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--version", action="version", version=f"poise {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -180,13 +188,12 @@ def build_parser() -> argparse.ArgumentParser:
     ]
     parser = argparse.ArgumentParser(
         prog="poise",
+        parents=[global_options()],
         usage="poise [--version] [--debug] COMMAND ...",
         description="Vision-language models out of frozen unimodal backbones, with the two modalities kept in balance.",
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"poise {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

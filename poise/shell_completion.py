@@ -1,25 +1,32 @@
-"""`poise completion bash`: a script for the shell that completes command names, and file names after them."""
+"""`poise completion bash`: a script for the shell that completes commands, their options, choices and files."""
 
 import argparse
+import sys
+from pathlib import Path
 
-BASH = """\
-_poise() {{
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{words}" -- "${{COMP_WORDS[1]}}"))
-    fi
-}}
-complete -o default -F _poise poise
-"""
-# zsh reads bash's completions when told to.
-SCRIPTS = {"bash": BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + BASH}
+# Written by `completion_builder` from the parsers of all commands, and shipped: neither this command nor a TAB imports
+# them.
+FOLDER = Path(__file__).with_name("completions")
+SHELLS = ("bash", "zsh", "fish")
+EXAMPLES = """put one of these into the shell's start-up file:
+  bash   source <(poise completion bash)                    ~/.bashrc
+  zsh    source <(poise completion zsh)                     ~/.zshrc, below compinit
+  fish   poise completion fish | source                     ~/.config/fish/config.fish"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise completion",
+        description="Print a script that completes commands, options, choices and file names at the press of TAB.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=SHELLS, help="the shell that will read the script")
+    return parser
 
 
 def main(argv: list[str]) -> int:
-    """Prints the script; the words come from the table of commands, so nothing has to be kept in step."""
-    from poise.command_line import COMMANDS
-
-    parser = argparse.ArgumentParser(prog="poise completion", description="Print a completion script for a shell.")
-    parser.add_argument("shell", choices=sorted(SCRIPTS), help="the shell that will read the script")
-    script = SCRIPTS[parser.parse_args(argv).shell]
-    print(script.format(words=" ".join([*COMMANDS, "--help", "--version", "--debug"])), end="")
+    """Prints the script. Returns 0."""
+    shell = build_parser().parse_args(argv).shell
+    sys.stdout.write((FOLDER / f"poise.{shell}").read_text(encoding="utf-8"))
     return 0

@@ -122,8 +122,7 @@ It knows nothing but coloured shapes; it is made for the demo, the study and the
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command `poise backbones`: rebuilds the tiny backbones into a folder, or checks built ones."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="poise backbones", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, help="folder that receives one sub-folder per backbone")
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS), help="which to build or check")
@@ -133,6 +132,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="build nothing; measure the shipped ones or those in --out"
     )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `poise backbones`: rebuilds the tiny backbones into a folder, or checks built ones."""
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if not arguments.check and arguments.out is None:
         parser.error("--out is missing: name a folder for the backbones, or use --check to measure the shipped ones")

@@ -139,20 +139,6 @@ def test_python_dash_m_is_the_command():
     assert "invalid choice: 'nonsense'" in result.stderr
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_names_every_command(shell, capsys):
-    assert main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    assert all(name in script for name in COMMANDS)
-
-
-def test_completion_works_in_bash(capsys):
-    main(["completion", "bash"])
-    script = capsys.readouterr().out + 'COMP_WORDS=(poise as) COMP_CWORD=1; _poise; echo "${COMPREPLY[@]}"'
-    result = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True)
-    assert result.stdout.split() == ["ask"]
-
-
 def test_only_known_harmless_messages_are_dropped(caplog):
     quiet_libraries()
     quiet_libraries()
