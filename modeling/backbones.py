@@ -11,8 +11,16 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     ImageProcessingMixin,
+    Siglip2TextConfig,
+    Siglip2TextModel,
+    SiglipTextConfig,
+    SiglipTextModel,
 )
 from transformers.utils import logging
+
+# AutoModel knows the text half of CLIP by itself, but not SigLIP's.
+AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
+AutoModel.register(Siglip2TextConfig, Siglip2TextModel, exist_ok=True)
 
 # Towers that were trained on fixed-resolution pictures but are used at their image processor's size.
 FREE_SIZE_TOWERS = ("dinov2", "dinov2_with_registers", "dinov3_vit")

@@ -77,10 +77,11 @@ def build_dual_encoder(recipe: AlignRecipe) -> tuple[PoiseDualEncoder, VisionTex
     model = PoiseDualEncoder.from_backbones(folders["vision"], folders["text"], dtype=dtype, **recipe.head_fields)
     model.head.float()  # what is trained is trained in full precision
     model.config.backbones = names  # as the recipe gives them: a folder of this machine is no help elsewhere
-    processor = VisionTextDualEncoderProcessor(
-        AutoImageProcessor.from_pretrained(folders["vision"]), AutoTokenizer.from_pretrained(folders["text"])
-    )
-    return model, processor
+    tokenizer = AutoTokenizer.from_pretrained(folders["text"])
+    if "attention_mask" not in tokenizer.model_input_names:  # SigLIP's; padding would be averaged like words
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+    image_processor = AutoImageProcessor.from_pretrained(folders["vision"])
+    return model, VisionTextDualEncoderProcessor(image_processor, tokenizer)
 
 
 def run_align(

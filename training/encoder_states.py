@@ -85,7 +85,7 @@ class TextStates:
         """Texts → a list over layers (embeddings first) of (B, Dt)."""
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_length, padding_side="right",
-            return_tensors="pt",
+            return_attention_mask=True, return_tensors="pt",  # SigLIP's tokenizers give none unasked
         ).to(self.device)  # fmt: skip
         outputs = self.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True,
