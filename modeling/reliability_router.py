@@ -7,6 +7,9 @@ tags say, which tells whether two sound streams speak of the same thing. A strea
 w)·(null + complement), where `null` is a learned token and the complement is what the null token finds by attending to
 the other stream.
 
+A stream fades only as far as the other one can stand in for it. A bad picture is better than none: where there are no
+tags, or the tags are as strange as the picture, it stays; and without a soft prompt this router is the identity.
+
 Whole streams are dropped to their null tokens at random in training: that, not the detector, is how the language model
 learns to live without either of them.
 """
@@ -51,7 +54,8 @@ class ReliabilityRouter(nn.Module):
     """
     `streams.image` [N, P, D], `streams.text` [N, Q, D] → the same, faded by weights [N, 2] in [0, 1].
 
-    In training the statistics are updated and streams are dropped; in evaluation the weights come from typicality.
+    In training the statistics are updated and streams are dropped; in evaluation the weights come from typicality. A
+    static prompt says nothing of the tags, but a question may hold them as words: it counts as a sound stream.
     Before anything was observed every weight is 1, and the router is the identity. A picture without tags has no tag
     stream: its weight is 0 always, so that it meets the null token that training knows.
     """
@@ -61,6 +65,7 @@ class ReliabilityRouter(nn.Module):
         dim, vision_dim = config.text_config.hidden_size, config.vision_config.hidden_size
         settings = {"slope": config.reliability_slope, "quantile": config.reliability_quantile}
         self.image_typicality = Typicality(profile_size(config.vision_config), **settings)
+        self.has_prompt = config.soft_prompt_type != "none"
         self.uses_tags = config.soft_prompt_type == "dynamic"
         if self.uses_tags:
             self.tag_typicality = Typicality(NUM_SCORE_STATISTICS, **settings)
@@ -73,7 +78,9 @@ class ReliabilityRouter(nn.Module):
         self.stream_dropout = nn.Dropout(config.stream_dropout)
 
     def forward(self, streams: Streams):
-        if self.training:
+        if not self.has_prompt:
+            weights = torch.ones(streams.num_items, 2, device=streams.image.device)  # (N, 2)
+        elif self.training:
             if torch.is_grad_enabled():
                 self.observe(streams)
             weights = self.draw_drops(streams)  # (N, 2)
@@ -110,13 +117,15 @@ class ReliabilityRouter(nn.Module):
 
     @torch.no_grad()
     def weigh(self, streams):
-        """Inference weights, [N, 2]: the typicality of each stream, and blame where they disagree."""
+        """Inference weights, [N, 2]: the typicality of each stream next to the other's, and blame where they disagree."""
         image = self.image_typicality(streams.image_profile)  # (N,)
         if not self.uses_tags:
             return torch.stack([image, torch.ones_like(image)], dim=-1)
-        tags = torch.where(streams.has_tags, self.tag_typicality(streams.tag_scores), 1.0)  # (N,)
+        tags = self.tag_typicality(streams.tag_scores) * streams.has_tags  # (N,)
         if self.image_trust is not None:
             image, tags = self.blame(streams, image, tags)
+        # What cannot be replaced is kept, however strange: 1 − (1 − w)·(the other's w).
+        image, tags = 1 - (1 - image) * tags, 1 - (1 - tags) * image  # (N,), (N,)
         return torch.stack([image, tags], dim=-1)  # (N, 2)
 
     def blame(self, streams, image, tags):

@@ -7,9 +7,7 @@ from typing import Any
 
 from poise.training.study_plan import AXES, Cell, StudyPlan
 from poise.training.study_plots import draw_conditions, draw_gains
-from poise.training.study_summary import Estimate, Run, cell_of, estimates, gains, scores
-
-IMAGE_FAILS, TAGS_FAIL = "image fails (mean)", "tags fail (mean)"
+from poise.training.study_summary import IMAGE_FAILS, TAGS_FAIL, Estimate, Run, cell_of, estimates, gains, scores
 
 
 def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: str) -> Path:

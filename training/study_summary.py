@@ -15,6 +15,8 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228
            2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)
 # fmt: on
 
+IMAGE_FAILS, TAGS_FAIL = "image fails (mean)", "tags fail (mean)"
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,9 +57,9 @@ def scores(plan: StudyPlan) -> dict[str, Callable[[Run], float]]:
         return lambda run: mean(run["conditions"][name]["accuracy"] for name in names)
 
     found = {condition.name: accuracy(condition.name) for condition in plan.conditions}
-    for stream in ("image", "tags"):
+    for stream, title in (("image", IMAGE_FAILS), ("tags", TAGS_FAIL)):
         if any(condition.stream == stream for condition in plan.conditions):
-            found[f"{stream} fails (mean)"] = average(stream)
+            found[title] = average(stream)
     return found
 
 

@@ -39,6 +39,32 @@ def test_sound_streams_keep_their_weight_and_broken_ones_fade():
     assert weights_of(model, **odd_scores)[:, 0].median() > 0.9
 
 
+def test_a_stream_that_nothing_can_replace_stays():
+    """A blank picture without tags, or beside tags that are as strange: there is nothing better to fade to."""
+    model = fitted()
+    blank = picture_inputs(range(50))
+    blank["pixel_values"] = torch.zeros_like(blank["pixel_values"])
+    assert weights_of(model, **blank)[:, 0].max() < 0.1
+    untagged = {name: value for name, value in blank.items() if name == "pixel_values"}
+    assert weights_of(model, **untagged)[:, 0].min() > 0.9
+    odd_scores = torch.where(blank["tag_attention_mask"] == 1, 50.0, 0.0)
+    both = weights_of(model, **{**blank, "tag_scores": odd_scores})
+    assert both.min() > 0.9
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_without_a_second_stream_the_router_is_the_identity(scope):
+    """In training, too: nothing is learned from a picture that is dropped."""
+    fields = {"soft_prompt_type": "none", "router_scope": scope}
+    model = tiny_model(router_type="reliability", stream_dropout=0.9, **fields).train()
+    none = tiny_model(router_type="none", **fields).train()
+    none.load_state_dict(model.state_dict(), strict=False)
+    batch = batch_of(model, [Sample(pictures=(i,)) for i in range(20)], labels=True)
+    output = model(**batch)
+    assert (output.router_weights == 1).all()
+    torch.testing.assert_close(output.logits, none(**batch).logits)
+
+
 def test_a_faded_stream_is_its_null_token_and_complement():
     """w·x + (1 − w)·(null + complement), with the weights that the model reports."""
     model = fitted(reliability_slope=0.3)
@@ -82,10 +108,8 @@ def test_a_complement_starts_at_nothing():
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_question_is_never_faded(scope):
     model = fitted(router_scope=scope)
-    model.config.suppress = None
     batch = batch_of(model, Sample(), answers=False)
-    batch["pixel_values"] = batch["pixel_values"] * 50
-    batch["tag_scores"] = batch["tag_scores"] * 0
+    batch["tag_scores"] = batch["tag_scores"] * 50  # the tags fade, and the question shares their stream
     pictures = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
     features = model.get_image_features(**pictures)
     embeddings, weights = model.model.embed_streams(batch["input_ids"], features=features)
@@ -157,9 +181,8 @@ def test_a_picture_without_tags_reads_the_null_token_that_training_knows():
     assert torch.allclose(features.soft_prompt_hidden_states[1], null[1].expand(2, -1), atol=0.5)
 
 
-@pytest.mark.parametrize("prompt", ["none", "static"])
-def test_without_a_tag_stream_only_the_picture_is_judged(prompt):
-    model = fitted(soft_prompt_type=prompt)
+def test_beside_a_static_prompt_only_the_picture_is_judged():
+    model = fitted(soft_prompt_type="static")
     assert not hasattr(model.model.router, "tag_typicality")
     inputs = picture_inputs(range(20), tags=False)
     weights = weights_of(model, **inputs)
