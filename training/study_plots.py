@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first: there is no screen)
 
 from poise.training.study_plan import AXES, Cell, StudyPlan  # noqa: E402
-from poise.training.study_summary import Run, estimates, gains, scores  # noqa: E402
+from poise.training.study_summary import IMAGE_FAILS, TAGS_FAIL, Run, estimates, gains, scores  # noqa: E402
 
 ROUTER_COLORS = {"none": "#9aa5b1", "gate": "#d97706", "channel": "#059669", "reliability": "#2563eb"}
 CHANCE = 1 / 8
@@ -48,7 +48,7 @@ def draw_conditions(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell],
 def draw_gains(plan: StudyPlan, runs: Sequence[Run], path: Path) -> None:
     """What a router adds where the picture fails and where the tags fail; one line a pairing."""
     measured = scores(plan)
-    titles = [title for title in ("clean", "image fails (mean)", "tags fail (mean)") if title in measured]
+    titles = [title for title in ("clean", IMAGE_FAILS, TAGS_FAIL) if title in measured]
     found = {title: gains(runs, measured[title]) for title in titles}
     cells = list(dict.fromkeys(cell for column in found.values() for cell in column))
     cells.sort(key=lambda cell: (cell.training, cell.language_model, AXES["prompt"].index(cell.prompt),
