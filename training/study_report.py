@@ -7,7 +7,22 @@ from typing import Any
 
 from poise.training.study_plan import AXES, Cell, StudyPlan
 from poise.training.study_plots import draw_conditions, draw_gains
-from poise.training.study_summary import IMAGE_FAILS, TAGS_FAIL, Estimate, Run, cell_of, estimates, gains, scores
+from poise.training.study_summary import (
+    IMAGE_FAILS,
+    TAGS_FAIL,
+    Estimate,
+    Run,
+    cell_of,
+    estimates,
+    gains,
+    judging,
+    scores,
+)
+
+JUDGING = """\
+A reliability router does two things: in training it drops streams, afterwards it judges them. This is the same trained
+model with its verdicts against itself trusting everything; what is left of the gain above is what dropped streams
+teach."""
 
 
 def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: str) -> Path:
@@ -36,8 +51,10 @@ def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: s
                 *_accuracy_tables(plan, runs, cells),
             ]
     draw_gains(plan, runs, beside / "gains.png")
-    sections += ["## What each router adds", "![gains](results/gains.png)", _gain_table(plan, runs),
-                 "## Parameters and time", _cost_table(runs)]  # fmt: skip
+    sections += ["## What each router adds", "![gains](results/gains.png)", _gain_table(plan, runs)]
+    if any(run["held_open"] for run in runs):
+        sections += ["## What the reliability router's verdicts add", JUDGING, _gain_table(plan, runs, judging)]
+    sections += ["## Parameters and time", _cost_table(runs)]
     page = folder / "results.md"
     page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return page
@@ -128,11 +145,11 @@ def _accuracy_tables(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell]
     return tables
 
 
-def _gain_table(plan: StudyPlan, runs: Sequence[Run]) -> str:
+def _gain_table(plan: StudyPlan, runs: Sequence[Run], measure_gains: Any = gains) -> str:
     measured = scores(plan)
     names = ["clean", "prior broken", IMAGE_FAILS, TAGS_FAIL]
     names = [name for name in names if name in measured]
-    columns = {name: gains(runs, measured[name]) for name in names}
+    columns = {name: measure_gains(runs, measured[name]) for name in names}
 
     def shown(gain: Estimate) -> str:
         return f"**{gain.mean:+.2f}**" if gain.is_clear else f"{gain.mean:+.2f}"

@@ -80,3 +80,13 @@ def gains(runs: Sequence[Run], score: Callable[[Run], float]) -> dict[Cell, Esti
         if cell.router != "none" and without in by_key:
             differences.setdefault(cell, []).append(value - by_key[without])
     return {cell: Estimate.of(found) for cell, found in differences.items()}
+
+
+def judging(runs: Sequence[Run], score: Callable[[Run], float]) -> dict[Cell, Estimate]:
+    """What a reliability router's verdicts add to the same trained model that trusts everything, paired by seed."""
+    differences: dict[Cell, list[float]] = {}
+    for run in runs:
+        if run["held_open"]:
+            trusting = {**run, "conditions": run["held_open"]}
+            differences.setdefault(cell_of(run), []).append(score(run) - score(trusting))
+    return {cell: Estimate.of(found) for cell, found in differences.items()}

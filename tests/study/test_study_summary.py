@@ -6,13 +6,15 @@ import pytest
 
 from poise.training.study_plan import load_plan
 from poise.training.study_report import write_results
-from poise.training.study_summary import Estimate, cell_of, estimates, gains, scores
+from poise.training.study_summary import Estimate, cell_of, estimates, gains, judging, scores
 
 
-def run_of(router, seed, clean, blank, removed=0.2):
+def run_of(router, seed, clean, blank, removed=0.2, blank_held_open=None):
+    held_open = {"clean": clean, "blank": blank_held_open, "removed": removed} if blank_held_open is not None else {}
     return {
         "router": router, "prompt": "dynamic", "language_model": "lora", "training": "clean", "seed": seed, "steps": 2,
-        "seconds": 1.5, "parameters": 1234, "loss": 0.5, "held_open": {},
+        "seconds": 1.5, "parameters": 1234, "loss": 0.5,
+        "held_open": {name: {"accuracy": value} for name, value in held_open.items()},
         "conditions": {
             name: {"accuracy": value, "prior": 0.1, "log_likelihood": -1.0, "weights": None}
             for name, value in (("clean", clean), ("blank", blank), ("removed", removed))
@@ -23,8 +25,8 @@ def run_of(router, seed, clean, blank, removed=0.2):
 RUNS = [
     run_of("none", 0, 0.9, 0.1),
     run_of("none", 1, 0.8, 0.3),
-    run_of("reliability", 0, 0.9, 0.5),
-    run_of("reliability", 1, 0.9, 0.6),
+    run_of("reliability", 0, 0.9, 0.5, blank_held_open=0.3),
+    run_of("reliability", 1, 0.9, 0.6, blank_held_open=0.2),
 ]
 
 
@@ -70,10 +72,18 @@ def test_gains_are_paired_by_seed(plan):
     assert math.isclose(means[cell_of(RUNS[0])].mean, 0.2)
 
 
+def test_what_judging_adds_is_against_the_same_model_that_trusts_everything(plan):
+    (gain,) = judging(RUNS, scores(plan)["blank"]).values()
+    assert math.isclose(gain.mean, 0.3)  # .2 and .4; runs of other routers have no verdicts
+    (clean,) = judging(RUNS, scores(plan)["clean"]).values()
+    assert clean == Estimate(0.0, 0.0)
+
+
 def test_the_page_holds_every_figure_and_its_pictures(plan, tmp_path):
     page = write_results(plan, RUNS, tmp_path / "docs", "poise study")
     text = page.read_text(encoding="utf-8")
     assert ".55 ± .64" in text and "+0.35" in text and "1,234" in text and "poise study" in text
+    assert "tags fail (mean)" in text and "verdicts add" in text and "+0.30" in text
     for name in ("clean_lora.png", "gains.png", "study.json"):
         assert (tmp_path / "docs" / "results" / name).stat().st_size > 100
     for line in text.splitlines():
