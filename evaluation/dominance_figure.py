@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from poise.evaluation.coalition_dominance import coalition_name
 from poise.evaluation.dominance_report import conditions_of, measured_baselines
@@ -72,10 +73,13 @@ def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
                 error_kw={"lw": 1, "ecolor": "#D55E00"},
                 label=_BASELINE_LABELS[baseline] if place == 0 else None,
             )
-    axis.set_xticks(range(len(some)), [",\n".join(names) or "nothing" for names in some], fontsize=8.5)
+            top = scores.get(f"{key}_high", scores[key])
+            axis.text(left, top + 0.01, f"{scores[key]:.2f}".lstrip("0"), ha="center", va="bottom", fontsize=7)
+    axis.set_xticks(range(len(some)), [" +\n".join(names) or "nothing" for names in some], fontsize=8)
     axis.set_xlabel("what is right")
     axis.set_ylabel("accuracy (lines: 95 %)")
-    axis.set_ylim(0, 1.02)
+    axis.set_ylim(0, 1.1)
+    axis.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     axis.legend(frameon=False, fontsize=9, loc="upper left")
     axis.set_title("Accuracy by what the model is rightly told", loc="left", fontsize=11)
 
@@ -101,6 +105,7 @@ def _shares(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
         axis.bar(0, 0, color=COLORS[player], label=player)
     axis.axhline(0, color="#666666", lw=0.8)
     axis.set_xticks(range(place), labels, fontsize=9)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylabel("Shapley share (lines: 95 %)")
     axis.legend(frameon=False, fontsize=9, ncols=len(players), loc="upper right")
     top = max(1.0, axis.get_ylim()[1])
@@ -130,7 +135,7 @@ def _attention(axis: Axes, scores: Scores) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_xticks(list(layers) if len(layers) <= 16 else list(layers)[:: len(layers) // 12])
     axis.set_xlabel("layer")
-    axis.set_ylabel("ratio (1 = like its number of tokens)")
+    axis.set_ylabel("ratio, log scale (1: like its number of tokens)")
     axis.legend(frameon=False, fontsize=9)
     axis.set_title("Attention of the positions that generate", loc="left", fontsize=11)
 
@@ -154,5 +159,5 @@ def _router(axis: Axes, scores: Scores) -> None:
     axis.invert_yaxis()
     axis.set_xlabel("mean router weight (lines: 95 %)")
     axis.set_xlim(0, max(1.05, axis.get_xlim()[1]))
-    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.985))
     axis.set_title("The router's weights by condition", loc="left", fontsize=11)

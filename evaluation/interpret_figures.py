@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from poise.evaluation.ablation_tokens import RIVALS
 from poise.evaluation.attention_knockout import ALL_LAYERS
 from poise.evaluation.logit_lens import LogitLens
+from poise.evaluation.token_ablation import OTHER_PICTURE
 
 _MOST_MAPS = 12
 # Okabe and Ito's colours, which also colour-blind readers tell apart.
 _COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_MARKS = "osD^vPX*"
 # The paper's figure for LLaVA, drawn beside ours.
 PAPER_DROP = 0.7
 
@@ -64,7 +67,7 @@ def draw_ablation(
 ) -> None:
     """PNG: what is no longer identified, by form of question, tokens replaced and buffer; from `TokenAblation`."""
     shown = [form for form in forms if f"{form}_drop_object_{buffers[0]}" in metrics]
-    figure = Figure(figsize=(4.0 * max(len(shown), 1) + 0.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * max(len(shown), 1) + 0.8, 3.9), layout="constrained")
     axes: list[Axes] = list(figure.subplots(1, max(len(shown), 1), squeeze=False, sharey=True).ravel())
     names = [
         name for name in ("object", *RIVALS) if any(f"{form}_drop_{name}_{buffers[0]}" in metrics for form in shown)
@@ -79,27 +82,43 @@ def draw_ablation(
             heights = np.array([metrics[key] for key in keys])
             bounds = np.array([_bounds(metrics, key) for key in keys])  # (buffers, 2)
             errors = np.abs(bounds - heights[:, None]).T  # (2, buffers)
-            left = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * 0.8 / len(names)
-            axis.bar(left, heights, 0.8 / len(names), yerr=errors, label=name, color=_COLORS[place], error_kw={"lw": 1})
-        axis.axhline(PAPER_DROP, color="#666666", lw=1, ls="--")
-        axis.set_title(
-            f"{form}: {metrics[f'{form}_clean']:.0%} of {metrics[f'{form}_samples']:.0f} identified", fontsize=10
-        )
+            left = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * 0.84 / len(names)
+            style = {"color": _COLORS[place], "error_kw": {"lw": 1}, "capsize": 1.5}
+            axis.bar(left, heights, 0.84 / len(names), yerr=errors, label=name, **style)
+            for x, height, top in zip(left, heights, bounds[:, 1], strict=True):
+                axis.text(x, top + 0.015, f"{height:.0%}", ha="center", va="bottom", fontsize=6.5)
+        axis.axhline(PAPER_DROP, color="#666666", lw=1, ls="--", zorder=0)
+        title = f"{form}: {metrics[f'{form}_clean']:.0%} of {metrics[f'{form}_samples']:.0f} identified"
+        if f"{form}_{OTHER_PICTURE}" in metrics:
+            title += f" (guessed: {metrics[f'{form}_{OTHER_PICTURE}']:.0%})"
+        axis.set_title(title, fontsize=10, loc="left")
         labels = [f"buffer {buffer}\n{metrics[f'tokens_{buffer}']:.1f} tokens" for buffer in buffers]
         axis.set_xticks(range(len(buffers)), labels, fontsize=9)
-        axis.set_ylim(0, 1.02)
+        axis.set_ylim(0, 1.1)
+        axis.set_yticks(np.arange(0, 1.01, 0.2))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("no longer identified\n(dashed: 70 %, the paper's LLaVA)")
+    axes[0].set_ylabel("of the identified objects no longer\nidentified (lines: 95 %)")
     if shown:
-        axes[-1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), title="replaced tokens")
+        figure.suptitle(
+            "Image tokens replaced: what the model then no longer identifies", x=0.01, ha="left", fontsize=11
+        )
+        axes[0].text(len(buffers) - 0.5, PAPER_DROP, "LLaVA,\npaper", fontsize=7, color="#444444", va="center")
+        axes[-1].legend(
+            frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="replaced tokens"
+        )
     figure.savefig(path, dpi=130)
 
 
 def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]], path: str | os.PathLike) -> None:
     """PNG: fall of the answer's probability by window of layers, a line for each pair; from `AttentionKnockout`."""
-    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
-    axis, whole = figure.subplots(1, 2, width_ratios=(4, 1.3), sharey=True)
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    figure.suptitle(
+        "Attention blocked: how much less probable the right answer becomes", x=0.01, ha="left", fontsize=11
+    )
+    axis, whole = figure.subplots(1, 2, width_ratios=(3, 1.4), sharey=True)
     labels: list[str] = []
+    drawn: list[str] = []
     for place, (query, key) in enumerate(pairs):
         start = f"{query}_to_{key}_"
         names = [k for k in metrics if k.startswith(start) and not k.endswith(("_low", "_high"))]
@@ -109,25 +128,30 @@ def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
         color, style = _COLORS[place % len(_COLORS)], "-" if query == "last" else "--"
         middles = [np.mean([int(n) for n in name.removeprefix(start).split("-")]) for name in windows]
         heights = [metrics[name] for name in windows]
-        axis.plot(middles, heights, style, marker="o", ms=4, color=color, label=f"{query} → {key}".replace("_", " "))
+        label = f"{query} → {key}".replace("_", " ")
+        axis.plot(middles, heights, style, marker=_MARKS[place % len(_MARKS)], ms=5, color=color, label=label)
         low, high = zip(*(_bounds(metrics, name) for name in windows), strict=True)
-        axis.fill_between(middles, low, high, color=color, alpha=0.12)
+        axis.fill_between(middles, low, high, color=color, alpha=0.12, lw=0)
         if len(windows) > len(labels):
             labels = [_short(name.removeprefix(start)) for name in windows]
             axis.set_xticks(middles[:: max(1, len(middles) // 12)], labels[:: max(1, len(middles) // 12)], fontsize=8)
-        everywhere = f"{start}{ALL_LAYERS}"
-        whole.bar(place, metrics[everywhere], color=color, alpha=1.0 if query == "last" else 0.5)
+        height = metrics[f"{start}{ALL_LAYERS}"]
+        errors = np.abs(np.array(_bounds(metrics, f"{start}{ALL_LAYERS}")) - height)[:, None]  # (2, 1)
+        whole.bar(len(drawn), height, 0.75, yerr=errors, color=color, error_kw={"lw": 1}, capsize=2)
+        drawn.append(label)
     for some in (axis, whole):
         some.axhline(0, color="#666666", lw=0.8)
         some.spines[["top", "right"]].set_visible(False)
-    axis.set_xlabel("blocked layers, the first is 0")
-    axis.set_ylabel("fall of the answer's probability")
-    whole.set_xticks([])
-    whole.set_xlabel("all layers")
-    if axis.lines[1:]:  # beside the zero line
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_xlabel("blocked layers (the first is 0)")
+    axis.set_ylabel("fall of the answer's probability (95 % intervals)")
+    axis.set_title("a few layers at a time", fontsize=10, loc="left")
+    whole.set_xticks(range(len(drawn)), drawn, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    whole.set_title("all layers at once", fontsize=10, loc="left")
+    if drawn:
         axis.legend(frameon=False, fontsize=8)
     else:
-        axis.set_title("no answer was right with nothing blocked", fontsize=10)
+        axis.text(0.5, 0.5, "no answer was right with nothing blocked", ha="center", transform=axis.transAxes)
     figure.savefig(path, dpi=130)
 
 

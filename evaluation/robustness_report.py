@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from poise.evaluation.score_table import format_table
 from poise.processing.degradations import DEGRADATION_STREAMS
@@ -71,7 +72,7 @@ def draw_robustness(
         colors |= {name: _COLORS[place % len(_COLORS)] for place, name in enumerate(some)}
         _draw_curves(panel, scores, some, severities, colors)
         panel.set_title(TITLES[stream], loc="left", fontsize=11)
-    panels[0].set_ylabel(metric.replace("_", " "))
+    panels[0].set_ylabel(f"{metric.replace('_', ' ')} (dashed: clean, band: 95 %)")
     _draw_areas(lower.subplots(), scores, names, colors)
     figure.savefig(path, dpi=130)
 
@@ -108,10 +109,12 @@ def _draw_areas(axis: Axes, scores: Scores, names: Sequence[str], colors: Mappin
         low, high = (scores.get(f"{key}_{end}", scores[key]) for end in ("low", "high"))
         errors = [[max(0.0, scores[key] - low)], [max(0.0, high - scores[key])]]
         axis.bar(place, scores[key], 0.7, color=colors[name], yerr=errors, error_kw={"lw": 1}, capsize=2)
-        axis.text(place, 0.02, f"{scores[key]:.0%}", ha="center", va="bottom", fontsize=8, color="white")
+        axis.text(place, max(high, scores[key]) + 0.015, f"{scores[key]:.0%}", ha="center", va="bottom", fontsize=8)
     axis.axhline(1, color="#888888", lw=1, ls="--")
     axis.set_xticks(range(len(shown)), [name.replace("_", "\n") for name in shown], fontsize=8.5)
-    axis.set_ylabel("area under the severities\nrelative to clean (lines: 95 %)")
+    axis.set_ylabel("area under the curve\nas a share of clean (lines: 95 %)")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.set_title("what is left over all severities", loc="left", fontsize=11)
     axis.spines[["top", "right"]].set_visible(False)
     if not shown:
         axis.text(0.5, 0.5, "nothing was right with nothing degraded", ha="center", transform=axis.transAxes)

@@ -1,6 +1,6 @@
 """Records that bring along another one's picture, tags and question, to be swapped in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -16,13 +16,14 @@ class SwappableRecords(Dataset):
     Args:
         records: task records with pictures and questions; others are left out. A stream is read into memory.
         seed (`int`, *optional*, defaults to 0): picks other donors.
+        what (`Sequence[str]`, *optional*): which of the three are lent; all by default.
 
     Raises:
         ValueError: fewer than two records.
     """
 
-    def __init__(self, records: Any, seed: int = 0):
-        self.records, self.seed = as_map_style(records), seed
+    def __init__(self, records: Any, seed: int = 0, what: Sequence[str] = ("image", "tags", "question")):
+        self.records, self.seed, self.what = as_map_style(records), seed, tuple(what)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -31,7 +32,7 @@ class SwappableRecords(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of the {len(self)} records.")
         record = dict(self.records[index])
-        donors = {name: self._donor(index, str(record["id"]), name) for name in ("image", "tags", "question")}
+        donors = {name: self._donor(index, str(record["id"]), name) for name in self.what}
         return {**record, "donors": donors}
 
     def _donor(self, index: int, source: str, what: str) -> Any:

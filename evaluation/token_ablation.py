@@ -7,6 +7,7 @@ longer identifies is the drop; for LLaVA its authors report over 70 %.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,8 +25,11 @@ from poise.evaluation.object_patches import ObjectPatches, patches_or_none
 from poise.evaluation.object_probes import FORMS, ObjectProbe, mention, object_probe
 from poise.evaluation.prediction_log import Row
 from poise.evaluation.prompted_answers import answer_texts, greedy_answers
+from poise.evaluation.sample_donors import as_map_style
+from poise.evaluation.swappable_records import SwappableRecords
 from poise.evaluation.visual_prompts import VisualPrompts, read_prompts
 
+OTHER_PICTURE = "other_picture"
 MAX_NEW_TOKENS = {"generative": 48, "polling": 8, "vqa": 16}
 
 
@@ -81,7 +85,10 @@ class TokenAblation(Evaluator):
     `random`, `register`, `gradient`) and each buffer b of patches around the object, whose number of tokens the rivals
     share:
 
-    * `F_clean`: share of objects identified with nothing replaced; `F_samples`: how many were asked about.
+    * `F_clean`: share of objects identified with nothing replaced, with `_low` and `_high`; `F_samples`: how many were
+      asked about.
+    * `F_other_picture`: the same where another sample's picture stands in place of the own one, which is what guessing
+      is worth (tags and question stay). Only where there are two records or more.
     * `F_drop_C_b`: of those identified, the share that is no longer, with `_low` and `_high`.
     * `F_object_over_random_b`: the object's drop minus the random tokens', with its interval.
     * `tokens_b`: mean number of tokens replaced. `skipped`: objects that the image processor crops away.
@@ -142,8 +149,15 @@ class TokenAblation(Evaluator):
             "buffers": self.buffers,
             "with_tags": self.with_tags,
             "gradient_steps": self.gradient_steps,
+            "control": OTHER_PICTURE,
             "seed": self.seed,
         }
+
+    def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
+        some = as_map_style(records)
+        if len(some) > 1:
+            some = SwappableRecords(some, self.seed, what=("image",))
+        return super().__call__(model, processor, some)
 
     def row(self, record: Record) -> Row | None:
         probe = object_probe(record)
@@ -155,7 +169,7 @@ class TokenAblation(Evaluator):
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         parts = model_parts(model)
         patches = ObjectPatches(processor.image_processor, parts.grid)
-        probes = []
+        probes, others = [], {}
         for record, row in zip(records, rows, strict=True):
             probe = object_probe(record)
             assert probe is not None  # `row` has left the others out
@@ -163,22 +177,35 @@ class TokenAblation(Evaluator):
             row["skipped"] = patches_or_none(patches, probe.image, probe.box) is None
             if not row["skipped"]:
                 probes.append((probe, row))
+                others[probe.id] = record.get("donors", {}).get("image")
         for form in self.forms:
             some = [(probe, row) for probe, row in probes if form in row["forms"]]
             if some:
                 self._ask(parts, processor, patches, form, some)
+            moved = [(replace(probe, image=others[probe.id]), row) for probe, row in some if others[probe.id]]
+            if moved:
+                self._guess(parts, processor, form, moved)
+
+    def _guess(self, parts: Any, processor: Any, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]) -> None:
+        """Asks for the objects of one picture before another one: what is identified then was guessed."""
+        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
+        texts = answer_texts(prompts, greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form]))
+        self._note(form, OTHER_PICTURE, pairs, texts)
+
+    def _prompts(self, parts: Any, processor: Any, form: str, probes: Sequence[ObjectProbe]) -> VisualPrompts:
+        return read_prompts(
+            parts,
+            processor,
+            [probe.image for probe in probes],
+            [probe.questions[form] for probe in probes],
+            [probe.tags if self.with_tags else [] for probe in probes],
+        )
 
     def _ask(
         self, parts: Any, processor: Any, patches: ObjectPatches, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]
     ) -> None:
         """Asks in one form: with nothing replaced, then those that are identified with tokens replaced."""
-        prompts = read_prompts(
-            parts,
-            processor,
-            [probe.image for probe, _ in pairs],
-            [probe.questions[form] for probe, _ in pairs],
-            [probe.tags if self.with_tags else [] for probe, _ in pairs],
-        )
+        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
         answers = greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form])
         self._note(form, "clean", pairs, answer_texts(prompts, answers))
         seen = [place for place, (_, row) in enumerate(pairs) if row["identified"][form]["clean"]]
@@ -242,7 +269,10 @@ class TokenAblation(Evaluator):
         for form in self.forms:
             found = [row["identified"][form] for row in asked if form in row["identified"]]
             metrics[f"{form}_samples"] = float(len(found))
-            metrics[f"{form}_clean"] = float(np.mean([seen["clean"] for seen in found])) if found else 0.0
+            metrics[f"{form}_clean"] = 0.0
+            for name in ("clean", OTHER_PICTURE):
+                if values := [seen[name] for seen in found if name in seen]:
+                    metrics |= mean_with_interval(f"{form}_{name}", values)
             kept = [seen for seen in found if seen["clean"]]
             if kept:
                 metrics |= self._drops(form, kept)

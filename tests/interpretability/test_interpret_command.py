@@ -39,7 +39,7 @@ def test_everything_is_written(saved_model, records_file, tmp_path, capsys):
     printed = capsys.readouterr().out
     for headline in (
         "Logit lens: patches whose likeliest word",
-        "Token ablation: of the objects",
+        "Token ablation: share of 3 objects identified",
         "Attention knockout: fall",
     ):
         assert headline in printed

@@ -12,6 +12,7 @@ from poise.evaluation.ablation_tokens import highest_tokens, random_tokens, toke
 from poise.evaluation.gradient_attribution import integrated_gradients
 from poise.evaluation.object_patches import ObjectPatches
 from poise.evaluation.prompted_answers import answer_log_probabilities
+from poise.evaluation.swappable_records import SwappableRecords
 from poise.evaluation.token_ablation import TokenAblation, ablated, mean_image_token
 
 ANSWERS = [[7, 9], [12]]
@@ -186,6 +187,33 @@ def test_what_is_counted(monkeypatch, tmp_path):
             torch.ones(48), forms=("generative", "polling"), buffers=(0, 1), progress=False, output_dir=tmp_path,
             gradient_steps=1,
         )(vlm.model, vlm.processor, records)  # fmt: skip
+
+
+def test_what_guessing_is_worth(monkeypatch):
+    """A stand-in that knows whose picture it is shown, and says yes to all of them but one."""
+    vlm, records = small_vlm("llama"), dog_records(6)
+    words = vlm.processor.tokenizer.convert_tokens_to_ids
+
+    def answers(prompts, embeddings=None, max_new_tokens=16):
+        shown = prompts.image_tokens()[:, 0]  # (B, D)
+        return [words(["no"] if torch.allclose(tokens, first) else ["yes"]) for tokens in shown]
+
+    def first_token(record):
+        return module.read_prompts(vlm.parts, vlm.processor, [record["image"]], ["?"], [[]]).image_tokens()[0, 0]
+
+    first = first_token(records[2])
+    monkeypatch.setattr(module, "greedy_answers", answers)
+    donors = [record["donors"]["image"] for record in SwappableRecords(records, seed=3, what=("image",))]
+    guessed = sum(donor is not records[2]["image"] for donor in donors) / 6
+    for batch_size in (1, 4):
+        ablation = TokenAblation(
+            forms=("polling",), rivals=(), buffers=(0,), seed=3, batch_size=batch_size, progress=False
+        )
+        found = ablation(vlm.model, vlm.processor, iter(records))
+        assert found["polling_clean"] == pytest.approx(5 / 6)
+        assert found["polling_other_picture"] == pytest.approx(guessed) and "polling_other_picture_low" in found
+    found = ablation(vlm.model, vlm.processor, records[:1])
+    assert found["polling_clean"] == 1 and "polling_other_picture" not in found
 
 
 def test_what_is_not_identified_anyway_is_left_out(monkeypatch):
