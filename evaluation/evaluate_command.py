@@ -36,7 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
         choices=TASKS,
         help="score only this; pope and multiple_choice are ways to look at vqa records (default: each record's task)",
     )
-    parser.add_argument("--output", metavar="FOLDER", help="default: outputs/evaluate/MODEL/SOURCE-TASK")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="default: evaluation/SOURCE-TASK in the model's run, else outputs/evaluation/MODEL/SOURCE-TASK",
+    )
     parser.add_argument("--restart", action="store_true", help="forget predictions that the folder already holds")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="records per batch (default 16)")
@@ -73,7 +77,8 @@ def main(argv: list[str]) -> int:
     from poise.evaluation.score_table import score_table
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
-    folder = Path(arguments.output or _default_folder(arguments))
+    _check_options(arguments)
+    folder = _output_folder(arguments)
     evaluator = GenerationEvaluator(
         task=arguments.task,
         max_new_tokens=arguments.max_new_tokens,
@@ -104,6 +109,7 @@ def main(argv: list[str]) -> int:
         "data": arguments.data,
         "task": arguments.task,
         **({} if arguments.tagger is None else {"tagger": arguments.tagger}),
+        **({} if arguments.group_by is None else {"group_by": arguments.group_by}),
         "primary_metric": evaluator.primary_metric,
         "greater_is_better": evaluator.greater_is_better,
         "metrics": metrics,
@@ -127,9 +133,8 @@ def load_model(
         dtype (`str`, *optional*, defaults to `"auto"`): of the weights; `"auto"` is as they are stored.
 
     Raises:
-        ValueError: a folder without a model, or one that takes no images.
+        ValueError: a folder without a model, or one that takes no images; an unknown device or format.
     """
-    import torch
     from transformers import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         AutoConfig,
@@ -137,31 +142,56 @@ def load_model(
         AutoProcessor,
     )
 
+    from poise.evaluation.chosen_device import chosen_device, chosen_dtype
+
+    place, number_format = chosen_device(device), chosen_dtype(dtype)
     loaded = load_run(name) if load_run is not None else None
     if loaded is not None:
         model, processor = loaded
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return (model if dtype == "auto" else model.to(getattr(torch, dtype))).eval(), processor
+        model = model.to(place)
+        return (model if number_format == "auto" else model.to(number_format)).eval(), processor
     folder = Path(name)
     is_adapter = (folder / "adapter_config.json").is_file()
     if folder.is_dir() and not is_adapter and not (folder / "config.json").is_file():
         raise ValueError(f"model={name!r} is a folder without config.json; name the folder of a saved model.")
     if not is_adapter:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except OSError as error:  # transformers does not say whose files it misses
+            raise OSError(
+                f"model={name!r} could not be loaded: name a folder that is there, or a repository of the Hub within "
+                f"reach ({' '.join(str(error).split())[:200]})"
+            ) from error
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(config, "auto_map", None):
             raise ValueError(
                 f"model={name!r} is a {config.model_type!r} model, which takes no images; name one that does."
             )
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype=number_format, trust_remote_code=trust_remote_code)
     if not getattr(model, "is_quantized", False):
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = model.to(place)
     return model.eval(), processor
 
 
-def _default_folder(arguments: argparse.Namespace) -> Path:
-    from poise.evaluation.data_sources import data_name
+def _check_options(arguments: argparse.Namespace) -> None:
+    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("num_beams", 1), ("resamples", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+    from poise.evaluation.chosen_device import chosen_device, chosen_dtype
 
-    data = data_name(arguments.data).removesuffix(".jsonl")
-    parts = [Path(arguments.model).name, f"{data}-{arguments.task or 'tasks'}"]
-    return Path("outputs", "evaluate", *(re.sub(r"[^\w.=-]+", "-", part) for part in parts))
+    for threshold in arguments.iou:
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"--iou {threshold} is no share of an area: write numbers above 0 and at most 1.")
+    chosen_device(arguments.device)
+    chosen_dtype(arguments.dtype)
+
+
+def _output_folder(arguments: argparse.Namespace) -> Path:
+    """One folder for each source: several evaluations of a run stand side by side on its card."""
+    from poise.evaluation.run_outputs import output_folder
+
+    folder = output_folder(arguments.model, "evaluation", arguments.output)
+    if arguments.output:
+        return folder
+    return folder / re.sub(r"[^\w.=-]+", "-", f"{Path(arguments.data).stem}-{arguments.task or 'tasks'}")

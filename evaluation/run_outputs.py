@@ -5,11 +5,13 @@ from pathlib import Path
 
 # What `poise sft` leaves in the folder of a run.
 _MARKS = ("card_data.json", "recipe.yaml")
+_MODELS = ("config.json", "adapter_config.json")
 
 
 def output_folder(model: str, what: str, chosen: str | None = None) -> Path:
     """
-    `chosen`, or `RUN/WHAT` for `RUN/model` of a training run, where the model card finds it, or `outputs/WHAT/MODEL`.
+    `chosen`, or `RUN/WHAT` for a training run or its finished model, where the model card finds it, or
+    `outputs/WHAT/MODEL`.
 
     Raises:
         ValueError: that is a file.
@@ -20,9 +22,23 @@ def output_folder(model: str, what: str, chosen: str | None = None) -> Path:
     return folder
 
 
-def _default(model: str, what: str) -> Path:
+def run_of(model: str) -> Path | None:
+    """
+    The folder of the training run that a model belongs to, if it names the run itself or its finished model.
+
+    A checkpoint of a run is none: what is measured on it does not describe what the run ended with.
+    """
     path = Path(model)
-    if path.is_dir() and path.name == "model" and any((path.parent / mark).is_file() for mark in _MARKS):
-        return path.parent / what
-    parts = [part for part in path.parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
+    if path.name == "model" and path.is_dir() and any((path.parent / mark).is_file() for mark in _MARKS):
+        return path.parent
+    is_model = any((path / name).is_file() for name in _MODELS)
+    holds_one = any((path / "model" / name).is_file() for name in _MODELS) or any(path.glob("checkpoint-*"))
+    return path if holds_one and not is_model else None
+
+
+def _default(model: str, what: str) -> Path:
+    run = run_of(model)
+    if run is not None:
+        return run / what
+    parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
     return Path("outputs", what, re.sub(r"[^\w.=-]+", "-", "-".join(parts)) or "model")

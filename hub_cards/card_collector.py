@@ -15,13 +15,10 @@ from poise.hub_cards.adapter_folder import write_code_and_configuration
 from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
 from poise.hub_cards.model_card import build_card
 from poise.hub_cards.public_recipe import public_recipe
+from poise.hub_cards.training_data import datasets_of
 from poise.training.checkpoints import base_of, versions
 from poise.training.parameter_groups import count_parameters
 from poise.training.recipe import Recipe
-
-DESCRIPTIONS = {
-    "scenes": "coloured shapes drawn from a seed, with questions, captions and tags; part of Poise; no photo in it"
-}
 
 
 class CardCollector(TrainerCallback):
@@ -56,7 +53,7 @@ class CardCollector(TrainerCallback):
         card_data.processes = args.world_size
         if not card_data.datasets and self.recipe:
             records = getattr(train_dataloader, "dataset", None)
-            card_data.datasets = [data_of_recipe(self.recipe, len(records) if hasattr(records, "__len__") else None)]
+            card_data.datasets = datasets_of(self.recipe, len(records) if hasattr(records, "__len__") else None)
 
         # PEFT would write no name, or a folder of this machine, into the adapter that `push_to_hub` sends.
         if args.push_to_hub and args.hub_model_id and isinstance(model, PeftModel):
@@ -96,26 +93,6 @@ class CardCollector(TrainerCallback):
 def losses_of(log_history: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
     """`[[step, loss], ...]` from a trainer's log."""
     return [[entry["step"], entry[name]] for entry in log_history if name in entry and "step" in entry]
-
-
-def data_of_recipe(recipe: Mapping[str, Any], records: int | None = None) -> dict[str, Any]:
-    """The entry for `CardData.datasets` that a recipe's training data makes; a file goes by its name alone."""
-    source = str(recipe["data"]["train"])
-    name = os.path.basename(source.rstrip("/")) or source
-    knobs = recipe["data"].get("scenes") or {}
-    shown = ", ".join(f"{key}: {_spoken(value)}" for key, value in knobs.items() if key != "size")
-    description = DESCRIPTIONS.get(source)
-    return {
-        "name": name,
-        "hub_id": None,
-        "split": "train" if source in DESCRIPTIONS else None,
-        "records": records if records is not None else knobs.get("size"),
-        "description": f"{description} ; {shown}" if description and shown and source == "scenes" else description,
-    }
-
-
-def _spoken(value: Any) -> str:
-    return " and ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def hardware() -> str:

@@ -18,6 +18,7 @@ from poise.evaluation.prediction_log import write_whole
 SCHEMA = 1
 CARD_DATA_FILE = "card_data.json"
 ROW_FIELDS = ("condition", "metric", "value", "low", "high", "n", "dataset", "benchmark")
+TABLES = ("evaluation", "robustness", "dominance")
 BENCHMARK = re.compile(r"[\w.-]+/[\w.-]+#[\w.-]+")
 
 
@@ -132,7 +133,7 @@ class CardData:
         unknown = set(content) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"{source}: field {sorted(unknown)[0]!r} is not known")
-        for table in ("evaluation", "robustness", "dominance"):
+        for table in TABLES:
             content[table] = rows_from(content.get(table, []), f"{source}: {table}")
         return cls(**content)
 
@@ -150,6 +151,16 @@ class CardData:
         if not isinstance(content, dict):
             raise ValueError(f"{path}: expected an object, found {type(content).__name__}")
         return cls.from_dict(content, str(path))
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """The three tables as plain rows, which [`add_evaluation_file`] reads."""
+        return {name: [dataclasses.asdict(row) for row in getattr(self, name)] for name in TABLES}
+
+    def drop_repetitions(self) -> None:
+        """Of rows that say the same of the same (two files may hold them) keep the first."""
+        for name in TABLES:
+            rows = {dataclasses.astuple(row): row for row in reversed(getattr(self, name))}
+            setattr(self, name, list(reversed(rows.values())))
 
     def add_conditions(self, rows: Iterable[Mapping[str, Any]], dataset: str = "scenes") -> None:
         """
@@ -173,20 +184,20 @@ class CardData:
 
     def add_metrics(self, metrics: Mapping[str, float], condition: str = "clean", dataset: str | None = None) -> None:
         """
-        Add the flat dict of an evaluator: `NAME`, with `NAME_low` and `NAME_high` where there is an interval, and
-        `TASK_samples`.
+        Add the flat dict of an evaluator: `NAME`, with `NAME_low` and `NAME_high` where there is an interval,
+        `NAME/PART` for a part of the data, and `TASK_samples`.
         """
         samples = {name.removesuffix("_samples"): value for name, value in metrics.items() if name.endswith("_samples")}
         for name, value in metrics.items():
             bound = name.endswith(("_low", "_high")) and name.rsplit("_", 1)[0] in metrics
             if bound or name.endswith("_samples"):
                 continue
-            count = next((n for task, n in samples.items() if name.startswith(task)), None)
-            if count is None and len(samples) == 1:
-                count = next(iter(samples.values()))
-            n = None if count is None else int(count)
+            metric, _, part = name.partition("/")
+            count = next((n for task, n in samples.items() if name.startswith(f"{task}_")), None)
+            n = None if count is None or part else int(count)  # how many samples a part has is not said
             low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-            self.evaluation.append(EvaluationRow(condition, name, value, low, high, n, dataset))
+            of_part = ", ".join(filter(None, (part, "" if condition == "clean" else condition)))
+            self.evaluation.append(EvaluationRow(of_part or condition, metric, value, low, high, n, dataset))
 
 
 def rows_from(rows: Sequence[Mapping[str, Any] | EvaluationRow], source: str = "rows") -> list[EvaluationRow]:
@@ -230,16 +241,17 @@ def add_evaluation_file(card_data: CardData, path: str | os.PathLike, router_typ
     if isinstance(content, list):
         card_data.evaluation += rows_from(content, str(path))
     elif isinstance(content, dict) and isinstance(content.get("metrics"), dict):
-        dataset = content.get("data")
-        # A file is named without the folders that it lay in.
-        card_data.add_metrics(content["metrics"], dataset=None if dataset is None else os.path.basename(dataset))
+        dataset, tagger = content.get("data"), content.get("tagger")
+        # Files are named without the folders that they lay in.
+        condition = "clean" if tagger is None else f"tags by {os.path.basename(os.path.normpath(tagger))}"
+        card_data.add_metrics(content["metrics"], condition, None if dataset is None else os.path.basename(dataset))
     elif isinstance(content, dict) and isinstance(content.get("rows"), dict):
         if router_type not in content["rows"]:
             known = ", ".join(content["rows"])
             raise ValueError(f"{path}: no rows for router_type={router_type!r}; it holds {known}")
         card_data.add_conditions(content["rows"][router_type])
-    elif isinstance(content, dict) and set(content) & {"evaluation", "robustness", "dominance"}:
-        for table in ("evaluation", "robustness", "dominance"):
+    elif isinstance(content, dict) and set(content) & set(TABLES):
+        for table in TABLES:
             getattr(card_data, table).extend(rows_from(content.get(table, []), f"{path}: {table}"))
         card_data.verdict += [str(sentence) for sentence in content.get("verdict", [])]
     else:

@@ -9,6 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from poise.hub_cards.backbone_names import ROLES, base_models, in_words, public_name
 from poise.hub_cards.card_data import CardData, EvaluationRow
+from poise.hub_cards.card_tables import CLEAN, cell, is_score, markdown, metric_tables
 from poise.hub_cards.cited_works import works_behind
 
 TEMPLATE = "model_card.md.jinja"
@@ -16,12 +17,14 @@ VARIANTS = ("finetune", "adapter", "quantized")
 # Names of our scores -> names of the metrics that the Hub lists.
 HUB_METRICS = {
     "vqa_accuracy": "accuracy",
-    "grounding_accuracy": "accuracy",
+    "multiple_choice_accuracy": "accuracy",
     "pope_accuracy": "accuracy",
+    "pope_precision": "precision",
+    "pope_recall": "recall",
     "pope_f1": "f1",
-    "caption_cider": "cider",
-    "caption_bleu": "bleu",
+    "caption_cider_d": "cider",
     "caption_rouge_l": "rouge",
+    **{f"caption_bleu_{order}": "bleu" for order in range(1, 5)},
 }
 PROJECTORS = {
     "mlp": "a two-layer MLP on the patch features, as in LLaVA",
@@ -84,7 +87,7 @@ def build_card(
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    environment.filters.update(cell=cell, number=number, interval=interval, duration=duration)
+    environment.filters.update(cell=cell, number=number, markdown=markdown, duration=duration)
     template = environment.from_string((files("poise.hub_cards") / TEMPLATE).read_text(encoding="utf-8"))
     name = card_data.model_name or repository.split("/")[-1]
     metadata = build_metadata(config, card_data, name, variant)
@@ -100,12 +103,12 @@ def build_card(
         architecture=_architecture(config),
         datasets=[_data_in_words(data) for data in card_data.datasets],
         training=_training_facts(card_data),
-        tables={name: metric_table(getattr(card_data, name)) for name in ("evaluation", "robustness", "dominance")},
+        tables={name: metric_tables(getattr(card_data, name)) for name in ("evaluation", "robustness", "dominance")},
         plots=dict(plots or {}),
         sample=None if sample is None else dict(sample),
         example=dict(sample or {"image": "picture.png", "question": "what is in the picture ?", "tags": []}),
         licenses=_licenses(config, card_data),
-        works=works_behind(config, _uses_lora(card_data, variant)),
+        works=works_behind(config, _uses_lora(card_data, variant), card_data.recipe),
     )
     return ModelCard(content)
 
@@ -115,8 +118,8 @@ def build_metadata(config: Any, card_data: CardData, name: str, variant: str) ->
     bases = base_models(config.backbones)
     tags = ["poise", "vision-language", "image-to-text", f"router-{config.router_type}"]
     tags += [f"soft-prompt-{config.soft_prompt_type}", *(["lora"] if variant == "adapter" else [])]
-    rows = card_data.evaluation
-    metrics = list(dict.fromkeys(HUB_METRICS.get(row.metric, row.metric) for row in rows))
+    rows = [row for row in card_data.evaluation if is_score(row.metric)]
+    metrics = list(dict.fromkeys(_hub_metric(row.metric) for row in rows))
     return ModelCardData(
         model_name=name if rows else None,
         library_name="peft" if variant == "adapter" else "transformers",
@@ -135,35 +138,22 @@ def build_metadata(config: Any, card_data: CardData, name: str, variant: str) ->
 def _eval_result(row: EvaluationRow, card_data: CardData) -> EvalResult:
     name = row.dataset or (card_data.datasets[0]["name"] if card_data.datasets else "unnamed")
     hub_ids = {data["name"]: data["hub_id"] for data in card_data.datasets if data.get("hub_id")}
+    kind, _, split = name.partition(":")  # drawn scenes are `scenes:SPLIT,name=value`
+    # The Hub takes rows of one data set, configuration and split for one: a condition is a configuration.
     return EvalResult(
         task_type="image-text-to-text",
-        dataset_type=hub_ids.get(name, name.lower().replace(" ", "-")),
-        dataset_name=f"{name} ({row.condition})",
-        metric_type=HUB_METRICS.get(row.metric, row.metric),
+        dataset_type=hub_ids.get(name, kind.lower().replace(" ", "-")),
+        dataset_name=name if row.condition == CLEAN else f"{name} ({row.condition})",
+        dataset_config=None if row.condition == CLEAN else row.condition,
+        dataset_split=split or None,
+        metric_type=_hub_metric(row.metric),
         metric_name=row.metric,
         metric_value=round(row.value, 6),
     )
 
 
-def metric_table(rows: Sequence[EvaluationRow]) -> dict[str, Any]:
-    """Rows laid out for reading: one line per data set and condition, one column per metric."""
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    lines: dict[tuple[str | None, str], dict[str, EvaluationRow]] = {}
-    for row in rows:
-        lines.setdefault((row.dataset, row.condition), {})[row.metric] = row
-    return {
-        "metrics": metrics,
-        "named": any(row.dataset for row in rows),
-        "lines": [
-            {
-                "dataset": dataset or "",
-                "condition": condition,
-                "cells": [found.get(metric) for metric in metrics],
-                "n": next((row.n for row in found.values() if row.n is not None), None),
-            }
-            for (dataset, condition), found in lines.items()
-        ],
-    }
+def _hub_metric(name: str) -> str:
+    return "accuracy" if name.startswith("grounding_accuracy@") else HUB_METRICS.get(name, name)
 
 
 def _backbones_in_words(config: Any) -> list[tuple[str, str]]:
@@ -189,13 +179,14 @@ def _treatment(card_data: CardData, variant: str) -> dict[str, str]:
 
 
 def _data_in_words(data: Mapping[str, Any]) -> str:
-    parts = [data["name"]]
+    parts = [f"`{data['hub_id']}`" if data.get("hub_id") else data["name"]]
     if data.get("split"):
         parts.append(f"split {data['split']}")
     if data.get("records"):
         parts.append(f"{data['records']:,} records")
-    description = data.get("description")
-    return ", ".join(parts) + (f": {description}" if description else "")
+    description = data.get("description") or ""
+    between = "" if not description else " " if description.startswith("(") else ": "
+    return ", ".join(parts) + between + description
 
 
 def _architecture(config: Any) -> list[tuple[str, str]]:
@@ -262,11 +253,6 @@ def _licenses(config: Any, card_data: CardData) -> list[tuple[str, str]]:
     ]
 
 
-def cell(text: Any) -> str:
-    """Text that may stand in a cell of a Markdown table."""
-    return " ".join(str(text).replace("|", "\\|").split())
-
-
 def _lora_facts(lora: Mapping[str, Any]) -> str:
     kinds = [name for key, name in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")) if lora.get(key)]
     if lora.get("task_routed"):
@@ -282,14 +268,6 @@ def _rate(value: Any) -> float:
 def number(value: float) -> str:
     """Four significant digits."""
     return f"{value:.4g}"
-
-
-def interval(row: EvaluationRow | None) -> str:
-    """A value with its interval: `0.512 [0.47, 0.55]`."""
-    if row is None:
-        return "–"
-    bounds = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
-    return f"{row.value:.3f}{bounds}"
 
 
 def duration(seconds: float) -> str:

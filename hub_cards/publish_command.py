@@ -14,7 +14,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="poise publish",
         description="Publish a run: weights, processor, code, model card with results and plots, an answered sample.",
         epilog="Nothing is uploaded before the folder has been loaded, and has answered, in a process without Poise. "
-        "example: poise publish outputs/demo/reliability --repo user/name --evaluation outputs/demo/results.json",
+        "What poise evaluate, robustness and diagnose measured on the run is on the card. "
+        "example: poise publish outputs/demo/reliability --repo user/name --license apache-2.0",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, its model folder, or a checkpoint")
     parser.add_argument("--repo", required=True, metavar="USER/NAME", help="the Hub repository; created if need be")

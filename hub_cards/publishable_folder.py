@@ -20,7 +20,7 @@ from PIL import Image
 
 from poise.hub_cards.adapter_folder import save_adapter
 from poise.hub_cards.backbone_names import hub_id, public_name
-from poise.hub_cards.card_data import CardData, EvaluationRow
+from poise.hub_cards.card_data import SCHEMA, CardData, EvaluationRow
 from poise.hub_cards.card_plots import draw_plots
 from poise.hub_cards.model_card import build_card
 from poise.hub_cards.public_recipe import public_recipe
@@ -33,7 +33,6 @@ RESULTS_FILE = "evaluation_results.json"
 SAMPLE_FILE = "sample.png"
 SAMPLE_ANSWER_FILE = "sample.json"
 BENCHMARK_FOLDER = ".eval_results"
-TABLES = ("evaluation", "robustness", "dominance")
 
 
 def write_publishable_folder(
@@ -158,8 +157,7 @@ def _without_local_names(content: Any) -> bool:
 
 def _write_facts(folder: Path, card_data: CardData, recipe: dict[str, Any] | None) -> None:
     _write_json(folder / VERSIONS_FILE, versions())
-    content = card_data.to_dict()
-    _write_json(folder / RESULTS_FILE, {"schema": content["schema"], **{table: content[table] for table in TABLES}})
+    _write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **card_data.tables()})
     write_benchmark_results(folder, card_data.evaluation)
     if recipe is not None:
         (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")

@@ -12,17 +12,25 @@ import torch
 import yaml
 from peft import PeftModel
 
-from poise.hub_cards.card_collector import data_of_recipe, losses_of
+from poise.hub_cards.card_collector import losses_of
 from poise.hub_cards.card_data import CARD_DATA_FILE, CardData, add_evaluation_file
 from poise.hub_cards.public_recipe import public_recipe
+from poise.hub_cards.training_data import datasets_of
 from poise.processing import PoiseProcessor
 from poise.training.assembly import assemble
 from poise.training.checkpoints import RECIPE_FILE, VERSIONS_FILE, last_checkpoint, load_trained
+from poise.training.merging import trained_folder
 from poise.training.recipe import load_recipe
 
 STATE_FILE = "trainer_state.json"
-# What `poise robustness` and `poise diagnose` leave in the folder of a run: numbers, and the picture of each.
-MEASUREMENTS = {"robustness": "robustness/robustness", "dominance": "diagnosis/diagnosis"}
+CONDITIONS_FILE = "evaluation/conditions.json"
+# What the commands that measure leave in the folder of a run, by the card's section: `poise evaluate` one folder for
+# each data set, `poise demo` its conditions, `poise robustness` and `poise diagnose` numbers with a picture of them.
+MEASUREMENTS = {
+    "evaluation": ("evaluation/*/metrics.json", CONDITIONS_FILE),
+    "robustness": ("robustness/robustness.json",),
+    "dominance": ("diagnosis/diagnosis.json",),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +120,9 @@ class RunFolder:
         if (self.root / CARD_DATA_FILE).is_file():
             return CardData.load(self.root / CARD_DATA_FILE)
         recipe = self.recipe()
-        card_data = CardData(recipe=public_recipe(recipe), datasets=[data_of_recipe(recipe)] if recipe else [])
+        card_data = CardData(
+            recipe=public_recipe(recipe), datasets=datasets_of(recipe, present=False) if recipe else []
+        )
         for folder in (self.finished, self.checkpoint):
             if folder is not None and (folder / VERSIONS_FILE).is_file():
                 card_data.versions = json.loads((folder / VERSIONS_FILE).read_text(encoding="utf-8"))
@@ -124,23 +134,28 @@ class RunFolder:
             card_data.eval_losses = losses_of(state["log_history"], "eval_loss")
         return card_data
 
-    def measurements(self) -> dict[str, Path]:
+    def measurements(self) -> list[tuple[str, Path]]:
         """
-        `robustness.json` and `diagnosis.json` of this model, by the card's section. One that is older than the weights
-        was measured on another model, and is left out.
+        Files of what was measured on this model, each with the card's section that it belongs to.
+
+        Left out is what was measured on another model: what is older than the weights, and everything where an earlier
+        checkpoint is asked for, since the run's measurements are those of what it ended with.
         """
+        found = [
+            (section, path)
+            for section, patterns in MEASUREMENTS.items()
+            for pattern in patterns
+            for path in sorted(self.root.glob(pattern))
+        ]
         source = self.finished or self.checkpoint
-        weights = [path.stat().st_mtime for path in source.glob("*.safetensors")] if source is not None else []
-        found = {}
-        for section, name in MEASUREMENTS.items():
-            path = self.root / f"{name}.json"
-            if not path.is_file():
-                continue
-            if weights and path.stat().st_mtime < max(weights):
+        if found and source != trained_folder(self.root):
+            logger.warning("what was measured on %s is left out: this is %s", self.root, source)
+            return []
+        written = max((path.stat().st_mtime for path in source.glob("*.safetensors")), default=0.0)
+        for _, path in found:
+            if path.stat().st_mtime < written:
                 logger.warning("%s is older than the weights: it is left out; measure again", path)
-                continue
-            found[section] = path
-        return found
+        return [(section, path) for section, path in found if path.stat().st_mtime >= written]
 
     def everything_for_the_card(
         self, evaluation: Sequence[str | os.PathLike] = ()
@@ -155,9 +170,10 @@ class RunFolder:
         router_type = ((recipe or {}).get("model") or {}).get("router_type")
         chosen = [Path(path) for path in evaluation]
         known = {path.resolve() for path in chosen}
-        for path in [*chosen, *(path for path in measured.values() if path.resolve() not in known)]:
+        for path in [*chosen, *(path for _, path in measured if path.resolve() not in known)]:
             add_evaluation_file(card_data, path, router_type)
-        pictures = {section: path.with_suffix(".png") for section, path in measured.items()}
+        card_data.drop_repetitions()
+        pictures = {section: path.with_suffix(".png") for section, path in measured}
         return card_data, recipe, {section: path for section, path in pictures.items() if path.is_file()}
 
     def _merged(self) -> tuple[torch.nn.Module, PoiseProcessor]:

@@ -18,9 +18,11 @@ from transformers import logging as transformers_logging
 
 from poise.evaluation.condition_table import evaluate_conditions, table_text
 from poise.evaluation.conditions import DEMO_CONDITIONS, condition_named
+from poise.evaluation.prediction_log import write_whole
 from poise.hub_cards.card_collector import CardCollector
-from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+from poise.hub_cards.card_data import CardData
 from poise.hub_cards.publishable_folder import write_publishable_folder
+from poise.hub_cards.run_folder import CONDITIONS_FILE, RunFolder
 from poise.hub_cards.self_check import check_loads_without_poise
 from poise.processing.scenes import COLORS
 from poise.training.checkpoints import load_trained
@@ -67,7 +69,11 @@ def recipe_for(router: str, args: argparse.Namespace) -> Recipe:
 def train_and_measure(
     recipe: Recipe, samples: int, report: Report
 ) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
-    """Fine-tune as the recipe says and measure under every condition: (model folder, rows, training metrics)."""
+    """
+    Fine-tune as the recipe says and measure under every condition: (model folder, rows, training metrics).
+
+    The rows also lie in the run's folder, where `poise publish` finds them.
+    """
     folder, metrics = run_sft(recipe, callbacks=[ProgressReport(report), CardCollector(recipe)])
     model, processor = load_trained(folder)
     rows = evaluate_conditions(
@@ -79,13 +85,17 @@ def train_and_measure(
         report=lambda done, total: report("measuring", done, total),
         question_types=recipe.data["scenes"]["question_types"],
     )
+    measured = CardData()
+    measured.add_conditions(rows)
+    path = folder.parent / CONDITIONS_FILE
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, json.dumps(measured.tables(), indent=2) + "\n")
     return folder, rows, metrics
 
 
 def publish(run: Run, folder: Path) -> Path:
     """Write a measured model as the folder that one would upload: card, plots, remote code, an answered scene."""
-    card_data = CardData.load(Path(run.recipe.training["output_dir"]) / CARD_DATA_FILE)
-    card_data.add_conditions(run.rows)
+    card_data, _, _ = RunFolder.find(run.recipe.training["output_dir"]).everything_for_the_card()
     model, processor = load_trained(run.folder)
     return write_publishable_folder(model, processor, folder, card_data, run.recipe)
 

@@ -6,6 +6,7 @@ from transformers import Trainer, TrainingArguments
 
 from poise.hub_cards.card_collector import CardCollector
 from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
+from poise.hub_cards.training_data import datasets_of
 
 RECIPE = {
     "model": {"vision": "tiny:vision", "text": "/home/somebody/model"},
@@ -69,7 +70,21 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
 
 @pytest.mark.parametrize("source", ["/home/somebody/records/train.jsonl", "records/train.jsonl"])
 def test_a_data_file_goes_by_its_name_alone(source):
-    from poise.hub_cards.card_collector import data_of_recipe
-
-    data = data_of_recipe({"data": {"train": source}}, 7)
+    (data,) = datasets_of({"data": {"train": source}}, 7)
     assert data == {"name": "train.jsonl", "hub_id": None, "split": None, "records": 7, "description": None}
+
+
+def test_a_mixture_names_its_sources_and_those_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "photos").mkdir(parents=True)
+    sources = [{"name": "acme/vqa", "split": "validation", "weight": 3}, "mine/photos", {"name": "scenes"}]
+    recipe = {"data": {"train": sources, "scenes": {"size": 5, "tasks": ["vqa", "caption"]}}}
+    hub, photos, scenes = datasets_of(recipe, 100)
+    assert (hub["name"], hub["hub_id"], hub["split"]) == ("vqa", "acme/vqa", "validation")
+    assert hub["description"] == "(60% of what is drawn)" and hub["records"] is None
+    assert (photos["name"], photos["hub_id"]) == ("photos", None)
+    assert (
+        "no photo" in scenes["description"] and "20% of what is drawn, tasks: vqa and caption" in scenes["description"]
+    )
+    # Read later and elsewhere, nobody knows whether a name was a folder or the Hub's.
+    assert [data["hub_id"] for data in datasets_of(recipe, present=False)] == [None] * 3

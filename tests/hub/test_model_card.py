@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from poise.hub_cards.backbone_names import base_models, hub_id, in_words
 from poise.hub_cards.card_data import CardData, EvaluationRow, add_evaluation_file, rows_from
+from poise.hub_cards.card_tables import markdown, metric_tables
 from poise.hub_cards.model_card import POOLINGS, ROUTERS, SCORE_ENCODINGS, SOFT_PROMPTS, build_card
 from poise.modeling import PoiseConfig
 from poise.modeling.information_router import ROUTERS as BUILT_ROUTERS
@@ -61,13 +62,64 @@ def test_tables_hold_values_intervals_and_counts():
     data = CardData()
     data.add_conditions(CONDITIONS)
     card = build_card(config(), data, "user/name", plots={"robustness": "plots/robustness.png"})
-    assert "| scenes | clean | 0.900 [0.850, 0.930] | 300 |" in section(card, "Evaluation")
+    assert "On `scenes`:" in section(card, "Evaluation")
+    assert "| VQA accuracy | n |\n| --- | --- |\n| 0.900 [0.850, 0.930] | 300 |" in section(card, "Evaluation")
     failing = section(card, "How it behaves when a modality fails")
-    assert r"| scenes | image \| blank | 0.400 [0.300, 0.500] | 0.000 | 0.950 | 300 |" in failing
+    assert r"| image \| blank | 0.400 [0.300, 0.500] | 0.000 | 0.950 | 300 |" in failing
     assert "![Score by condition](plots/robustness.png)" in failing
     assert "prior broken" in section(card, "Dominance") and "clean" not in section(card, "Dominance")
     (result,) = card.data.eval_results
-    assert (result.metric_name, result.metric_value, result.dataset_name) == ("vqa_accuracy", 0.9, "scenes (clean)")
+    assert (result.metric_name, result.metric_value, result.dataset_name) == ("vqa_accuracy", 0.9, "scenes")
+
+
+def test_what_belongs_together_stands_in_one_table():
+    rows = [
+        EvaluationRow("clean", "vqa_accuracy", 0.5, 0.4, 0.6, 100, "scenes:test"),
+        EvaluationRow("tags by tagger", "vqa_accuracy", 0.4, 0.3, 0.5, 100, "scenes:test"),
+        EvaluationRow("clean", "vqa_empty_share", 0.1, n=100, dataset="scenes:test"),
+        EvaluationRow("clean", "caption_cider_d", 1.5, n=7, dataset="coco.jsonl"),
+        EvaluationRow("attention", "MDI", 3.0, 2.0, 4.0, 20, "scenes:test"),
+    ]
+    together, captions, attention = metric_tables(rows)
+    assert together["headers"] == ["condition", "VQA accuracy", "empty answers", "n"]
+    assert together["lines"] == [
+        ["clean", "0.500 [0.400, 0.600]", "0.100", 100],
+        ["tags by tagger", "0.400 [0.300, 0.500]", "–", 100],
+    ]
+    assert markdown(captions) == "On `coco.jsonl`:\n\n| CIDEr-D | n |\n| --- | --- |\n| 1.500 | 7 |"
+    assert attention["headers"] == ["condition", "MDI", "n"]
+    both = metric_tables([EvaluationRow("clean", "pope_f1", 0.5, dataset=name) for name in ("a", "b")])
+    assert [table["headers"] for table in both] == [["data", "POPE F1", "n"]]
+
+
+def test_only_scores_are_in_the_index_and_conditions_are_told_apart():
+    rows = [
+        EvaluationRow("clean", "vqa_accuracy", 0.5, dataset="scenes:test"),
+        EvaluationRow("clean", "vqa_empty_share", 0.1, dataset="scenes:test"),
+        EvaluationRow("tags by tagger", "vqa_accuracy", 0.4, dataset="scenes:test"),
+        EvaluationRow("clean", "grounding_accuracy@0.5", 0.3, dataset="boxes.jsonl"),
+    ]
+    card = ModelCard(str(build_card(config(), CardData(evaluation=rows), "user/name")))
+    found = {(one.dataset_type, one.dataset_split, one.dataset_config): one for one in card.data.eval_results}
+    assert len(card.data.eval_results) == len(found) == 3
+    assert found["scenes", "test", None].metric_value == 0.5
+    assert found["scenes", "test", "tags by tagger"].metric_value == 0.4
+    assert found["boxes.jsonl", None, None].metric_type == "accuracy" and card.data.metrics == ["accuracy"]
+
+
+def test_works_are_those_of_the_parts_and_the_backbones():
+    names = {"vision": "google/siglip2-base-patch16-224", "text": "acme/words", "tag_encoder": None}
+    recipe = {"lora": {"r": 8, "alpha": 16, "use_dora": True}, "model": {"quantization": "nf4"}}
+    text = str(build_card(config(backbones=names), CardData(recipe=recipe), "user/name"))
+    cited = re.findall(r"eprint +\= \{([\d.]+)\}", text)
+    # MoIR, Mahalanobis distance, LION, LLaVA, LoRA, DoRA, QLoRA, SigLIP 2
+    assert cited == "2604.16264 1807.03888 2311.11860 2304.08485 2106.09685 2402.09353 2305.14314 2502.14786".split()
+    plain = str(
+        build_card(config(router_type="none", soft_prompt_type="none", backbones=None), CardData(), "user/name")
+    )
+    assert re.findall(r"eprint +\= \{([\d.]+)\}", plain) == ["2304.08485"]
+    keys = re.findall(r"^@\w+\{(\w+),$", text, flags=re.MULTILINE)
+    assert len(keys) == len(set(keys)) == 8
 
 
 def test_metadata_survives_the_hubs_parser():
@@ -75,7 +127,7 @@ def test_metadata_survives_the_hubs_parser():
         license="mit",
         language=["en"],
         datasets=[{"name": "COCO captions", "hub_id": "acme/coco", "records": 5}, {"name": "scenes"}],
-        evaluation=[EvaluationRow("clean", "caption_cider", 1.1, dataset="COCO captions")],
+        evaluation=[EvaluationRow("clean", "caption_cider_d", 1.1, dataset="COCO captions")],
     )
     card = ModelCard(str(build_card(config(), data, "user/name", "adapter")))
     assert card.data.to_dict() == {
@@ -94,8 +146,8 @@ def test_metadata_survives_the_hubs_parser():
                 "results": [
                     {
                         "task": {"type": "image-text-to-text"},
-                        "dataset": {"type": "acme/coco", "name": "COCO captions (clean)"},
-                        "metrics": [{"type": "cider", "value": 1.1, "name": "caption_cider"}],
+                        "dataset": {"type": "acme/coco", "name": "COCO captions"},
+                        "metrics": [{"type": "cider", "value": 1.1, "name": "caption_cider_d"}],
                     }
                 ],
             }
@@ -171,6 +223,16 @@ def test_scores_of_an_evaluator_become_rows_with_intervals(tmp_path):
     data = CardData()
     add_evaluation_file(data, path)
     assert data.evaluation == [EvaluationRow("clean", "vqa_accuracy", 0.5, 0.4, 0.6, 200, "vqa.jsonl")]
+    metrics["vqa_accuracy/color"] = 0.7
+    path.write_text(json.dumps({"data": "vqa.jsonl", "tagger": "/home/somebody/tagger/", "metrics": metrics}))
+    add_evaluation_file(data, path)
+    assert data.evaluation[1:] == [
+        EvaluationRow("tags by tagger", "vqa_accuracy", 0.5, 0.4, 0.6, 200, "vqa.jsonl"),
+        EvaluationRow("color, tags by tagger", "vqa_accuracy", 0.7, dataset="vqa.jsonl"),
+    ]
+    again = CardData(evaluation=[*data.evaluation, *data.evaluation])
+    again.drop_repetitions()
+    assert again.evaluation == data.evaluation
 
 
 def test_results_of_the_demo_and_plain_rows_are_read(tmp_path):

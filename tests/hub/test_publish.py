@@ -178,7 +178,10 @@ def test_a_folder_without_a_run_is_said(tmp_path):
 
 
 def measure(run):
-    """What `poise robustness` and `poise diagnose` leave behind, in their own form (`evaluation/*_command.py`)."""
+    """What `poise evaluate`, `robustness` and `diagnose` leave behind, in the form of `evaluation/*_command.py`."""
+    (run / "evaluation" / "vqa-vqa").mkdir(parents=True)
+    scores = {"vqa_accuracy": 0.7, "vqa_accuracy_low": 0.6, "vqa_accuracy_high": 0.8, "vqa_samples": 20}
+    (run / "evaluation" / "vqa-vqa" / "metrics.json").write_text(json.dumps({"data": "vqa.jsonl", "metrics": scores}))
     row = {"metric": "vqa_accuracy", "value": 0.5, "n": 20, "low": 0.4, "high": 0.6, "dataset": "scenes"}
     found = {
         "robustness": {"scores": {"samples": 20}, "robustness": [{"condition": "noise", **row}]},
@@ -195,8 +198,9 @@ def test_what_was_measured_beside_the_run_is_on_the_card(online, run, unchecked)
     assert main([str(run), "--repo", "user/name"]) == 0
     files = online.repositories["user/name"].main
     card = files["README.md"].content.decode()
-    assert "| scenes | noise | 0.500 [0.400, 0.600] | 20 |" in card
-    assert "It follows the picture." in card and "| scenes | tags swapped | 0.500 [0.400, 0.600] | 20 |" in card
+    assert "| vqa.jsonl | 0.700 [0.600, 0.800] | 20 |" in card
+    assert "| noise | 0.500 [0.400, 0.600] | 20 |" in card
+    assert "It follows the picture." in card and "| tags swapped | 0.500 [0.400, 0.600] | 20 |" in card
     for name in ("robustness", "dominance"):
         assert f"(plots/{name}.png)" in card
         with Image.open(io.BytesIO(files[f"plots/{name}.png"].content)) as picture:
@@ -211,6 +215,28 @@ def test_what_was_measured_on_an_earlier_model_is_left_out(run, caplog):
     card_data, _, figures = RunFolder.find(run).everything_for_the_card()
     assert set(figures) == {"robustness"} and not card_data.dominance and not card_data.verdict
     assert "diagnosis.json is older than the weights" in caplog.text
+
+
+def test_what_was_measured_on_the_finished_model_says_nothing_of_a_checkpoint(run, caplog):
+    from poise.hub_cards.run_folder import RunFolder
+
+    measure(run)
+    (run / "checkpoint-3").mkdir()
+    (run / "checkpoint-3" / "adapter_config.json").write_text("{}")
+    assert len(RunFolder.find(run).measurements()) == 3 and not caplog.text
+    assert RunFolder.find(run / "checkpoint-3").measurements() == []
+    assert "is left out: this is" in caplog.text and "checkpoint-3" in caplog.text
+
+
+def test_a_file_that_is_named_and_found_counts_once(run):
+    from poise.hub_cards.run_folder import RunFolder
+
+    measure(run)
+    named = run / "model" / ".." / "evaluation" / "vqa-vqa" / "metrics.json"
+    copy = run / "copy.json"
+    shutil.copy(named, copy)
+    card_data, _, _ = RunFolder.find(run).everything_for_the_card([named, copy])
+    assert [row.dataset for row in card_data.evaluation] == ["scenes", "vqa.jsonl"]
 
 
 def test_push_to_hub_makes_the_same_repository(online, built, run, unchecked, monkeypatch):

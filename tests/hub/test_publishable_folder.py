@@ -97,7 +97,7 @@ def test_card_is_accepted_by_the_hubs_own_parser(built, recipe, card_data, tmp_p
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-text-to-text"
     assert card.data.license == "apache-2.0" and "poise" in card.data.tags
     (result,) = card.data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.9, "scenes (clean)")
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("accuracy", 0.9, "scenes")
     assert "plots/robustness.png" in card.text and 'repository = "user/name"' in card.text
 
 
