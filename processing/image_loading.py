@@ -60,8 +60,14 @@ def _open(source: str | os.PathLike, argument: str) -> ImageFile.ImageFile:
         raise ValueError(
             f"{argument}={str(source)!r} is not an image in a known format; give JPEG, PNG or WebP."
         ) from None
+    except (OSError, SyntaxError, EOFError) as error:  # it ends within its header
+        raise ValueError(_damaged(argument, repr(str(source)), error)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{argument}={str(source)!r} is far too large to decode safely: {error}") from None
+
+
+def _damaged(argument: str, name: str, error: Exception) -> str:
+    return f"{argument}={name} is truncated or damaged ({error}); copy or download it again."
 
 
 def _check_size(image: Image.Image, max_pixels: int, argument: str, name: str) -> None:
@@ -80,7 +86,7 @@ def _decode(image: Image.Image, max_pixels: int, turn_upright: bool, argument: s
     try:
         image.load()
     except (OSError, SyntaxError, EOFError) as error:  # the decoders' ways to say that data ends or is damaged
-        raise ValueError(f"{argument}={name} is truncated or damaged ({error}); copy or download it again.") from None
+        raise ValueError(_damaged(argument, name, error)) from None
     if turn_upright:
         image = ImageOps.exif_transpose(image)
     return image.convert("RGB")

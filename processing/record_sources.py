@@ -21,7 +21,7 @@ from .photo_annotations import SOURCES, records_from_annotations, split_by_photo
 from .published_formats import converted_records, converter_of, undecoded_image
 from .scenes import Scenes
 from .task_record import TASKS, TaskRecordError, check_task_record
-from .task_record_files import TaskRecords, load_task_records, opened_record
+from .task_record_files import TaskRecords, load_task_records, opened_record, text_lines
 
 SCENES = "scenes"
 FIRST_CHECKED = 16  # records of a stream that are looked at before anything else happens
@@ -131,7 +131,7 @@ def open_records(source: RecordSource, split: str = "train", seed: int = 0) -> A
     if file is None:
         return _table_records(source, _table(source, split), split)
     if source.columns or source.task or source.format:
-        rows = [(number, line) for number, line in _lines(file)]
+        rows = [(number, line) for number, line in text_lines(file)]
         return TaskRecords(
             [_renamed(_parsed(file, *row), source) for row in rows],
             file.name, source.image_folder or file.parent, line_numbers=[number for number, _ in rows],
@@ -166,7 +166,7 @@ def stream_records(source: RecordSource, split: str = "train", seed: int = 0) ->
     file = _json_lines(source, split)
     if file is not None:
         folder = Path(source.image_folder or file.parent)
-        stream = StreamedRows(file.name, lambda: _lines(file), lambda raw: _line_record(raw, file, folder, source))
+        stream = StreamedRows(file.name, lambda: text_lines(file), lambda raw: _line_record(raw, file, folder, source))
     else:
         stream = _table_stream(source, split)
     count = 0
@@ -201,13 +201,6 @@ def _json_lines(source: RecordSource, split: str) -> Path | None:
     return None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line
-
-
 def _parsed(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
@@ -221,6 +214,8 @@ def _line_record(raw: tuple[int, str], file: Path, folder: Path, source: RecordS
     number, line = raw
     where = f"{file.name} line {number}"
     record = check_task_record(_renamed(_parsed(file, number, line), source), where, f"{file.stem}-{number}")
+    if record["image"] is None and "bbox" in record:
+        raise TaskRecordError(where, "image", "null, but a box lies in a picture; name the file.")
     if isinstance(record["image"], str):
         record["image"] = os.fspath(folder / record["image"])
     return record

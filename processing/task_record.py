@@ -12,6 +12,7 @@ from PIL import Image
 from .tags import check_tags
 
 TASKS = ("caption", "vqa", "grounding")
+PLACEHOLDER = "<image>"  # what chat templates write where a picture stands
 # What each task needs besides `image` and `task`; a caption's question is its instruction and may be left out.
 NEEDED_FIELDS = {"caption": ("captions",), "vqa": ("question", "answers"), "grounding": ("question", "bbox")}
 _DESCRIPTIONS = {
@@ -125,6 +126,9 @@ def _text(value: Any, where: str, field: str, place: str | None = None) -> str:
         raise TaskRecordError(where, place or field, f"{value!r} is a {type(value).__name__}; give a text.")
     if not value.strip():
         raise TaskRecordError(where, place or field, "empty; write the text, or leave the record out.")
+    if PLACEHOLDER in value:
+        problem = f"{value!r} holds {PLACEHOLDER}, which would ask for one more picture; leave it out of the text."
+        raise TaskRecordError(where, place or field, problem)
     return value
 
 

@@ -67,6 +67,8 @@ class TaskRecords(torch.utils.data.Dataset):
             record = check_task_record(row, self._where(number), default_id=f"{Path(source).stem}-{number}")
             if check_images and isinstance(record["image"], str):
                 self._check_image(record, number, sizes)
+            elif record["image"] is None and self.image_rows is None and "bbox" in record:
+                raise TaskRecordError(self._where(number), "image", "null, but a box lies in a picture; name the file.")
             self.records.append(record)
             lengths.append(row.get("length"))
         self.lengths = lengths if lengths and all(isinstance(length, int) for length in lengths) else None
@@ -172,18 +174,30 @@ def load_task_records(
 def _read_json_lines(path: Path) -> tuple[list[Any], list[int]]:
     """The objects of a JSON-lines file and the number of the line each stands on."""
     rows, line_numbers = [], []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise TaskRecordError(
-                    f"{path.name} line {number}", "(all)", f"not JSON ({error.msg} at column {error.colno})."
-                ) from None
-            line_numbers.append(number)
+    for number, line in text_lines(path):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise TaskRecordError(
+                f"{path.name} line {number}", "(all)", f"not JSON ({error.msg} at column {error.colno})."
+            ) from None
+        line_numbers.append(number)
     return rows, line_numbers
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not empty, with their numbers.
+
+    Raises:
+        TaskRecordError: it is no text.
+    """
+    with open(path, encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+        except UnicodeDecodeError:
+            raise TaskRecordError(path.name, "(all)", "no text in UTF-8; give JSON lines.") from None
 
 
 def write_task_records(records: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> int:

@@ -5,6 +5,7 @@ Either way PEFT carries it: a checkpoint is a PEFT adapter with the new modules 
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from poise.training.parameter_groups import NEW_MODULES
 
 
 def lora_targets(model: PreTrainedModel) -> str:
-    """A pattern for every linear layer inside the language model's blocks, and for nothing outside them."""
+    """The pattern of every linear layer inside the language model's blocks, and of nothing outside them."""
     head = model.get_output_embeddings()
     language_model = model.model.language_model
     linear = {
@@ -24,7 +25,20 @@ def lora_targets(model: PreTrainedModel) -> str:
         for name, module in language_model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
-    return rf".*language_model\..*\.({'|'.join(sorted(map(re.escape, linear)))})"
+    return lora_pattern(sorted(linear))
+
+
+def lora_pattern(names: Sequence[str]) -> str:
+    """A pattern for layers of these names in the language model: the vision tower has a `q_proj`, too."""
+    return rf".*language_model\..*\.({'|'.join(map(re.escape, names))})"
+
+
+def targets_of(model: PreTrainedModel, lora: dict[str, Any]) -> str:
+    """What `lora.target_modules` means to PEFT: names are of the language model's layers, a text is a pattern."""
+    targets = lora["target_modules"]
+    if not targets:
+        return lora_targets(model)
+    return targets if isinstance(targets, str) else lora_pattern(targets)
 
 
 def task_adapter_fields(lora: dict[str, Any] | None) -> dict[str, Any]:
@@ -59,7 +73,7 @@ def add_adapters(
         modules.append("model.tag_encoder")
     if train_vision_tower:
         modules.append("model.vision_tower")
-    targets = DUMMY_TARGET_MODULES if lora.get("task_routed") else lora["target_modules"] or lora_targets(model)
+    targets = DUMMY_TARGET_MODULES if lora.get("task_routed") else targets_of(model, lora)
     config = LoraConfig(
         r=lora["r"],
         lora_alpha=lora["alpha"],

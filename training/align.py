@@ -26,6 +26,7 @@ from poise.training.align_report import calibrate, measure, quick_retrieval
 from poise.training.align_trainer import RECIPE_FILE, AlignTrainer
 from poise.training.assembly import resolve_backbone
 from poise.training.caption_pairs import CaptionPairs, load_pairs
+from poise.training.checkpoint_config import read_config
 from poise.training.recipe import parse_overrides
 from poise.training.safe_training import resumable_checkpoint
 from poise.training.versions import write_versions
@@ -104,6 +105,8 @@ def run_align(
     args = training_arguments(recipe)
     checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
     train, held_out = load_alignment_data(recipe)
+    for part in ("vision", "text"):
+        read_config(f"model.{part}", str(resolve_backbone(recipe.model[part])))
     model, processor = build_dual_encoder(recipe)
     model.to(args.device)
     storage = {

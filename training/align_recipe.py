@@ -3,17 +3,21 @@
 import dataclasses
 import json
 import os
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from poise.modeling import PoiseDualEncoderConfig
 from poise.modeling.configuration_dual_encoder import TEXT_PATHS, VISION_PATHS
 from poise.modeling.contrastive_losses import CONTRASTIVE_LOSSES
 from poise.processing.scenes_layout import COLORS, SHAPES
+from poise.processing.taggers import check_tagger
 from poise.training.feature_cache import STORAGE_DTYPES
+from poise.training.settings_checks import check_kind, check_scenes, check_training, made_arguments
 from poise.training.stage_recipe import (
     check_choice,
     check_number,
@@ -115,7 +119,15 @@ def load_align_recipe(name: str | None = None, overrides: Mapping[str, Any] | No
             check_choice(f"model.{key}", recipe.model[key], choices)
     check_choice("data.feature_dtype", recipe.data["feature_dtype"], tuple(STORAGE_DTYPES))
     # What the configuration can see without the encoders' own shapes is seen here.
+    for field in dataclasses.fields(PoiseDualEncoderConfig):
+        if recipe.model.get(field.name) is not None and field.name in HEAD_FIELDS:
+            check_kind(f"model.{field.name}", recipe.model[field.name], field.type)
+            if float in (field.type, *typing.get_args(field.type)):
+                recipe.model[field.name] = float(recipe.model[field.name])  # the configuration takes 3 for no float
+    if not isinstance(getattr(torch, str(recipe.model["dtype"]), None), torch.dtype):
+        raise ValueError(f"model.dtype={recipe.model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
     PoiseDualEncoderConfig(**{k: v for k, v in recipe.head_fields.items() if k in ("embed_dim", "projector_dropout")})
+    check_scenes(recipe.data["scenes"])
     settings = recipe.regularization
     if settings["fusemix_alpha"] is not None:
         check_number("regularization.fusemix_alpha", settings["fusemix_alpha"], 0.0, above=True)
@@ -125,7 +137,9 @@ def load_align_recipe(name: str | None = None, overrides: Mapping[str, Any] | No
     check_number("tagger.threshold", recipe.tagger["threshold"], 0.0, 1.0)
     check_number("tagger.max_tags", recipe.tagger["max_tags"], 1)
     check_output_folder(recipe.training.get("output_dir", TRAINING_DEFAULTS["output_dir"]))
-    load_vocabulary(recipe.tagger["vocabulary"])
+    vocabulary = load_vocabulary(recipe.tagger["vocabulary"])
+    if vocabulary:  # what the tagger would refuse when everything is trained
+        check_tagger(vocabulary, recipe.tagger["templates"], recipe.tagger["threshold"], recipe.tagger["max_tags"])
     return recipe
 
 
@@ -160,6 +174,7 @@ def training_arguments(recipe: AlignRecipe) -> TrainingArguments:
         ValueError: a value that cannot be, or gradient accumulation.
     """
     settings = {**TRAINING_DEFAULTS, **recipe.training}
+    check_training(settings)
     if int(settings.get("gradient_accumulation_steps", 1)) > 1:
         raise ValueError(
             f"training.gradient_accumulation_steps={settings['gradient_accumulation_steps']}: a contrastive loss "
@@ -170,7 +185,4 @@ def training_arguments(recipe: AlignRecipe) -> TrainingArguments:
             f"training.per_device_train_batch_size={settings['per_device_train_batch_size']} leaves nothing to compare "
             "with: use 2 or more"
         )
-    try:
-        return TrainingArguments(**{**settings, "remove_unused_columns": False})
-    except TypeError as error:
-        raise ValueError(f"training: {error}") from error
+    return made_arguments(TrainingArguments, {**settings, "remove_unused_columns": False})

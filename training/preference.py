@@ -26,6 +26,7 @@ from poise.training.preference_recipe import (
 from poise.training.prior_following import PriorFollowing
 from poise.training.recipe import load_recipe, parse_overrides
 from poise.training.safe_training import resumable_checkpoint
+from poise.training.settings_checks import made_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +133,16 @@ def preference_arguments(recipe: PreferenceRecipe) -> Any:
     settings = {**TRAINING_DEFAULTS, **recipe.training}
     rates = [value["rate"] if isinstance(value, dict) else value for value in recipe.learning_rates.values()]
     settings.setdefault("learning_rate", max(rates))
-    try:
-        return DPOConfig(
-            **settings,
-            beta=float(recipe.dpo["beta"]),
-            loss_type=recipe.dpo["loss_type"],
-            loss_weights=recipe.dpo["loss_weights"],
-            label_smoothing=float(recipe.dpo["label_smoothing"]),
-            disable_dropout=not recipe.dpo["drop_streams"],
-            max_length=None,  # the collator cuts, and knows what must not be cut
-        )
-    except TypeError as error:
-        raise ValueError(f"training: {error}") from error
+    return made_arguments(
+        DPOConfig,
+        settings,
+        beta=float(recipe.dpo["beta"]),
+        loss_type=recipe.dpo["loss_type"],
+        loss_weights=recipe.dpo["loss_weights"],
+        label_smoothing=float(recipe.dpo["label_smoothing"]),
+        disable_dropout=not recipe.dpo["drop_streams"],
+        max_length=None,  # the collator cuts, and knows what must not be cut
+    )
 
 
 def load_pairs(recipe: PreferenceRecipe) -> Any:
@@ -151,11 +150,7 @@ def load_pairs(recipe: PreferenceRecipe) -> Any:
     if recipe.data["train"] != SCENES:
         return PreferenceRecords(recipe.data["train"], recipe.data["image_folder"])
     settings = {"split": "train", "tasks": ("vqa",), "question_types": ("color", "shape"), **recipe.data["scenes"]}
-    try:
-        scenes = Scenes(**{"seed": recipe.seed, **settings})
-    except TypeError as error:
-        raise ValueError(f"data.scenes: {error}") from error
-    return ScenePairs(scenes, recipe.data["kinds"], recipe.seed)
+    return ScenePairs(Scenes(**{"seed": recipe.seed, **settings}), recipe.data["kinds"], recipe.seed)
 
 
 def load_questions(recipe: PreferenceRecipe) -> list[Any]:

@@ -9,6 +9,8 @@ from transformers import TrainingArguments
 
 from poise.training.parameter_groups import PARAMETER_GROUPS, GroupSettings
 from poise.training.preference_pairs import KINDS
+from poise.training.recipe_checks import check_lora
+from poise.training.settings_checks import check_scenes
 from poise.training.stage_recipe import check_number, check_output_folder, read_sections, save_sections, unknown_name
 
 PREFERENCE_RECIPE_FILE = "preference.yaml"  # beside `recipe.yaml`, which stays that of the fine-tuning
@@ -91,8 +93,7 @@ def load_preference_recipe(name: str | None = None, overrides: Mapping[str, Any]
     for kind in recipe.data["kinds"]:
         if kind not in KINDS:
             raise unknown_name("data.kinds:", kind, KINDS)
-    if not isinstance(recipe.data["scenes"], Mapping):
-        raise ValueError(f"data.scenes={recipe.data['scenes']!r} must be settings of scenes, such as {{size: 2000}}")
+    check_scenes(recipe.data["scenes"], split=True)
     check_number("dpo.beta", recipe.dpo["beta"], 0.0, above=True)
     check_number("dpo.label_smoothing", recipe.dpo["label_smoothing"], 0.0, 0.5)
     if isinstance(recipe.dpo["loss_type"], str):
@@ -102,6 +103,7 @@ def load_preference_recipe(name: str | None = None, overrides: Mapping[str, Any]
         raise ValueError(f"dpo.loss_weights={weights!r} does not fit loss_type={losses!r}: give one weight per loss")
     if not isinstance(recipe.dpo["drop_streams"], bool):
         raise ValueError(f"dpo.drop_streams={recipe.dpo['drop_streams']!r} must be true or false")
+    check_lora(recipe.lora)
     if "adapters" not in recipe.learning_rates:
         raise ValueError("learning_rates.adapters is missing: DPO's reference is the model without the adapter")
     for group, value in recipe.learning_rates.items():

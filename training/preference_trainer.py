@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from trl import DPOConfig, DPOTrainer
 
 from poise.modeling.reliability_router import ReliabilityRouter
-from poise.training.adapters import lora_targets
+from poise.training.adapters import targets_of
 from poise.training.checkpoints import write_run_files
 from poise.training.gradient_check import GradientCheck
 from poise.training.parameter_groups import NEW_MODULES, optimizer_groups, set_trainable
@@ -128,7 +128,7 @@ def adapter_config(model: Any, lora: Mapping[str, Any], learning_rates: Mapping[
         r=lora["r"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
-        target_modules=lora["target_modules"] or lora_targets(model),
+        target_modules=targets_of(model, lora),
         modules_to_save=modules or None,
     )
 

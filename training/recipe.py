@@ -156,7 +156,7 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
         path = recipe_path(name)
         try:
             written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(written, dict):
             raise ValueError(f"recipe {path}: expected sections {', '.join(SECTIONS)}, found {type(written).__name__}")
@@ -184,6 +184,8 @@ def _merged(written: Mapping[str, Any]) -> dict[str, Any]:
         if content is None:
             sections[name] = None if name == "lora" else sections[name]
             continue
+        if not isinstance(content, dict):
+            raise ValueError(f"recipe section {name!r} holds {content!r}: write keys below it")
         for field in content:
             if field not in SECTIONS[name]:
                 raise _unknown(f"recipe key in section {name!r}:", field, SECTIONS[name])
@@ -227,7 +229,10 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             if not rest or rest[0].startswith("--"):
                 raise ValueError(f"option --{key} needs a value: write --{key} VALUE")
             value = rest.pop(0)
-        overrides[key.replace("-", "_")] = _number(yaml.safe_load(value))
+        try:
+            overrides[key.replace("-", "_")] = _number(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ValueError(f"option --{key} {value!r} is no YAML: put quotes around it") from error
     return overrides
 
 

@@ -1,13 +1,17 @@
 """Mistakes in a recipe that can be seen without a model: each one line that names key, value and remedy."""
 
+import dataclasses
 import importlib.util
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from poise.modeling import PoiseConfig
 from poise.training.feature_cache import STORAGE_DTYPES
 from poise.training.parameter_groups import group_settings
+from poise.training.settings_checks import check_kind, check_scenes
 
 QUANTIZATIONS = ("none", "nf4", "int8")
 CHECKED_MODULES = ("projector", "soft_prompt", "router", "adapters", "tag_encoder", "vision_tower")
@@ -28,6 +32,7 @@ def check_values(recipe: Any) -> None:
         ImportError: an optional package is asked for that is not installed.
     """
     _check_backbones(recipe.model)
+    _check_model_fields(recipe.model)
     _check_data(recipe.data)
     _check_feature_cache(recipe.data, recipe.learning_rates)
     _check_adapters(recipe)
@@ -35,6 +40,7 @@ def check_values(recipe: Any) -> None:
         raise ValueError("learning_rates is empty: nothing would be trained; name at least new_modules")
     group_settings(recipe.learning_rates)
     _check_groups(recipe)
+    _check_processing(recipe)
     _check_start_up(recipe.checks)
     _check_stopping(recipe)
     _check_training(recipe)
@@ -65,6 +71,19 @@ def _check_backbones(model: dict[str, Any]) -> None:
         raise ValueError(f"model.dtype={model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
 
 
+def _check_model_fields(model: dict[str, Any]) -> None:
+    """Kinds of values; a whole number becomes a float where the configuration wants one."""
+    for field in dataclasses.fields(PoiseConfig):
+        if field.name not in model:
+            continue
+        check_kind(f"model.{field.name}", model[field.name], field.type)
+        if field.type is float:
+            model[field.name] = float(model[field.name])
+    layers = model.get("vision_feature_layer")
+    if not all(isinstance(layer, int) for layer in (layers if isinstance(layers, list) else [layers or 0])):
+        raise ValueError(f"model.vision_feature_layer={layers!r} must be a whole number, or a list such as [-2, -1]")
+
+
 def _check_data(data: dict[str, Any]) -> None:
     if not data.get("train"):
         raise ValueError("data.train is missing: give 'scenes', a JSON-lines file or a folder (or --data on the line)")
@@ -72,12 +91,16 @@ def _check_data(data: dict[str, Any]) -> None:
         value = data.get(name)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ValueError(f"data.{name}={value!r} must be a whole number of at least {least}, or null")
+    if data.get("scenes") is not None:
+        check_scenes(data["scenes"])
 
 
 def _check_feature_cache(data: dict[str, Any], learning_rates: dict[str, Any]) -> None:
     folder, storage = data.get("feature_cache"), data.get("feature_cache_dtype", "float32")
     if folder is not None and not isinstance(folder, bool | str):
         raise ValueError(f"data.feature_cache={folder!r} is no folder: name one, or write true for one beside the run")
+    if isinstance(folder, str) and Path(folder).is_file():
+        raise ValueError(f"data.feature_cache={folder!r} is a file: name a folder")
     if storage not in STORAGE_DTYPES:
         raise ValueError(f"data.feature_cache_dtype={storage!r} is not known: use {', '.join(STORAGE_DTYPES)}")
     if folder and "vision_tower" in learning_rates:
@@ -98,13 +121,7 @@ def _check_adapters(recipe: Any) -> None:
         )
     if lora is None:
         return
-    for name in ("r", "alpha"):
-        value = lora[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"lora.{name}={value!r} must be a whole number of at least 1 (lora: null for no LoRA)")
-    dropout = lora["dropout"]
-    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
-        raise ValueError(f"lora.dropout={dropout!r} must lie in [0, 1)")
+    check_lora(lora)
     for name in ("use_dora", "use_rslora", "task_routed"):
         if not isinstance(lora[name], bool):
             raise ValueError(f"lora.{name}={lora[name]!r} must be true or false")
@@ -116,6 +133,23 @@ def _check_adapters(recipe: Any) -> None:
         )
 
 
+def check_lora(lora: dict[str, Any]) -> None:
+    """Raises a `ValueError` for a rank, scale, dropout or targets that no LoRA can have."""
+    targets = lora["target_modules"]
+    if targets is not None and (targets == "all-linear" or not isinstance(targets, str | list)):
+        raise ValueError(
+            f"lora.target_modules={targets!r}: give names of the language model's layers such as [q_proj, v_proj], a "
+            "pattern for whole names, or null for all of its linear layers (all-linear would also take the projector's)"
+        )
+    for name in ("r", "alpha"):
+        value = lora[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"lora.{name}={value!r} must be a whole number of at least 1 (lora: null for no LoRA)")
+    dropout = lora["dropout"]
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
+        raise ValueError(f"lora.dropout={dropout!r} must lie in [0, 1)")
+
+
 def _check_groups(recipe: Any) -> None:
     prompt = recipe.model.get("soft_prompt_type", "dynamic")
     if "tag_encoder" in recipe.learning_rates and prompt != "dynamic":
@@ -125,6 +159,18 @@ def _check_groups(recipe: Any) -> None:
         )
     if "soft_prompt" in recipe.learning_rates and prompt == "none":
         raise ValueError("learning_rates.soft_prompt is given, but soft_prompt_type='none': drop the rate")
+
+
+def _check_processing(recipe: Any) -> None:
+    most = recipe.processor.get("max_tags")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise ValueError(f"processor.max_tags={most!r} must be a whole number of at least 1, or null")
+    scope = recipe.model.get("router_scope", "image")
+    if recipe.data["packing"] is not None and scope == "prompt" and recipe.model.get("router_type", "none") != "none":
+        raise ValueError(
+            f"data.packing={recipe.data['packing']} does not go with router_scope='prompt', which pools over a whole "
+            "row, that is over several samples: use router_scope='image', or leave packing out"
+        )
 
 
 def _check_start_up(checks: dict[str, Any]) -> None:

@@ -8,10 +8,13 @@ from torch.utils.data import ConcatDataset, Subset
 
 from poise.processing.endless_records import EndlessRecords
 from poise.processing.photo_annotations import SOURCES
+from poise.processing.precomputed_tags import PrecomputedTags
 from poise.processing.record_mixture import RecordMixture
 from poise.processing.record_sources import SCENES, RecordSource, open_records, parse_source, stream_records
+from poise.processing.tagged_records import TaggedRecords, facts_of
 from poise.training.recipe import Recipe
 from poise.training.record_tags import with_tags_of
+from poise.training.settings_checks import check_scenes
 
 
 def load_records(recipe: Recipe) -> tuple[Any, Any]:
@@ -62,6 +65,8 @@ def record_sources(entries: Any, key: str, data: Mapping[str, Any]) -> list[Reco
         if source.name == SCENES and not source.scenes:
             changes["scenes"] = data["scenes"] or {}
         sources.append(RecordSource(**{**vars(source), **changes}))
+        if source.name == SCENES:
+            check_scenes(sources[-1].scenes, "data.scenes" if "scenes" in changes else f"data.{key}: scenes")
     return sources
 
 
@@ -109,4 +114,15 @@ def _tagged(records, recipe: Recipe):
     tagger = recipe.data["tagger"]
     if tagger is None or records is None:
         return records
-    return with_tags_of(tagger, records, Path(recipe.training.get("output_dir", "outputs/sft")) / "tags")
+    tagged = with_tags_of(tagger, records, Path(recipe.training.get("output_dir", "outputs/sft")) / "tags")
+    _check_written_tags(tagged)
+    return tagged
+
+
+def _check_written_tags(records: Any) -> None:
+    """Raises a `ValueError` for the first record that a file of tags leaves out, where no picture must be opened."""
+    for part in [*getattr(records, "parts", []), *getattr(records, "datasets", [])]:
+        _check_written_tags(part)
+    if isinstance(records, TaggedRecords) and isinstance(records.tagger, PrecomputedTags):
+        known = (facts_of(records.records, index) for index in range(len(records)))
+        records.tagger.tag_records([record for record in known if record is not None])

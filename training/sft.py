@@ -12,6 +12,7 @@ from transformers import logging as transformers_logging
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.training.assembly import assemble, prepare_for_training
+from poise.training.backbone_check import check_backbones
 from poise.training.checkpoints import check_resumable, export_model
 from poise.training.length_check import check_length
 from poise.training.module_table import module_table
@@ -20,6 +21,7 @@ from poise.training.picture_alignment import align_pictures, feature_batches
 from poise.training.recipe import Recipe, load_recipe, parse_overrides
 from poise.training.records import load_records
 from poise.training.router_curves import RouterCurves
+from poise.training.settings_checks import made_arguments
 from poise.training.sft_features import cached_records
 from poise.training.trainer import PoiseTrainer
 
@@ -57,13 +59,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     settings.setdefault("learning_rate", max(group.rate for group in group_settings(recipe.learning_rates).values()))
     if recipe.early_stopping["patience"] is not None:
         settings.setdefault("load_best_model_at_end", True)
-    output_dir = Path(settings["output_dir"])
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"training.output_dir={str(output_dir)!r} is a file: name a folder")
-    try:
-        return TrainingArguments(**settings)
-    except TypeError as error:
-        raise ValueError(f"training: {error}") from error
+    return made_arguments(TrainingArguments, settings)
 
 
 def run_sft(
@@ -89,6 +85,12 @@ def run_sft(
     if resume is not None:
         checkpoint = check_resumable(resume or args.output_dir, recipe)
     train, evaluation = load_records(recipe)
+    if evaluation is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"training.eval_strategy={args.eval_strategy.value!r} has nothing to evaluate on: name data.evaluation, or "
+            "set it to 'no'"
+        )
+    check_backbones(recipe)
     check_length(recipe)
     model, processor = assemble(recipe)
     if recipe.model["align_pictures"]:

@@ -63,7 +63,7 @@ def _written(name: str | None, fields: Mapping[str, Sequence[str]]) -> Mapping[s
     path = recipe_path(name)
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(written, Mapping):
         raise ValueError(f"recipe {path}: expected sections {', '.join(fields)}, found {type(written).__name__}")

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from poise.modeling.backbones import load_encoder
+from poise.training.checkpoint_config import read_config
 from poise.training.checkpoints import RECIPE_FILE
 from poise.training.tag_embedder import TagEmbedder
 from poise.training.tag_encoder_recipe import TagEncoderRecipe
@@ -59,6 +60,7 @@ def load_tag_encoder(name: str) -> tuple[nn.Module, Any]:
     source = resolve_tag_encoder(name)
     if not os.path.isdir(source) and (source.startswith((".", "/")) or source.count("/") > 1):
         raise ValueError(f"tag_encoder={name!r} is no folder: name a Hub id, a folder or package:minilm")
+    read_config("model.tag_encoder", source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     if not tokenizer.is_fast:
         raise ValueError(f"tag_encoder={name!r} has no fast tokenizer, whose offsets tell which tag a token belongs to")

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 
 from poise.modeling.soft_prompt import SCORE_ENCODINGS
 from poise.training.caption_positives import POSITIVES
+from poise.training.settings_checks import check_scenes, check_training, made_arguments
 from poise.training.stage_recipe import (
     check_choice,
     check_number,
@@ -97,10 +98,7 @@ def load_tag_encoder_recipe(name: str | None = None, overrides: Mapping[str, Any
     check_number("triplet.p", recipe.triplet["p"], 1.0)
     check_number("data.held_out", recipe.data["held_out"], 0.0, 1.0)
     check_number("data.invented", recipe.data["invented"], 0.0, 1.0)
-    if not isinstance(recipe.data["scenes"], Mapping):
-        raise ValueError(
-            f"data.scenes={recipe.data['scenes']!r} must be settings of the scenes, such as {{size: 2000}}"
-        )
+    check_scenes(recipe.data["scenes"])
     check_rates(recipe.learning_rates)
     if recipe.model["score_encoding"] == "embedding" and "score_embedding" not in recipe.learning_rates:
         raise ValueError(
@@ -115,12 +113,10 @@ def training_arguments(recipe: TagEncoderRecipe) -> TrainingArguments:
     """`TrainingArguments` of a recipe; the learning rate of the arguments is only the loggers' headline."""
     settings = {**TRAINING_DEFAULTS, **recipe.training}
     settings.setdefault("learning_rate", max(recipe.learning_rates.values()))
+    check_training(settings)
     if int(settings["per_device_train_batch_size"]) < 2:
         raise ValueError(
             f"training.per_device_train_batch_size={settings['per_device_train_batch_size']} leaves no other image's "
             "caption in a batch: use 2 or more, 16 as published"
         )
-    try:
-        return TrainingArguments(**settings)
-    except TypeError as error:
-        raise ValueError(f"training: {error}") from error
+    return made_arguments(TrainingArguments, settings)
