@@ -63,6 +63,9 @@ class PoiseConfig(PreTrainedConfig):
         image_trust (`float`, *optional*):
             Share of the blame that the tags bear when picture and tags are sound but disagree; the picture bears the
             rest. `None` fades neither and leaves the choice to the language model.
+        question_agreement (`bool`, *optional*, defaults to `False`):
+            Whether the question decides that share, by whether the picture is one that it could be asked about. Needs
+            `router_scope="prompt"`, a dynamic soft prompt, and a question without the tags as words.
         task_adapter_rank (`int`, *optional*):
             Rank of each task-routed adapter (one for image-level, one for region-level tasks); `None` has none.
         task_adapter_scale (`float`, *optional*, defaults to 2.0): factor of their updates (LoRA's alpha / rank).
@@ -104,6 +107,7 @@ class PoiseConfig(PreTrainedConfig):
     reliability_quantile: float = 0.999
     agreement_quantile: float = 0.99
     image_trust: float | None = None
+    question_agreement: bool = False
     task_adapter_rank: int | None = None
     task_adapter_scale: float = 2.0
     task_adapter_dropout: float = 0.0
@@ -161,6 +165,26 @@ class PoiseConfig(PreTrainedConfig):
             raise ValueError(f"task_adapter_rank={self.task_adapter_rank} must be at least 1, or be None.")
         if self.image_trust is not None and not 0.0 <= self.image_trust <= 1.0:
             raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1], or be None.")
+        self._check_question_agreement()
+
+    def _check_question_agreement(self):
+        if not self.question_agreement:
+            return
+        if (self.router_type, self.router_scope) != ("reliability", "prompt"):
+            raise ValueError(
+                f"question_agreement=True reads the question, which router_type={self.router_type!r} with router_scope="
+                f"{self.router_scope!r} does not: set router_type='reliability' and router_scope='prompt'."
+            )
+        if self.soft_prompt_type != "dynamic":
+            raise ValueError(
+                "question_agreement=True decides between picture and tags, but soft_prompt_type="
+                f"{self.soft_prompt_type!r} reads no tags: set soft_prompt_type='dynamic'."
+            )
+        if self.image_trust is not None:
+            raise ValueError(
+                f"image_trust={self.image_trust} and question_agreement=True both say who is to blame when picture and "
+                "tags disagree: give only one of them."
+            )
 
     def _check_vision_layers(self):
         if not hasattr(self.vision_config, "image_size"):

@@ -1,11 +1,14 @@
 """The reliability router: a stream that is unlike anything seen in training fades, and the other one stands in for it.
 
 Gates and channel routers are learned, so they can only react to failures that training showed them. This one asks what
-needs no failures: is the stream *typical* (`typicality.py`)? Three Gaussians over frozen statistics answer it: one over
-the picture's activation profile (`activation_profile.py`), one over the tags' scores, and one over what picture and
-tags say, which tells whether two sound streams speak of the same thing. A stream with weight w becomes w·x + (1 −
-w)·(null + complement), where `null` is a learned token and the complement is what the null token finds by attending to
-the other stream.
+needs no failures: is the stream *typical* (`typicality.py`)? Gaussians over frozen statistics answer it: one over the
+picture's activation profile (`activation_profile.py`), one over the tags' scores, and one over what picture and tags
+say, which tells whether two sound streams speak of the same thing. Where they do not, one of them is wrong and nothing
+in either tells which; a fourth Gaussian then lets the question decide (`question_agreement`): tags that lie about the
+picture leave it a picture that such a question is asked about, and a picture of something else is none.
+
+A stream with weight w becomes w·x + (1 − w)·(null + complement), where `null` is a learned token and the complement is
+what the null token finds by attending to the other stream.
 
 A stream fades only as far as the other one can stand in for it. A bad picture is better than none: where there are no
 tags, or the tags are as strange as the picture, it stays; and without a soft prompt this router is the identity.
@@ -25,6 +28,10 @@ from .streams import Streams
 from .tag_statistics import NUM_SCORE_STATISTICS, WORD_DIRECTIONS
 from .typicality import Agreement, Typicality
 from .zero_linear import ZeroLinear
+
+# What share of sound pairs the question calls fitting when it is asked to decide. After a disagreement either stream is
+# as likely to be wrong as the other, so the line lies where the two get equally likely, not far out in the tail.
+ARBITER_QUANTILE = 0.75
 
 
 class Complement(nn.Module):
@@ -71,6 +78,8 @@ class ReliabilityRouter(nn.Module):
             self.tag_typicality = Typicality(NUM_SCORE_STATISTICS, **settings)
             settings["quantile"] = config.agreement_quantile
             self.agreement = Agreement(vision_dim, WORD_DIRECTIONS, **settings)
+            settings["quantile"] = ARBITER_QUANTILE
+            self.arbiter = Agreement(vision_dim, WORD_DIRECTIONS, **settings) if config.question_agreement else None
         self.image_trust = config.image_trust
         self.image_complement = Complement(dim)
         self.text_complement = Complement(dim)
@@ -114,27 +123,38 @@ class ReliabilityRouter(nn.Module):
             tagged = streams.has_tags & streams.is_real  # (N,)
             self.tag_typicality.observe(streams.tag_scores[tagged])
             self.agreement.observe(torch.cat([streams.image_content, streams.tag_words], dim=-1)[tagged])
+            if self.arbiter is not None and streams.question_words is not None:
+                asked = torch.cat([streams.image_content, streams.question_words], dim=-1)  # (N, Dv + R)
+                self.arbiter.observe(asked[streams.is_real])
 
     @torch.no_grad()
     def weigh(self, streams):
-        """Inference weights, [N, 2]: the typicality of each stream next to the other's, and blame where they disagree."""
+        """Inference weights, [N, 2]: typicality of each stream next to the other's, and blame where they disagree."""
         image = self.image_typicality(streams.image_profile)  # (N,)
         if not self.uses_tags:
             return torch.stack([image, torch.ones_like(image)], dim=-1)
         tags = self.tag_typicality(streams.tag_scores) * streams.has_tags  # (N,)
-        if self.image_trust is not None:
-            image, tags = self.blame(streams, image, tags)
+        trust = self.trust_in_image(streams)
+        if trust is not None:
+            image, tags = self.blame(streams, image, tags, trust)
         # What cannot be replaced is kept, however strange: 1 − (1 − w)·(the other's w).
         image, tags = 1 - (1 - image) * tags, 1 - (1 - tags) * image  # (N,), (N,)
         return torch.stack([image, tags], dim=-1)  # (N, 2)
 
-    def blame(self, streams, image, tags):
+    def trust_in_image(self, streams):
         """
-        Weights [N], [N] after a disagreement of two sound streams: one is wrong, and nothing in them tells which.
+        Which share of a disagreement the tags are to blame for, () or (N,); `None` blames nobody.
 
-        A tagger reads the picture, not the other way round, so the tags bear `image_trust` of it. Off by default: a
-        language model that reads both streams weighs them better than one number does, see docs/architecture.md.
+        A number by `image_trust`: a tagger reads the picture, not the other way round. By `question_agreement` it is
+        the weight of the picture next to the question. With neither it is left to the language model, which reads both
+        streams and weighs them better than one number does, see docs/architecture.md.
         """
+        if self.arbiter is not None and streams.question_words is not None:
+            return self.arbiter(torch.cat([streams.image_content, streams.question_words], dim=-1))  # (N,)
+        return self.image_trust
+
+    def blame(self, streams, image, tags, trust):
+        """Weights [N], [N] after a disagreement of two sound streams, of which one is wrong."""
         agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
-        disagreement = (1 - agree) * image * tags * streams.has_tags  # (N,)
-        return image * (1 - disagreement * (1 - self.image_trust)), tags * (1 - disagreement * self.image_trust)
+        disagreement = (1 - agree) * image * tags  # (N,)
+        return image * (1 - disagreement * (1 - trust)), tags * (1 - disagreement * trust)

@@ -16,6 +16,7 @@ class Streams:
         prompt_mask [N, Q] bool: which text positions are soft-prompt tokens (a question is never faded away).
         image_profile [N, 6·L], image_content [N, Dv]: activation profile and mean feature of the frozen tower.
         tag_words [N, R], tag_scores [N, 5]: see `tag_statistics.py`. has_tags [N] bool: whether there are any.
+        question_words [N, R]: mean word direction of the question, where the router reads it.
         is_real [N] bool: false for the stand-in picture of a batch that has none.
     N counts pictures (`router_scope="image"`) or samples (`"prompt"`).
     """
@@ -30,6 +31,7 @@ class Streams:
     tag_words: torch.Tensor | None = None
     tag_scores: torch.Tensor | None = None
     has_tags: torch.Tensor | None = None
+    question_words: torch.Tensor | None = None
     is_real: torch.Tensor | None = None
 
     def routed(self, image, text):

@@ -29,6 +29,13 @@ def tag_words(tag_input_ids, tag_mask, tag_scores):
     return (weight[..., None] * word_directions(tag_input_ids)).sum(1) / total  # (N, R)
 
 
+def question_words(input_ids, question_mask):
+    """Mean word direction of a question: ids [N, T], mask [N, T] → [N, WORD_DIRECTIONS] in float32."""
+    weight = question_mask.float()  # (N, T)
+    total = weight.sum(-1, keepdim=True).clamp_min(1.0)  # (N, 1)
+    return (weight[..., None] * word_directions(input_ids)).sum(1) / total  # (N, R)
+
+
 def score_statistics(tag_mask, tag_scores):
     """Mean, least, greatest and spread of the scores, and log number of tokens: [N, L], [N, L] → [N, 5] in float32."""
     mask, scores = tag_mask.float(), tag_scores.float()  # (N, L)
