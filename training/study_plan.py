@@ -16,7 +16,7 @@ from poise.evaluation.conditions import Condition
 from poise.training.recipe import Recipe, load_recipe, recipe_path
 
 AXES = {
-    "router": ("none", "gate", "channel", "reliability"),
+    "router": ("none", "gate", "channel", "reliability", "reliability+question"),
     "prompt": ("none", "static", "dynamic", "dynamic+words"),
     "language_model": ("frozen", "lora"),
     "training": ("clean", "degraded", "unaligned"),
@@ -34,6 +34,10 @@ PROMPTS: dict[str, dict[str, Any]] = {
     },
     "dynamic": {"soft_prompt_type": "dynamic", "processor.tag_words": False},
     "dynamic+words": {"soft_prompt_type": "dynamic", "processor.tag_words": True},
+}
+# "reliability+question" lets the question decide where picture and tags disagree.
+ROUTERS: dict[str, dict[str, Any]] = {
+    "reliability+question": {"router_type": "reliability", "router_scope": "prompt", "question_agreement": True},
 }
 
 
@@ -86,7 +90,8 @@ class StudyPlan:
 
     def recipe_of(self, cell: Cell, seed: int) -> Recipe:
         """The shared recipe with what the cell changes."""
-        changes: dict[str, Any] = {"router_type": cell.router, "training.seed": seed, **PROMPTS[cell.prompt]}
+        router = ROUTERS.get(cell.router, {"router_type": cell.router})
+        changes: dict[str, Any] = {**router, "training.seed": seed, **PROMPTS[cell.prompt]}
         if cell.training == "unaligned":
             changes["align_pictures"] = 0
         shared = dict(self.overrides)

@@ -7,11 +7,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first: there is no screen)
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.patches import Patch  # noqa: E402
 
 from poise.training.study_plan import AXES, Cell, StudyPlan  # noqa: E402
 from poise.training.study_summary import IMAGE_FAILS, TAGS_FAIL, Run, estimates, gains, scores  # noqa: E402
 
-ROUTER_COLORS = {"none": "#9aa5b1", "gate": "#d97706", "channel": "#059669", "reliability": "#2563eb"}
+ROUTER_COLORS = {"none": "#9aa5b1", "gate": "#d97706", "channel": "#059669", "reliability": "#2563eb",
+                 "reliability+question": "#1e1b4b"}  # fmt: skip
 CHANCE = 1 / 8
 
 
@@ -32,13 +35,16 @@ def draw_conditions(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell],
             values = [columns[name][cell] for name in names]
             errors = [min(value.half_width, 1.0) if len(plan.seeds) > 1 else 0.0 for value in values]
             axes.bar(left, [value.mean for value in values], width, color=ROUTER_COLORS[cell.router],
-                     yerr=errors, error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#1f2937"},
-                     label=cell.router)  # fmt: skip
+                     yerr=errors, error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#1f2937"})  # fmt: skip
         axes.axhline(CHANCE, color="#6b7280", linewidth=1, linestyle=":")
         axes.set_ylim(0, 1.02)
         axes.set_ylabel(f"prompt {prompt}")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 0].legend(title="router", ncols=4, frameon=False, loc="lower right", bbox_to_anchor=(1, 1))
+    shown = {cell.router for cell in cells}
+    named = [Patch(color=color, label=router) for router, color in ROUTER_COLORS.items() if router in shown]
+    chance = Line2D([], [], color="#6b7280", linewidth=1, linestyle=":", label="chance")
+    panels[0, 0].legend(handles=[*named, chance], title="router", ncols=6, frameon=False, loc="lower right",
+                        bbox_to_anchor=(1, 1))  # fmt: skip
     panels[0, 0].set_title("right answers, mean and 95 % interval over seeds", loc="left", fontsize=10)
     panels[-1, 0].set_xticks(range(len(names)), names, rotation=20, ha="right")
     figure.savefig(path, dpi=100)

@@ -107,7 +107,7 @@ def run_cell(
     report("measuring", 0, 1)
     rows = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
     held_open = {}
-    if cell.router == "reliability":
+    if recipe.model["router_type"] == "reliability":
         with router_held_open(trained):
             held_open = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
     return {
