@@ -165,6 +165,11 @@ def _check_processing(recipe: Any) -> None:
     most = recipe.processor.get("max_tags")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ValueError(f"processor.max_tags={most!r} must be a whole number of at least 1, or null")
+    if recipe.model.get("question_agreement") and recipe.processor.get("tag_words", True):
+        raise ValueError(
+            "model.question_agreement=True lets the question decide about the tags, but processor.tag_words=True writes "
+            "the tags into it: set tag_words=false"
+        )
     scope = recipe.model.get("router_scope", "image")
     if recipe.data["packing"] is not None and scope == "prompt" and recipe.model.get("router_type", "none") != "none":
         raise ValueError(

@@ -43,6 +43,11 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
         ({"learning_rates.new_modules": -1}, ["new_modules", "-1"]),
         ({"soft_prompt_pooling": "mean"}, ["soft_prompt_length=12", "soft_prompt_length=1"]),
         ({"soft_prompt_type": "none", "router_type": "gate"}, ["router_type='gate'", "router_scope='prompt'"]),
+        ({"question_agreement": True}, ["question_agreement=True", "router_scope='prompt'"]),
+        (
+            {"question_agreement": True, "router_scope": "prompt", "tag_words": True},
+            ["question_agreement=True", "tag_words=false"],
+        ),
         ({"data.train": None}, ["data.train", "--data"]),
         ({"training.max_step": 3}, ["max_step", "max_steps"]),
         ({"training.metric_for_best_model": "vqa_acuracy"}, ["vqa_acuracy", "vqa_accuracy"]),
