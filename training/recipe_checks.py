@@ -167,8 +167,8 @@ def _check_processing(recipe: Any) -> None:
         raise ValueError(f"processor.max_tags={most!r} must be a whole number of at least 1, or null")
     if recipe.model.get("question_agreement") and recipe.processor.get("tag_words", True):
         raise ValueError(
-            "model.question_agreement=True lets the question decide about the tags, but processor.tag_words=True writes "
-            "the tags into it: set tag_words=false"
+            "model.question_agreement=True lets the question judge the tags, but processor.tag_words=True writes them "
+            "into it: set tag_words=false"
         )
     scope = recipe.model.get("router_scope", "image")
     if recipe.data["packing"] is not None and scope == "prompt" and recipe.model.get("router_type", "none") != "none":
