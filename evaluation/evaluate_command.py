@@ -174,7 +174,7 @@ def load_model(
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    for name, least in (("batch_size", 1), ("max_new_tokens", 1), ("num_beams", 1), ("resamples", 0)):
+    for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("resamples", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")

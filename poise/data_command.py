@@ -82,6 +82,13 @@ def _show(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.output).parent
     if not folder.is_dir():
         raise ValueError(f"--output {arguments.output!r}: there is no folder {os.fspath(folder)!r}; make it first")
+    if Path(arguments.output).suffix.lower() != ".png" or Path(arguments.output).is_dir():
+        raise ValueError(f"--output {arguments.output!r}: the sheet is a PNG file; name one, such as data.png")
+    model = Path(arguments.model or "")
+    if arguments.model is not None and model.is_dir() and not (model / "processor_config.json").is_file():
+        raise ValueError(
+            f"--model {arguments.model!r} holds no processor_config.json: name the folder of a saved model"
+        )
     from poise.evaluation.data_sources import load_data_source
     from poise.processing.collators import TrainingCollator
     from poise.processing.data_preview import draw_preview

@@ -20,6 +20,39 @@ from .tags import Tag
 TAGGER_FILE = "tagger.json"
 
 
+def check_tagger(
+    vocabulary: Sequence[str],
+    templates: Sequence[str],
+    threshold: float,
+    max_tags: int,
+    temperature: float | None = None,
+    bias: float | None = None,
+) -> list[str]:
+    """The names of a vocabulary as a tagger gives them. It is asked before a tagger's model is trained, too.
+
+    Raises:
+        ValueError: an empty or repeated vocabulary, no template or one without `{}`, a threshold outside [0, 1], half a
+            calibration.
+    """
+    names = [" ".join(name.split()) for name in vocabulary]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if not names or "" in names or twice is not None:
+        problem = "is empty" if not names else "holds an empty name" if "" in names else f"holds {twice!r} twice"
+        raise ValueError(f"vocabulary {problem}: give every tag once.")
+    if isinstance(templates, str) or not templates:
+        raise ValueError(f"templates={templates!r} must be a list of sentences with {{}}, the place of the tag's name.")
+    for template in templates:
+        if not isinstance(template, str) or "{}" not in template:
+            raise ValueError(f"templates holds {template!r} without {{}}, the place of the tag's name.")
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold={threshold} must lie in [0, 1].")
+    if max_tags < 1:
+        raise ValueError(f"max_tags={max_tags} must be 1 or more.")
+    if (temperature is None) != (bias is None) or (temperature is not None and temperature <= 0):
+        raise ValueError(f"temperature={temperature}, bias={bias}: give both or neither, the temperature above 0.")
+    return names
+
+
 class ZeroShotTagger:
     """
     Scores every name of a vocabulary by the similarity of its text to the picture.
@@ -56,20 +89,7 @@ class ZeroShotTagger:
         max_tags: int = 16,
         max_text_length: int | None = None,
     ):
-        names = [" ".join(name.split()) for name in vocabulary]
-        twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
-        if not names or "" in names or twice is not None:
-            problem = "is empty" if not names else "holds an empty name" if "" in names else f"holds {twice!r} twice"
-            raise ValueError(f"vocabulary {problem}: give every tag once.")
-        for template in templates:
-            if "{}" not in template:
-                raise ValueError(f"templates holds {template!r} without {{}}, the place of the tag's name.")
-        if not 0.0 <= threshold <= 1.0:
-            raise ValueError(f"threshold={threshold} must lie in [0, 1].")
-        if max_tags < 1:
-            raise ValueError(f"max_tags={max_tags} must be 1 or more.")
-        if (temperature is None) != (bias is None) or (temperature is not None and temperature <= 0):
-            raise ValueError(f"temperature={temperature}, bias={bias}: give both or neither, the temperature above 0.")
+        names = check_tagger(vocabulary, templates, threshold, max_tags, temperature, bias)
         self.model, self.processor, self.vocabulary, self.templates = model.eval(), processor, names, tuple(templates)
         self.temperature, self.bias, self.threshold, self.max_tags = temperature, bias, threshold, max_tags
         self.max_text_length = max_text_length or getattr(model.config, "max_text_length", None)

@@ -76,6 +76,7 @@ def build_judge(arguments: argparse.Namespace) -> Any:
 def main(argv: Sequence[str]) -> int:
     """Writes the kept records and the coverage of every concept; prints a summary."""
     arguments = build_parser().parse_args(list(argv))
+    from poise.evaluation.chosen_device import chosen_device
     from poise.processing.task_record_files import write_task_records
     from poise.training.concept_curation import ConceptCandidates, coverage, coverage_summary
     from poise.training.record_stream import RecordStream
@@ -88,20 +89,21 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    chosen_device(arguments.device)
     stream = RecordStream(arguments.data, arguments.batch_size, arguments.image_folder)
+    if next(iter(stream), None) is None:
+        raise ValueError(f"--data {arguments.data!r} holds no record with captions, by which concepts are found")
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
     judge = build_judge(arguments)
     candidates = ConceptCandidates(judge.names, capacity, arguments.min_similarity)
     with tqdm(desc="looking through the pool", unit="record", disable=None) as bar:
         for records in stream:
             candidates.add(records, judge(stream, records))
             bar.update(len(records))
-    if candidates.seen == 0:
-        raise ValueError(f"--data {arguments.data!r} holds no record with captions")
     kept = candidates.balanced(arguments.keep)
     rows = coverage(candidates, kept, arguments.keep)
     summary = coverage_summary(rows, arguments.keep, candidates.seen)
-    folder = Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
     write_task_records((_with_concept(stream, item, judge.names) for item in kept), folder / RECORDS_FILE)
     content = {"summary": summary, "concepts": rows}
     (folder / COVERAGE_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -45,9 +45,7 @@ def rank_encoders(
     Raises:
         ValueError: fewer than four pictures in a batch.
     """
-    samples = min(samples, len(pairs))
-    if min(batch_size, samples) < SMALLEST_BATCH:
-        raise ValueError(f"batch_size={batch_size} of {samples} pictures: CKA needs at least {SMALLEST_BATCH} at once")
+    samples = check_batches(pairs, samples, batch_size)
     batch_size = min(batch_size, samples)
     captions, cka = pairs.captions, MiniBatchCKA()
     keys: dict[str, tuple[str, int]] = {}
@@ -63,6 +61,21 @@ def rank_encoders(
         cka.add(states[0], states[1])
     ranking = [RankedPair(*keys[left], *keys[right], score) for (left, right), score in cka.scores().items()]
     return sorted(ranking, key=lambda pair: -pair.cka)
+
+
+def check_batches(pairs: CaptionPairs, samples: int, batch_size: int) -> int:
+    """How many pictures there are to compare.
+
+    Raises:
+        ValueError: fewer than four at once.
+    """
+    samples = min(samples, len(pairs))
+    if min(batch_size, samples) < SMALLEST_BATCH:
+        raise ValueError(
+            f"batch_size={batch_size} of samples={samples} pictures: CKA compares at least {SMALLEST_BATCH} at once, "
+            "give more of both"
+        )
+    return samples
 
 
 def best_by_pair(ranking: Sequence[RankedPair]) -> list[RankedPair]:

@@ -29,7 +29,7 @@ def _named(argument: str, name: str) -> Iterator[None]:
     """transformers tells what it could not find, but not who asked for it."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"{argument}={name!r} could not be loaded: name a folder, a Hub id within reach or tiny:NAME ({reason})"
@@ -45,7 +45,7 @@ class VisionStates:
         device (`str`, *optional*, defaults to `"cpu"`).
     """
 
-    def __init__(self, name: str, device: str = "cpu"):
+    def __init__(self, name: str, device: str | torch.device = "cpu"):
         source = resolve_backbone(name.removeprefix(RANDOM))
         with _named("vision", name):
             config = vision_config_of(source)
@@ -71,7 +71,7 @@ class TextStates:
         max_length (`int`, *optional*, defaults to 64): longer texts are cut.
     """
 
-    def __init__(self, name: str, device: str = "cpu", max_length: int = 64):
+    def __init__(self, name: str, device: str | torch.device = "cpu", max_length: int = 64):
         source = resolve_backbone(name.removeprefix(RANDOM))
         self.name, self.device, self.max_length = name, device, max_length
         with _named("text", name):

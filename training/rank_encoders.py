@@ -33,19 +33,23 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Prints the best layers of every combination; writes all of them, and a heat map."""
     arguments = build_parser().parse_args(list(argv))
+    from poise.evaluation.chosen_device import chosen_device
     from poise.training.caption_pairs import load_pairs
-    from poise.training.encoder_ranking import best_by_pair, draw_ranking, rank_encoders
+    from poise.training.encoder_ranking import best_by_pair, check_batches, draw_ranking, rank_encoders
     from poise.training.encoder_states import TextStates, VisionStates
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    pairs = load_pairs(arguments.data, None)
-    vision = {name: VisionStates(name, arguments.device) for name in arguments.vision}
-    text = {name: TextStates(name, arguments.device) for name in arguments.text}
-    ranking = rank_encoders(vision, text, pairs, arguments.samples, arguments.batch_size)
-    best, folder = best_by_pair(ranking), Path(arguments.output)
+    # Everything that a slip could spoil comes before the encoders.
+    device, folder = chosen_device(arguments.device), Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
+    pairs = load_pairs(arguments.data, None)
+    check_batches(pairs, arguments.samples, arguments.batch_size)
+    vision = {name: VisionStates(name, device) for name in arguments.vision}
+    text = {name: TextStates(name, device) for name in arguments.text}
+    ranking = rank_encoders(vision, text, pairs, arguments.samples, arguments.batch_size)
+    best = best_by_pair(ranking)
     content = {"data": arguments.data, "best": asdict(best[0]), "pairs": [asdict(pair) for pair in ranking]}
     (folder / TABLE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draw_ranking(ranking, folder / PLOT_FILE)

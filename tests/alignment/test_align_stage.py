@@ -154,6 +154,12 @@ def test_every_shipped_recipe_reads_back_as_itself(name, tmp_path):
         (["--config", "align", "--vocabulary", "nowhere.txt"], "nowhere.txt"),
         (["--config", "align", "--per_device_train_batch_size", "1"], "use 2 or more"),
         (["--config", "align", "--model.text", "null"], "model.text is missing"),
+        (["--config", "align", "--embed_dim", "many"], "model.embed_dim='many' must be a whole number"),
+        (["--config", "align", "--logit_scale_init_value", "hot"], "logit_scale_init_value='hot' must be a number"),
+        (["--config", "align", "--model.dtype", "float31"], "model.dtype='float31' is not a torch dtype"),
+        (["--config", "align", "--templates", "[photo]"], "templates holds 'photo' without {}"),
+        (["--config", "align", "--templates", "a photo of a {}"], "must be a list of sentences"),
+        (["--config", "align", "--vocabulary", "['a  dog', '']"], "vocabulary holds an empty name"),
     ],
 )
 def test_a_mistake_is_one_line_before_any_encoder_is_loaded(monkeypatch, words, message):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
+from poise.command_line import main as poise
+from poise.training import encoder_states
 from poise.training.caption_pairs import load_pairs
 from poise.training.encoder_ranking import best_by_pair, rank_encoders
 from poise.training.encoder_states import TextStates, VisionStates
@@ -52,6 +54,27 @@ def test_the_best_layer_is_found_where_it_is_known():
 def test_batches_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="at least 4"):
         rank_encoders({}, {}, load_pairs("scenes", "test", {"size": 8}), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--samples", "3"], "samples=3 pictures: CKA compares at least 4 at once"),
+        (["--device", "tpu"], "device='tpu' is no device of torch"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl': there is no such file"),
+        (["--output", __file__], "test_encoder_ranking.py"),
+    ],
+)
+def test_mistakes_are_found_before_an_encoder_is_loaded(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(encoder_states, "load_encoder", lambda *args, **kwargs: pytest.fail("an encoder was loaded"))
+    assert poise(["rank-encoders", "--output", str(tmp_path), *words]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("poise rank-encoders: ") and message in said
+
+
+def test_an_encoder_of_the_wrong_kind_is_named():
+    with pytest.raises(OSError, match="text='tiny:vision' could not be loaded"):
+        TextStates("tiny:vision")
 
 
 @pytest.mark.parametrize("states, argument", [(VisionStates, "vision"), (TextStates, "text")])

@@ -57,6 +57,8 @@ def test_the_sheet_shows_places_answers_and_boxes(tmp_path, capsys):
         (["show", "nowhere.jsonl"], "there is no such file of task records"),
         (["show", "--count", "0"], "--count is 0"),
         (["show", "--output", "no/such/folder/x.png"], "make it first"),
+        (["show", "--output", "sheet.txt"], "'sheet.txt': the sheet is a PNG file"),
+        (["show", "--model", "."], "--model '.' holds no processor_config.json"),
         (["convert", "okvqa", "gone.json", "--output", "x.jsonl"], "there is no such file"),
     ],
 )

@@ -116,6 +116,27 @@ def test_no_source_is_one_line(saved, tmp_path, source, message, monkeypatch, ca
     assert re.search(message, said), said
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--iou", "2"], "--iou 2.0 is no share of an area"),
+        (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
+        (["--num-beams", "0"], "--num-beams is 0"),
+        (["--resamples", "-1"], "--resamples is -1; it must be at least 0"),
+        (["--device", "tpu"], "device='tpu' is no device of torch"),
+        (["--dtype", "float31"], "dtype='float31' is no floating-point format"),
+        (["--dtype", "int8"], "dtype='int8' is no floating-point format"),
+        ([], "model='no/such-model' could not be loaded: name a folder"),
+    ],
+)
+def test_options_are_read_before_the_model(words, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    start = ["evaluate", "no/such-model", "--data", "scenes:test,size=2", "--output", str(tmp_path / "out")]
+    assert poise([*start, *words]) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("poise ")]
+    assert message in said
+
+
 def test_pairs_to_align_come_from_tables_too(tmp_path):
     table(4, "caption").save_to_disk(tmp_path / "pairs")
     pairs, again = (load_pairs(str(tmp_path / "pairs"), "train") for _ in range(2))
