@@ -182,7 +182,7 @@ def proposed_tags(tags=None, problem=None):
     elif not tags:
         content = note("The tagger finds nothing in this picture that it has a word for.")
     else:
-        chips = "".join(f"<span>{html.escape(name)}<b>{score:.2f}</b></span>" for name, score in tags)
+        chips = "".join(f"<span>{html.escape(name)} <b>{score:.2f}</b></span>" for name, score in tags)
         content = f'<div class="poise-chips">{chips}</div>'
     return section("Tags that the tagger proposes", content)
 

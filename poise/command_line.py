@@ -9,6 +9,7 @@ of Poise itself that cannot be imported), so its traceback is shown. `--debug` s
 """
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -121,7 +122,7 @@ COMMANDS = {
         Command(
             "diagnose",
             "poise.evaluation.diagnose_command",
-            "which modality the answers follow: attention, coalitions with Shapley shares, conflicts, router weights",
+            "which modality the answers follow: attention, Shapley shares, conflicts, router weights",
             "poise diagnose outputs/demo/reliability/model --samples 300",
         ),
         Command(
@@ -194,9 +195,17 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="\n".join(lines),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="what to do, see below")
+    parser.add_argument("command", type=_known, metavar="COMMAND", help="what to do, see below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
+
+
+def _known(name: str) -> str:
+    if name in COMMANDS:
+        return name
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "`poise --help` lists them"
+    raise argparse.ArgumentTypeError(f"{name!r} is not known: {hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -212,3 +212,53 @@ def test_a_model_that_cannot_be_loaded_is_said_on_the_page(open_page, tmp_path):
         page = open_page(space.address)
         assert "could not be loaded" in said(page, "could not be loaded", "bad")
         assert page.locator("#ask").is_disabled()
+
+
+@pytest.fixture
+def tagger(tmp_path):
+    """A dual encoder over the tiny backbones, untrained but calibrated: its tags are nonsense, and always the same."""
+    import torch
+    from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderProcessor
+
+    from poise.modeling import PoiseDualEncoder
+    from poise.processing.taggers import DualEncoderTagger
+    from poise.training.tiny_backbones import tiny_backbone_path
+
+    vision, text = tiny_backbone_path("vision"), tiny_backbone_path("tag_encoder")
+    torch.manual_seed(0)
+    model = PoiseDualEncoder.from_backbones(vision, text, embed_dim=16)
+    processor = VisionTextDualEncoderProcessor(
+        AutoImageProcessor.from_pretrained(vision), AutoTokenizer.from_pretrained(text)
+    )
+    names = ["red square", "blue star", "green ring", "yellow heart"]
+    tagger = DualEncoderTagger(model, processor, names, ["a {}"], temperature=0.1, bias=0.0, threshold=0.0, max_tags=3)
+    tagger.save_pretrained(tmp_path / "tagger")
+    return tagger
+
+
+def test_a_visitor_takes_over_what_the_tagger_proposes(demo_model, tagger, open_page, tmp_path):
+    from poise.hub_cards.space_folder import write_space
+
+    write_space(tmp_path / "space", str(demo_model), str(tmp_path / "tagger"), max_new_tokens=2)
+    own = tmp_path / "own.png"
+    Image.new("RGB", (60, 40), "green").save(own)
+    (expected,) = tagger([Image.open(own).convert("RGB")])
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with RunningSpace(tmp_path / "space", scratch) as space:
+        page = open_page(space.address)
+        said(page, "Ready", "good")
+        assert page.locator("#take").is_hidden()
+        page.set_input_files("#picture input[type=file]", own)
+        page.locator("#proposals", has_text=expected[0].name).wait_for()
+        proposals = page.inner_text("#proposals")
+        assert all(f"{tag.name} {tag.score:.2f}" in " ".join(proposals.split()) for tag in expected)
+
+        page.click("#take")
+        page.locator("#tags [data-testid=cell-2-0]", has_text=expected[2].name).wait_for()
+        rows = [page.inner_text(f"#tags [data-testid=cell-{row}-0]").strip() for row in range(len(expected))]
+        assert rows == [tag.name for tag in expected]
+        page.fill("#question textarea, #question input", "what color is the square ?")
+        page.click("#ask")
+        said(page, "Answered", "good")
+        assert "No tags were given" not in page.inner_text("#answers")

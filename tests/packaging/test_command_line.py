@@ -136,7 +136,14 @@ def test_a_reader_that_leaves_early_is_no_error():
 def test_python_dash_m_is_the_command():
     result = subprocess.run([sys.executable, "-m", "poise", "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "invalid choice: 'nonsense'" in result.stderr
+    assert "argument COMMAND: 'nonsense' is not known: `poise --help` lists them" in result.stderr
+
+
+def test_a_misspelt_command_is_told_the_nearest(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["evalute"])
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.endswith("'evalute' is not known: did you mean 'evaluate'?\n")
 
 
 def test_only_known_harmless_messages_are_dropped(caplog):
