@@ -36,14 +36,14 @@ def with_interval(scores: Scores, key: str, percent: bool = False) -> str:
 
 
 def robustness_table(scores: Scores, degradations: Sequence[str], severities: Sequence[int]) -> str:
-    """One line for each degradation: score by severity, area under that curve, and the area relative to clean."""
+    """One line for each degradation: score by severity and what share of clean that is; area under the curve, alike."""
     rows = []
     for name in measured(scores, degradations):
         rows.append(
             [
                 DEGRADATION_STREAMS[name],
                 name,
-                *(f"{scores[f'{name}_{severity}']:.3f}" for severity in severities),
+                *(_with_share(scores, f"{name}_{severity}") for severity in severities),
                 with_interval(scores, f"{name}_area"),
                 with_interval(scores, f"{name}_area_relative", percent=True),
             ]
@@ -53,8 +53,17 @@ def robustness_table(scores: Scores, degradations: Sequence[str], severities: Se
         if key in scores:
             rows.append([stream or "all", "mean of these", *("" for _ in severities), with_interval(scores, key), ""])
     headers = ["stream", "degradation", *(f"severity {s}" for s in severities), "area", "area / clean"]
-    title = f"clean {with_interval(scores, 'clean')}, {scores['samples']:.0f} samples; in brackets 95 % intervals"
+    title = (
+        f"clean {with_interval(scores, 'clean')}, {scores['samples']:.0f} samples; percentages: relative to clean; in "
+        "brackets 95 % intervals"
+    )
     return f"{title}\n{format_table(headers, rows, left=2)}"
+
+
+def _with_share(scores: Scores, key: str) -> str:
+    """`0.512  57%`: a score, and the same relative to the clean one."""
+    share = f"{scores[f'{key}_relative']:.0%}" if f"{key}_relative" in scores else ""
+    return f"{scores[key]:.3f} {share:>4}".rstrip()
 
 
 def draw_robustness(

@@ -9,6 +9,7 @@ from small_vlms import object_records, small_vlm
 from poise.evaluation.evaluator import Evaluator
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.evaluation.robustness import RobustnessEvaluator
+from poise.evaluation.robustness_report import robustness_table
 
 FEW = {"degradations": ["blur", "tags_removed", "typos"], "severities": [1, 3], "progress": False}
 
@@ -44,6 +45,10 @@ def test_scores_by_hand():
     assert found["question_area"] == pytest.approx(typos) and found["area"] == pytest.approx((area + typos) / 2)
     assert found["blur_area_low"] <= area <= found["blur_area_high"]
     assert [row["scores"]["accuracy"] for row in rows[:3]] == [1, 1, 0]
+    lines = robustness_table(found, ["blur", "typos"], [1, 2]).splitlines()
+    assert lines[0].startswith("clean 0.667") and "3 samples" in lines[0]
+    assert lines[3].split()[:6] == ["image", "blur", "0.333", "50%", "0.000", "0%"]
+    assert lines[3].split()[-1] == f"{area / (2 / 3):.0%}"
 
 
 def test_relative_to_nothing():
