@@ -30,6 +30,7 @@ from poise.training.checkpoint_config import read_config
 from poise.training.recipe import parse_overrides
 from poise.training.safe_training import resumable_checkpoint
 from poise.training.versions import write_versions
+from poise.training.written_aside import finished_folder
 
 logger = logging.getLogger(__name__)
 
@@ -160,14 +161,14 @@ def finish(
             except ValueError as error:  # too short a run, or tags in other words: no reason to lose what was trained
                 logger.warning("the tagger stays uncalibrated: %s", error)
         metrics.update(measure(model, processor, tagger, held_out, halves[1], folder.parent / RELIABILITY_PLOT))
-    folder.mkdir(parents=True, exist_ok=True)
-    if tagger is None:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    else:
-        tagger.save_pretrained(folder)
-    recipe.save(folder / RECIPE_FILE)
-    write_versions(folder)
+    with finished_folder(folder) as written:
+        if tagger is None:
+            model.save_pretrained(written)
+            processor.save_pretrained(written)
+        else:
+            tagger.save_pretrained(written)
+        recipe.save(written / RECIPE_FILE)
+        write_versions(written)
     (folder.parent / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 

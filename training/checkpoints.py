@@ -19,7 +19,7 @@ from poise.processing import PoiseProcessor
 from poise.training.recipe import Recipe
 from poise.training.safe_training import complete_checkpoints, resumable_checkpoint
 from poise.training.versions import VERSIONS_FILE, versions, warn_of_other_versions, write_versions
-from poise.training.written_aside import ASIDE, clear_aside, move_into_place, room_for
+from poise.training.written_aside import finished_folder
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -103,10 +103,7 @@ def export_model(model: torch.nn.Module, processor: PoiseProcessor, folder: Path
     then is a PEFT adapter with the new modules inside.
     """
     base = base_of(model)
-    clear_aside(folder.parent)
-    written = folder.parent / ASIDE / folder.name
-    with room_for(written, 0, f"the checkpoints in {folder.parent} are untouched: make room and go on with --resume"):
-        written.mkdir(parents=True)
+    with finished_folder(folder) as written:
         if isinstance(model, PeftModel) and getattr(base, "is_quantized", False):
             model.save_pretrained(written)
         else:
@@ -114,8 +111,6 @@ def export_model(model: torch.nn.Module, processor: PoiseProcessor, folder: Path
             merged.eval().save_pretrained(written)
         processor.save_pretrained(written)
         write_run_files(written, base, recipe)
-        move_into_place(written, folder)
-    clear_aside(folder.parent)
     return folder
 
 

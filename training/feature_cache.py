@@ -119,7 +119,7 @@ class FeatureCache:
 
         Raises:
             ValueError: a bad argument; features that are not finite in the chosen storage; rows that differ in shape.
-            OSError: the disk is full; what was finished stays.
+            DiskFull: the disk is full; what was finished stays.
         """
         if dtype not in STORAGE_DTYPES.values():
             raise ValueError(f"dtype={dtype} is no storage of a feature cache: use {', '.join(STORAGE_DTYPES)}")

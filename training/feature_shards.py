@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from poise.training.written_aside import disk_full, is_disk_full
+
 
 class DamagedShard(Exception):
     """A shard file that is not what its name says; the message tells why."""
@@ -28,15 +30,27 @@ def checksum(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor], identity: str) -> None:
-    """Write aside, flush to the disk, rename: whoever sees `path` sees all of it. One writer at a time."""
+    """
+    Write aside, flush to the disk, rename: whoever sees `path` sees all of it. One writer at a time.
+
+    Raises:
+        DiskFull: there is no room; the message says how much is missing.
+    """
     aside = path.with_suffix(".partial")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        os.fspath(aside),
-        metadata={"identity": identity, "checksum": checksum(tensors)},
-    )
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
+    try:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            os.fspath(aside),
+            metadata={"identity": identity, "checksum": checksum(tensors)},
+        )
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        aside.unlink(missing_ok=True)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        raise disk_full(path, size, "the finished files of the cache are kept: make room and start again") from error
     aside.replace(path)
 
 

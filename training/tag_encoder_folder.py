@@ -19,7 +19,7 @@ from poise.training.tag_embedder import TagEmbedder
 from poise.training.tag_encoder_recipe import TagEncoderRecipe
 from poise.training.tiny_backbones import tiny_backbone_path
 from poise.training.versions import write_versions
-from poise.training.written_aside import ASIDE, clear_aside, move_into_place, room_for
+from poise.training.written_aside import finished_folder
 
 TINY, PACKAGE = "tiny:", "package:"
 # Python packages that bring weights along: name → (module, folder inside of it, what installs it).
@@ -76,10 +76,7 @@ def save_tag_encoder(
     embedder: TagEmbedder, tokenizer: Any, folder: Path, results: Mapping[str, Any], recipe: TagEncoderRecipe
 ) -> None:
     """Encoder, tokenizer, the score embedding where there is one, recipe, versions and results, in one folder."""
-    clear_aside(folder.parent)
-    written = folder.parent / ASIDE / folder.name
-    with room_for(written, 0, f"the checkpoints in {folder.parent} are untouched: make room and go on with --resume"):
-        written.mkdir(parents=True)
+    with finished_folder(folder) as written:
         embedder.encoder.save_pretrained(written)
         tokenizer.save_pretrained(written)
         if embedder.score_embedding is not None:
@@ -90,8 +87,6 @@ def save_tag_encoder(
         recipe.save(written / RECIPE_FILE)
         write_versions(written)
         (written / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        move_into_place(written, folder)
-    clear_aside(folder.parent)
 
 
 def load_score_embedding(score_embedding: nn.Module | None, tag_encoder: str | None) -> bool:

@@ -113,7 +113,7 @@ def room_for(folder: Path, needed: int, advice: str) -> Iterator[None]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     if _free(folder.parent) < needed:
-        raise _disk_full(folder, needed, advice)
+        raise disk_full(folder, needed, advice)
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -121,7 +121,24 @@ def room_for(folder: Path, needed: int, advice: str) -> Iterator[None]:
             raise
         needed = max(needed, size_of(folder) if folder.is_dir() else 0)
         shutil.rmtree(folder, ignore_errors=True)
-        raise _disk_full(folder, needed, advice) from error
+        raise disk_full(folder, needed, advice) from error
+
+
+@contextmanager
+def finished_folder(folder: Path) -> Iterator[Path]:
+    """
+    Around the writing of a run's finished model: gives the folder to write into, which then becomes `folder`, whole.
+
+    Raises:
+        DiskFull: there is no room; what stood there before is untouched.
+    """
+    clear_aside(folder.parent)
+    written = folder.parent / ASIDE / folder.name
+    with room_for(written, 0, f"the checkpoints in {folder.parent} are untouched: make room and go on with --resume"):
+        written.mkdir(parents=True)
+        yield written
+        move_into_place(written, folder)
+    clear_aside(folder.parent)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -133,7 +150,8 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _disk_full(folder: Path, needed: int, advice: str) -> DiskFull:
+def disk_full(folder: Path, needed: int, advice: str) -> DiskFull:
+    """The error for what could not be written into `folder.parent`, with what is missing."""
     free = _free(folder.parent)
     missing = needed - free
     # A quota or a limit on file sizes stops a write although the disk itself has room.

@@ -5,11 +5,15 @@ import os
 import pickle
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from poise.training import feature_shards, written_aside
 from poise.training.feature_cache import FeatureCache, fingerprint
+from poise.training.written_aside import DiskFull
 
 
 def features(rows):
@@ -124,6 +128,27 @@ def test_what_was_finished_before_a_failure_is_kept(tmp_path):
 
     with pytest.raises(OSError):
         opened(tmp_path, failing)
+    counted = Counted()
+    opened(tmp_path, counted)
+    assert counted.rows == list(range(16, 25))
+
+
+def test_a_full_disk_keeps_what_was_finished_and_says_what_is_missing(tmp_path, monkeypatch):
+    save, room = feature_shards.save_file, [2]
+
+    def full(*args, **kwargs):
+        room[0] -= 1
+        if room[0] < 0:
+            Path(args[1]).write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(feature_shards, "save_file", full)
+    monkeypatch.setattr(written_aside, "_free", lambda folder: 100)
+    with pytest.raises(DiskFull, match=r"shard-00002.* kB are missing; the finished files of the cache are kept"):
+        opened(tmp_path, features)
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 2 and not list(tmp_path.glob("*/*.partial"))
+    monkeypatch.setattr(feature_shards, "save_file", save)
     counted = Counted()
     opened(tmp_path, counted)
     assert counted.rows == list(range(16, 25))
