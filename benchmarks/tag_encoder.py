@@ -68,6 +68,8 @@ def table(results: Results) -> str:
             before, after = [r["curve"][0][key] for r in runs], [r["curve"][-1][key] for r in runs]
             gains = [b - a for a, b in zip(before, after, strict=True)]
             lines.append(f"  {name:<28}{spread(before):<24}{spread(after):<24}{spread(gains)}")
+        found = [[entry["tag_to_caption_recall@1"] for entry in run["curve"]] for run in runs]  # (R, E)
+        lines.append(f"  recall@1 before and after every epoch: {' '.join(f'{m:.3f}' for m in np.mean(found, axis=0))}")
     return "\n".join(lines)
 
 
