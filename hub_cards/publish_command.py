@@ -2,11 +2,14 @@
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from poise.hub_cards.upload import check_repository_name
+
+SIZE = re.compile(r"[1-9]\d*[KMGT]B", re.IGNORECASE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(list(argv))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_repository_name(arguments.repo)
+    if not SIZE.fullmatch(arguments.max_shard_size):
+        raise ValueError(f"--max-shard-size {arguments.max_shard_size!r} is no size of a file: write 5GB or 500MB")
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     from poise.hub_cards.backbone_licenses import look_up_licenses
     from poise.hub_cards.backbone_names import base_models

@@ -148,6 +148,7 @@ class RunFolder:
             for path in sorted(self.root.glob(pattern))
         ]
         source = self.finished or self.checkpoint
+        assert source is not None  # `find` sees to it
         if found and source != trained_folder(self.root):
             logger.warning("what was measured on %s is left out: this is %s", self.root, source)
             return []

@@ -16,14 +16,18 @@ if TYPE_CHECKING:
 EXAMPLE = 'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"'
 
 
+# What a saved model, an adapter or the run around one of them holds.
+MODEL_FILES = ("config.json", "adapter_config.json", "model/config.json", "model/adapter_config.json")
+
+
 def check_model_name(name: str) -> None:
-    """A folder must hold a config.json; anything else must at least look like the name of a Hub repository.
+    """A folder must hold a model or a run; anything else must at least look like the name of a Hub repository.
 
     Raises:
         ValueError: neither is so.
     """
     if os.path.isdir(name):
-        if not os.path.isfile(os.path.join(name, "config.json")):
+        if not any(os.path.isfile(os.path.join(name, file)) for file in MODEL_FILES):
             raise ValueError(f"model {name!r} is a folder without config.json; name the folder of a saved model")
     elif os.path.exists(name.partition("/")[0] or "/") or name.count("/") > 1 or name.startswith((".", "~")):
         raise ValueError(f"model {name!r} is no folder; name the folder of a saved model or a Hub repository")
@@ -35,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Answer a question about an image.",
         epilog=f"example: {EXAMPLE}",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model or a run, or a Hub repository")
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask")
     parser.add_argument("--tags", default="", metavar="NAME:SCORE,...", help="what a tagger saw, scores from 0 to 1")
@@ -61,6 +65,10 @@ def main(argv: list[str]) -> int:
     tags = parse_tags(arguments.tags)
     image = open_image(arguments.image)
     check_model_name(arguments.model)
+    if arguments.device is not None:
+        from poise.evaluation.chosen_device import chosen_device
+
+        chosen_device(arguments.device)
     if arguments.tagger is not None:
         if tags:
             raise ValueError("--tags and --tagger both say what is in the image: give one of them")
@@ -96,19 +104,23 @@ def answer(
 ) -> str:
     """Loads model and processor and generates one answer, greedily.
 
-    model_name (`str`): folder or Hub repository.
+    Raises:
+        ValueError: torch knows no such device, the model takes no images, or knows no such task.
+        OSError: there is no such model within reach.
+
+    model_name (`str`): folder of a model or of a run, or Hub repository.
     tags (`list[Tag]`): names and scores in [0, 1]; may be empty.
     device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`).
     task (`str`, *optional*): of a model with task-routed adapters; its first one by default.
     """
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
+    from poise.evaluation import evaluate_command
+    from poise.run_loading import load_run
+
     logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(model_name)
-    model = AutoModelForImageTextToText.from_pretrained(model_name)
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    evaluate_command.load_run = load_run
+    model, processor = evaluate_command.load_model(model_name, device)
     content = [{"type": "image", "image": image, "tags": tags}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content, **({} if task is None else {"task": task})}],

@@ -163,6 +163,7 @@ def test_private_repository_needs_a_token_and_says_so(online, built, run, sample
         (["--repo", "name"], "is no name of a Hub repository"),
         (["--repo", "user/name", "--adapter-only"], "has no checkpoint with adapters"),
         (["--repo", "user/name", "--evaluation", "nothing.json"], "nothing.json"),
+        (["--repo", "user/name", "--max-shard-size", "big"], "--max-shard-size 'big'.*write 5GB"),
     ],
 )
 def test_slips_are_found_before_anything_is_loaded(run, arguments, message):

@@ -48,6 +48,15 @@ def test_tags_reach_the_model(poise_folder, picture, monkeypatch):
     assert {0.6, 0.97} <= {round(score, 4) for score in seen[0]["tag_scores"].flatten().tolist()}
 
 
+def test_the_folder_of_a_run_is_asked_like_its_model(poise_folder, picture, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(poise_folder)
+    for folder in (tmp_path / "run", poise_folder):
+        assert main(["ask", str(folder), str(picture), QUESTION, "--max-new-tokens", "3", "--device", "cpu"]) == 0
+    of_run, of_model = capsys.readouterr().out.splitlines()
+    assert of_run == of_model
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [
@@ -66,6 +75,7 @@ def test_tags_reach_the_model(poise_folder, picture, monkeypatch):
         ({"model": "text.png"}, ["text.png", "folder"]),
         ({"model": "."}, ["config.json"]),
         ({"max_new_tokens": "0"}, ["--max-new-tokens", "0"]),
+        ({"device": "toaster"}, ["device='toaster'", "write cpu"]),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
@@ -75,10 +85,10 @@ def test_a_slip_is_one_line(changed, words, no_model, poise_folder, picture, tmp
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:60])
     given = {"model": str(poise_folder), "image": str(picture), "question": QUESTION, "tags": "", "max_new_tokens": "4"}
-    given |= changed
+    given |= {"device": "cpu", **changed}
     code = main(
         ["ask", given["model"], given["image"], given["question"]]
-        + ["--tags", given["tags"], "--max-new-tokens", given["max_new_tokens"]]
+        + ["--tags", given["tags"], "--max-new-tokens", given["max_new_tokens"], "--device", given["device"]]
     )
     output = capsys.readouterr()
     assert code == 1 and output.out == ""
