@@ -23,7 +23,9 @@ REMOVED = "removed-"
 MANIFEST = "checkpoint_files.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors write from their own languages, and tell what went wrong only in words.
-_FULL_WORDS = re.compile(r"os error (28|122|27)\b|no space left|PytorchStreamWriter failed|unexpected pos", re.I)
+_FULL_WORDS = re.compile(
+    r"os error (28|122|27)\b|no space left|PytorchStreamWriter failed|unexpected pos|iostream error", re.I
+)
 
 
 class DiskFull(OSError):

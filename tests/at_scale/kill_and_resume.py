@@ -6,12 +6,15 @@ A run is a fork of this process, which has everything imported. It dies by SIGKI
 folder (so that most deaths are in the middle of a save), before or after the n-th step of its optimizer, or whenever a
 clock strikes. It is resumed as a user would: the same command with `--resume`. In the end it must have come to what a
 run that nobody killed came to: adapter, new modules, optimizer, schedule, random states and losses, bit for bit.
+
+After the kills one more run is stopped by Ctrl-C, and then by a disk that takes no more while it saves.
 """
 
 import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -45,6 +48,7 @@ STAGES = {
                    "--data.evaluation", "null", "--per_device_train_batch_size", "4", "--lora.dropout", "0.1"],
 }  # fmt: skip
 FINISHED = ("model", "tag_encoder")  # where stages write what they have made
+STOPPED = {"interrupt": "Go on with the same command and --resume", "full": "could not be saved, the disk is full"}
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.unlink")
 
 
@@ -62,7 +66,10 @@ def warm_up(stage):
 
 
 def run(words, folder, kill, log):
-    """Fork, run the command, and die where `kill = (kind, number)` says. The exit status, as `os.waitpid` gives it."""
+    """
+    Fork, run the command, and die where `kill = (kind, number)` says; of kind "interrupt", Ctrl-C is pressed at that
+    step, of kind "full", no file may become larger. The exit status, as `os.waitpid` gives it.
+    """
     child = os.fork()
     if child:
         return os.waitpid(child, 0)[1]
@@ -77,6 +84,8 @@ def run(words, folder, kill, log):
         counts[kind] += 1
         if kill == (kind, counts[kind]):
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "step" and kill == ("interrupt", counts[kind]):
+            os.kill(os.getpid(), signal.SIGINT)
 
     def audit(event, arguments):
         if event in FILE_EVENTS and arguments and str(arguments[0]).startswith(str(folder)):
@@ -87,7 +96,9 @@ def run(words, folder, kill, log):
     register_optimizer_step_post_hook(lambda *_: happened("step"))
     if kill and kill[0] == "clock":
         threading.Thread(target=die_at, args=(began + kill[1],), daemon=True).start()
-    code = command_line.main(["--debug", *words])
+    if kill and kill[0] == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (kill[1], kill[1]))
+    code = command_line.main(words if kill and kill[0] in STOPPED else ["--debug", *words])
     Path(f"{log}.counts").write_text(json.dumps({**counts, "clock": time.process_time() - began}))
     os._exit(code)
 
@@ -170,7 +181,23 @@ def main(stage, folder, kills, seed):
         if kill is None:
             break
         shutil.rmtree(run_folder)
+    stopped(stage, model, folder / "stopped", log, expected, whole)
     print(f"{stage}: {killed} kills ({during}), {finished} finished runs equal to the one that nobody killed")
+
+
+def stopped(stage, model, run_folder, log, expected, whole):
+    """Ctrl-C before the third step, then a disk that is full at the next save; each is one line, and loses nothing."""
+    largest = max(path.stat().st_size for path in complete_checkpoints(whole)[-1].iterdir())
+    assert log.stat().st_size < largest, "the log itself would meet the limit"
+    for kill in (("interrupt", 5), ("full", largest - 1)):
+        status = run(command(stage, run_folder, model), run_folder, kill, log)
+        told = log.read_text().rsplit("====", 1)[-1]
+        assert os.waitstatus_to_exitcode(status) == 1 and STOPPED[kill[0]] in told, told[-3000:]
+        assert "Traceback" not in told, told[-3000:]
+        assert [path.name for path in complete_checkpoints(run_folder)][-1] == "checkpoint-3", kill
+    assert run(command(stage, run_folder, model), run_folder, None, log) == 0, log.read_text()[-3000:]
+    differs = difference(expected, contents(run_folder))
+    assert differs is None, f"after Ctrl-C and a full disk, {differs}"
 
 
 if __name__ == "__main__":

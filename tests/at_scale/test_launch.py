@@ -40,6 +40,14 @@ def test_every_configuration_is_tested():
     assert sorted(path.stem for path in path_of("ddp").parent.glob("*.yaml")) == sorted(CONFIGS)
 
 
+def test_every_configuration_has_a_page(repository):
+    pages = {path.stem: path.read_text() for path in (repository / "docs" / "at_scale").glob("*.md")}
+    assert sorted(pages) == sorted(CONFIGS)
+    overview = (repository / "docs" / "training_at_scale.md").read_text()
+    for name, page in pages.items():
+        assert f"--config_file training/accelerate/{name}.yaml" in page and f"(at_scale/{name}.md)" in overview
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_accelerate_reads_it_and_would_launch_it(name):
     """What the launcher would hand to the processes is what `asked_for` reads back."""

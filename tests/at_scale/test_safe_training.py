@@ -190,8 +190,9 @@ def writer_that_fails(error):
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
-    ids=["full", "quota", "torch"],
+    ids=["full", "quota", "torch", "torch at its last write"],
 )
 def test_a_disk_that_fills_up_leaves_the_former_checkpoint(tmp_path, monkeypatch, error):
     trainer = trainer_of(tmp_path, max_steps=2)
