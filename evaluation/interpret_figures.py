@@ -83,8 +83,16 @@ def draw_ablation(
             bounds = np.array([_bounds(metrics, key) for key in keys])  # (buffers, 2)
             errors = np.abs(bounds - heights[:, None]).T  # (2, buffers)
             left = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * 0.84 / len(names)
-            style = {"color": _COLORS[place], "error_kw": {"lw": 1}, "capsize": 1.5}
-            axis.bar(left, heights, 0.84 / len(names), yerr=errors, label=name, **style)
+            axis.bar(
+                left,
+                heights,
+                0.84 / len(names),
+                yerr=errors,
+                label=name,
+                color=_COLORS[place],
+                error_kw={"lw": 1},
+                capsize=1.5,
+            )
             for x, height, top in zip(left, heights, bounds[:, 1], strict=True):
                 axis.text(x, top + 0.015, f"{height:.0%}", ha="center", va="bottom", fontsize=6.5)
         axis.axhline(PAPER_DROP, color="#666666", lw=1, ls="--", zorder=0)

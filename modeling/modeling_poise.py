@@ -121,7 +121,8 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
             outputs = run_tower(self.vision_tower, pixel_values, self.config, **asked)
             vision_features, image_profile = read_states(outputs, self.config)
             # States that only a router read are not kept alive.
-            seen = {field: outputs.get(field) for field in ("last_hidden_state", *map(STATES_ON_REQUEST.get, asked))}
+            fields = ["last_hidden_state", *(STATES_ON_REQUEST[flag] for flag in asked)]
+            seen = {field: outputs.get(field) for field in fields}
         if self.config.router_type == "reliability" and image_profile is None:
             raise ValueError(
                 "image_profile=None, but router_type='reliability' judges pictures by it: pass what encode_image "
