@@ -5,7 +5,7 @@ Either way PEFT carries it: a checkpoint is a PEFT adapter with the new modules 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def lora_pattern(names: Sequence[str]) -> str:
     return rf".*language_model\..*\.({'|'.join(map(re.escape, names))})"
 
 
-def targets_of(model: PreTrainedModel, lora: dict[str, Any]) -> str:
+def targets_of(model: PreTrainedModel, lora: Mapping[str, Any]) -> str:
     """What `lora.target_modules` means to PEFT: names are of the language model's layers, a text is a pattern."""
     targets = lora["target_modules"]
     if not targets:
