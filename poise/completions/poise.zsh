@@ -17,7 +17,7 @@ _shtab_poise_commands() {
     curate:'keep, of a pool of captioned pictures, the same number of records for every concept'
     data:'convert published data sets into task records, and show records as a model sees them'
     demo:'train two tiny models on drawn scenes, compare them, publish one (about 5 minutes)'
-    diagnose:'which modality the answers follow: attention, coalitions with Shapley shares, conflicts, router weights'
+    diagnose:'which modality the answers follow: attention, Shapley shares, conflicts, router weights'
     evaluate:'let a model answer a data set and score the answers'
     interpret:'where a model keeps what it sees: logit lens, token ablation, attention knockout'
     merge:'merge a run'"'"'s adapters into its language model'
@@ -132,7 +132,7 @@ _shtab_poise_ask_options=(
   "--task[vqa, caption or grounding, for a model with task-routed adapters]:NAME:"
   "--max-new-tokens[longest answer (default 64)]:N:"
   "--device[cpu, cuda, ... (default\: cuda if there is one)]:NAME:(cpu cuda)"
-  ":folder of a saved model, or a Hub repository:_files"
+  ":folder of a saved model or a run, or a Hub repository:_files"
   ":image file:_files"
   ":what to ask:"
 )
@@ -258,7 +258,7 @@ _shtab_poise_evaluate_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--data[JSON lines of task records, a folder, a data set on disk or of the Hub (NAME or NAME\:SPLIT), a source in braces as in a recipe, or scenes\:SPLIT\[,name\=value...\]]:SOURCE:_files"
   "--task[score only this\; pope and multiple_choice are ways to look at vqa records (default\: each record\'s task)]:task:(caption vqa grounding pope multiple_choice)"
-  "--output[default\: outputs\/evaluate\/MODEL\/SOURCE-TASK]:FOLDER:_files"
+  "--output[default\: evaluation\/SOURCE-TASK in the model\'s run, else outputs\/evaluation\/MODEL\/SOURCE-TASK]:FOLDER:_files"
   "--restart[forget predictions that the folder already holds]"
   "--limit[only the first N records]:N:"
   "--batch-size[records per batch (default 16)]:N:"
@@ -466,6 +466,7 @@ _shtab_poise_sft_options=(
   "--initializer_range[recipe\: model]:initializer_range:"
   "--projector_hidden_act[recipe\: model]:projector_hidden_act:"
   "--projector_type[recipe\: model]:projector_type:(mlp aggregator)"
+  "--question_agreement[recipe\: model]:question_agreement:"
   "--reliability_quantile[recipe\: model]:reliability_quantile:"
   "--reliability_slope[recipe\: model]:reliability_slope:"
   "--router_scope[recipe\: model]:router_scope:(image prompt)"
