@@ -163,6 +163,9 @@ def main(argv: Sequence[str]) -> int:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {args.output!r} is a file: name a folder")
+    for name in ("steps", "samples"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()
     started = time.monotonic()

@@ -107,6 +107,12 @@ def test_only_scores_are_in_the_index_and_conditions_are_told_apart():
     assert found["boxes.jsonl", None, None].metric_type == "accuracy" and card.data.metrics == ["accuracy"]
 
 
+def test_quantized_weights_are_called_so():
+    card = ModelCard(str(build_card(config(), CardData(), "user/name", "quantized")))
+    assert card.data.base_model_relation == "quantized" and card.data.library_name == "transformers"
+    assert "with its language model quantized" in card.text and "and `bitsandbytes`" in card.text
+
+
 def test_works_are_those_of_the_parts_and_the_backbones():
     names = {"vision": "google/siglip2-base-patch16-224", "text": "acme/words", "tag_encoder": None}
     recipe = {"lora": {"r": 8, "alpha": 16, "use_dora": True}, "model": {"quantization": "nf4"}}

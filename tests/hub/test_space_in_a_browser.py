@@ -255,9 +255,8 @@ def test_a_visitor_takes_over_what_the_tagger_proposes(demo_model, tagger, open_
         assert all(f"{tag.name} {tag.score:.2f}" in " ".join(proposals.split()) for tag in expected)
 
         page.click("#take")
-        page.locator("#tags [data-testid=cell-2-0]", has_text=expected[2].name).wait_for()
-        rows = [page.inner_text(f"#tags [data-testid=cell-{row}-0]").strip() for row in range(len(expected))]
-        assert rows == [tag.name for tag in expected]
+        for row, tag in enumerate(expected):
+            page.locator(f"#tags [data-testid=cell-{row}-0]", has_text=tag.name).wait_for()
         page.fill("#question textarea, #question input", "what color is the square ?")
         page.click("#ask")
         said(page, "Answered", "good")

@@ -13,9 +13,7 @@ from poise.hub_cards import publishable_folder
 from poise.hub_cards.adapter_folder import save_adapter
 from poise.hub_cards.card_collector import CardCollector
 from poise.hub_cards.publish_command import main
-from poise.hub_cards.publishable_folder import write_publishable_folder
 from poise.modeling import PoiseForConditionalGeneration
-from poise.training.assembly import assemble
 from poise.training.checkpoints import load_trained
 from poise.training.recipe import load_recipe
 from poise.training.sft import run_sft
@@ -204,11 +202,3 @@ def test_a_quantized_run(online, tmp_path, tmp_path_factory):
     assert json.loads(files["config.json"].content)["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
     card = ModelCard(files["README.md"].content.decode())
     assert card.data.base_model_relation == "adapter" and card.data.base_model == list(NAMES_IN_ORDER)
-
-    # What it was trained over, published as it is: the language model stays in 4 bits.
-    quantized, processor = assemble(load_recipe(str(tmp_path / "run" / "checkpoint-2" / "recipe.yaml")))
-    folder = write_publishable_folder(quantized, processor, tmp_path / "quantized", repository="user/quantized")
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.base_model_relation == "quantized" and card.data.library_name == "transformers"
-    assert json.loads((folder / "config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
-    assert "with its language model quantized" in card.text and "`bitsandbytes`" in card.text

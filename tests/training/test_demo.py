@@ -1,12 +1,14 @@
 """`poise demo`, short: every artefact is there and says the same."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from poise.demo import main
 from poise.evaluation.conditions import DEMO_CONDITIONS
+from poise.hub_cards.run_folder import RunFolder
 
 
 @pytest.mark.slow
@@ -28,3 +30,16 @@ def test_demo_leaves_a_report_results_and_a_publishable_model(tmp_path, capsys):
         p.name for p in published.iterdir()
     }
     assert printed.count("(right:") == 3
+    # What it measured is on the card, with intervals, and is found again by `poise publish`.
+    card = (published / "README.md").read_text()
+    evaluation = card[card.index("## Evaluation") : card.index("## How it behaves")]
+    assert re.search(r"^\| [01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\] \| 10 \|$", evaluation, flags=re.MULTILINE)
+    tables, _, _ = RunFolder.find(tmp_path / "reliability").everything_for_the_card()
+    assert len({row.condition for row in tables.robustness}) == len(DEMO_CONDITIONS) and tables.evaluation
+
+
+@pytest.mark.parametrize("words", [["--samples", "0"], ["--steps", "0"]])
+def test_numbers_that_ask_for_nothing_are_refused_at_once(words, tmp_path):
+    with pytest.raises(ValueError, match=f"{words[0]} is 0"):
+        main(["--output", str(tmp_path / "demo"), *words])
+    assert not (tmp_path / "demo").exists()
