@@ -40,8 +40,8 @@ def draw_conditions(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell],
         axes.set_ylim(0, 1.02)
         axes.set_ylabel(f"prompt {prompt}")
         axes.spines[["top", "right"]].set_visible(False)
-    shown = {cell.router for cell in cells}
-    named = [Patch(color=color, label=router) for router, color in ROUTER_COLORS.items() if router in shown]
+    routers = {cell.router for cell in cells}
+    named = [Patch(color=color, label=router) for router, color in ROUTER_COLORS.items() if router in routers]
     chance = Line2D([], [], color="#6b7280", linewidth=1, linestyle=":", label="chance")
     panels[0, 0].legend(handles=[*named, chance], title="router", ncols=6, frameon=False, loc="lower right",
                         bbox_to_anchor=(1, 1))  # fmt: skip
