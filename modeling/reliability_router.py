@@ -47,7 +47,8 @@ class Complement(nn.Module):
 
     def forward(self, other, other_mask):
         query = self.query(self.null)  # (D,)
-        logits = self.key(other) @ query / math.sqrt(query.shape[0])  # (N, T)
+        # One query: (other · Kᵀ) · q is other · (Kᵀ · q), which needs D products a token in place of D².
+        logits = other @ (self.key.weight.mT @ query) / math.sqrt(query.shape[0])  # (N, T)
         weights = logits.masked_fill(~other_mask, torch.finfo(logits.dtype).min).softmax(-1)  # (N, T)
         weights = weights * other_mask.any(-1, keepdim=True)  # nothing to attend to gives nothing
         found = self.out(weights[:, None] @ other)  # (N, 1, D)
