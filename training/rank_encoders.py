@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.disable_progress_bar()
     # Everything that a slip could spoil comes before the encoders.
     device, folder = chosen_device(arguments.device), Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = load_pairs(arguments.data, None)
     check_batches(pairs, arguments.samples, arguments.batch_size)
+    folder.mkdir(parents=True, exist_ok=True)
     vision = {name: VisionStates(name, device) for name in arguments.vision}
     text = {name: TextStates(name, device) for name in arguments.text}
     ranking = rank_encoders(vision, text, pairs, arguments.samples, arguments.batch_size)
