@@ -65,7 +65,8 @@ class PoiseConfig(PreTrainedConfig):
             rest. `None` fades neither and leaves the choice to the language model.
         question_agreement (`bool`, *optional*, defaults to `False`):
             Whether the question decides that share, by whether the picture is one that it could be asked about. Needs
-            `router_scope="prompt"`, a dynamic soft prompt, and a question without the tags as words.
+            `router_scope="prompt"`, a dynamic soft prompt, and a question without the tags as words. As every field of
+            `reliability` it says nothing to the other routers.
         task_adapter_rank (`int`, *optional*):
             Rank of each task-routed adapter (one for image-level, one for region-level tasks); `None` has none.
         task_adapter_scale (`float`, *optional*, defaults to 2.0): factor of their updates (LoRA's alpha / rank).
@@ -168,12 +169,12 @@ class PoiseConfig(PreTrainedConfig):
         self._check_question_agreement()
 
     def _check_question_agreement(self):
-        if not self.question_agreement:
+        if not self.asks_the_question:
             return
-        if (self.router_type, self.router_scope) != ("reliability", "prompt"):
+        if self.router_scope != "prompt":
             raise ValueError(
-                f"question_agreement=True reads the question, which router_type={self.router_type!r} with router_scope="
-                f"{self.router_scope!r} does not: set router_type='reliability' and router_scope='prompt'."
+                f"question_agreement=True reads the question, which router_scope={self.router_scope!r} does not: set "
+                "router_scope='prompt'."
             )
         if self.soft_prompt_type != "dynamic":
             raise ValueError(
@@ -238,6 +239,11 @@ class PoiseConfig(PreTrainedConfig):
         """Selected hidden states as a list; `[None]` is the tower's last hidden state."""
         layers = self.vision_feature_layer
         return list(layers) if isinstance(layers, list | tuple) else [layers]
+
+    @property
+    def asks_the_question(self):
+        """Whether a router is there for which the question arbitrates between picture and tags."""
+        return self.question_agreement and self.router_type == "reliability"
 
     @property
     def num_prefix_tokens(self):

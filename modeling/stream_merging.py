@@ -65,7 +65,7 @@ class StreamMerging(nn.Module):
             return inputs_embeds, features.router_weights
         wide = inputs_embeds.to(self.projector_dtype)  # (B, T, D), what learns may be wider than the language model
         streams = self._prompt_streams(wide, placeholders, attention_mask, features, prompt_mask)
-        if self.config.question_agreement and input_ids is not None:
+        if self.config.asks_the_question and input_ids is not None:
             streams.question_words = question_words(input_ids, streams.text_mask & ~streams.prompt_mask)  # (B, R)
         routed, weights = self.router(streams)
         # A row of text alone has nothing to route, as in a batch without pictures.

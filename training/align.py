@@ -27,7 +27,7 @@ from poise.training.align_trainer import RECIPE_FILE, AlignTrainer
 from poise.training.assembly import resolve_backbone
 from poise.training.caption_pairs import CaptionPairs, load_pairs
 from poise.training.checkpoint_config import read_config
-from poise.training.recipe import parse_overrides
+from poise.training.recipe import parse_overrides, source_override
 from poise.training.safe_training import resumable_checkpoint
 from poise.training.versions import write_versions
 from poise.training.written_aside import finished_folder
@@ -201,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
     known, rest = build_parser().parse_known_args(list(argv))
     overrides = parse_overrides(rest)
     if known.data is not None:
-        overrides["data.train"] = known.data
+        overrides["data.train"] = source_override(known.data)
     recipe = load_align_recipe(known.config, overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()

@@ -24,7 +24,7 @@ from poise.training.preference_recipe import (
     load_preference_recipe,
 )
 from poise.training.prior_following import PriorFollowing
-from poise.training.recipe import load_recipe, parse_overrides
+from poise.training.recipe import load_recipe, parse_overrides, source_override
 from poise.training.safe_training import resumable_checkpoint
 from poise.training.settings_checks import made_arguments
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
     known, rest = build_parser().parse_known_args(list(argv))
     overrides = parse_overrides(rest)
     if known.data is not None:
-        overrides["data.train"] = known.data
+        overrides["data.train"] = source_override(known.data)
     if known.model is not None:
         overrides["model.folder"] = known.model
     recipe = load_preference_recipe(known.config, overrides)

@@ -166,6 +166,8 @@ def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = N
         if sections[section] is None:
             sections[section] = dict(DEFAULTS[section])
         sections[section][field] = value
+    rates = sections["learning_rates"]  # null takes back what the file says
+    sections["learning_rates"] = {group: rate for group, rate in rates.items() if rate is not None}
     for field, value in sections["training"].items():
         if field.endswith("_strategy") and value is False:
             sections["training"][field] = "no"  # YAML reads the word no as false
@@ -234,6 +236,22 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"option --{key} {value!r} is no YAML: put quotes around it") from error
     return overrides
+
+
+def source_override(word: str) -> Any:
+    """What `--data` says, as `data.train`: a name as it stands, a mapping `{name: …}` or a list `[…]` read as YAML.
+
+    Raises:
+        ValueError: braces or brackets around what is no YAML.
+    """
+    if not word.startswith(("{", "[")):
+        return word
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"--data {word!r} is no YAML: write {{name: user/photos, split: train}}, with a space behind each colon"
+        ) from error
 
 
 def _number(value: Any) -> Any:

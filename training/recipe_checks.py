@@ -158,14 +158,15 @@ def _check_groups(recipe: Any) -> None:
             "or set soft_prompt_type=dynamic"
         )
     if "soft_prompt" in recipe.learning_rates and prompt == "none":
-        raise ValueError("learning_rates.soft_prompt is given, but soft_prompt_type='none': drop the rate")
+        raise ValueError("learning_rates.soft_prompt is given, but soft_prompt_type='none': drop the rate (null)")
 
 
 def _check_processing(recipe: Any) -> None:
     most = recipe.processor.get("max_tags")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ValueError(f"processor.max_tags={most!r} must be a whole number of at least 1, or null")
-    if recipe.model.get("question_agreement") and recipe.processor.get("tag_words", True):
+    asks = recipe.model.get("question_agreement") and recipe.model.get("router_type") == "reliability"
+    if asks and recipe.processor.get("tag_words", True):
         raise ValueError(
             "model.question_agreement=True lets the question judge the tags, but processor.tag_words=True writes them "
             "into it: set tag_words=false"
@@ -214,6 +215,13 @@ def _check_training(recipe: Any) -> None:
         raise ValueError(
             "training.dataloader_persistent_workers=true keeps workers that do not hear of a new epoch, so every epoch "
             "would draw the same captions: leave it out"
+        )
+    steps, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 1)
+    numbers = isinstance(steps, int | float) and isinstance(epochs, int | float)
+    if steps == 0 or (numbers and steps < 0 and epochs <= 0):
+        raise ValueError(
+            f"training.max_steps={steps} with num_train_epochs={epochs} trains nothing: set max_steps to 1 or more, or "
+            "num_train_epochs above 0 (max_steps=-1 leaves the length to the epochs)"
         )
     metric = str(training.get("metric_for_best_model") or "loss").removeprefix("eval_")
     if metric not in METRICS and "/" not in metric:

@@ -18,7 +18,7 @@ from poise.training.length_check import check_length
 from poise.training.module_table import module_table
 from poise.training.parameter_groups import count_parameters, group_settings
 from poise.training.picture_alignment import align_pictures, feature_batches
-from poise.training.recipe import Recipe, load_recipe, parse_overrides
+from poise.training.recipe import Recipe, load_recipe, parse_overrides, source_override
 from poise.training.records import load_records
 from poise.training.router_curves import RouterCurves
 from poise.training.settings_checks import made_arguments
@@ -155,7 +155,7 @@ def main(argv: Sequence[str], callbacks: Callable[[Recipe], Sequence[TrainerCall
     known, rest = build_parser().parse_known_args(list(argv))
     overrides = parse_overrides(rest)
     if known.data is not None:
-        overrides["data.train"] = known.data
+        overrides["data.train"] = source_override(known.data)
     recipe = load_recipe(known.config, overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()

@@ -90,14 +90,14 @@ class StudyPlan:
 
     def recipe_of(self, cell: Cell, seed: int) -> Recipe:
         """The shared recipe with what the cell changes."""
-        router = ROUTERS.get(cell.router, {"router_type": cell.router})
+        plain = {"router_type": cell.router, "router_scope": "image", "question_agreement": False}
+        router = ROUTERS.get(cell.router, plain)
         changes: dict[str, Any] = {**router, "training.seed": seed, **PROMPTS[cell.prompt]}
         if cell.training == "unaligned":
             changes["align_pictures"] = 0
-        shared = dict(self.overrides)
         if cell.prompt == "none":
-            shared.pop("learning_rates.soft_prompt", None)  # a rate for what is not there is a mistake in a recipe
-        recipe = load_recipe(self.recipe, {**shared, **changes})
+            changes["learning_rates.soft_prompt"] = None  # a rate for what is not there is a mistake in a recipe
+        recipe = load_recipe(self.recipe, {**self.overrides, **changes})
         if cell.language_model == "frozen":
             recipe.lora = None
             recipe.learning_rates = {k: v for k, v in recipe.learning_rates.items() if k != "adapters"}

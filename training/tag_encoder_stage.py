@@ -12,7 +12,7 @@ from transformers import logging as transformers_logging
 
 from poise.training.caption_positives import positive_captions
 from poise.training.checkpoints import RECIPE_FILE
-from poise.training.recipe import parse_overrides
+from poise.training.recipe import parse_overrides, source_override
 from poise.training.safe_training import resumable_checkpoint
 from poise.training.tag_embedder import TagEmbedder
 from poise.training.tag_encoder_folder import load_tag_encoder, save_tag_encoder
@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
     known, rest = build_parser().parse_known_args(list(argv))
     overrides = parse_overrides(rest)
     if known.data is not None:
-        overrides["data.train"] = known.data
+        overrides["data.train"] = source_override(known.data)
     recipe = load_tag_encoder_recipe(known.config, overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()

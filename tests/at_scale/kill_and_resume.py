@@ -62,7 +62,7 @@ def warm_up(stage):
     """What every run would import and build first, done once before forking, and without autograd, which forbids it."""
     importlib.import_module(command_line.COMMANDS[stage].module)
     with torch.no_grad():
-        assemble(load_recipe("demo"))
+        assemble(load_recipe("demo", {"align_pictures": 0}))
 
 
 def run(words, folder, kill, log):

@@ -32,7 +32,7 @@ def recipe(tmp_path):
         "demo",
         {"data.train": sources, "data.streaming": True, "data.shuffle_buffer": 4, "data.evaluation": None,
          "max_steps": STEPS, "per_device_train_batch_size": BATCH, "dataloader_num_workers": 2, "align_words": False,
-         "training.output_dir": str(tmp_path / "run"), "router_type": "none"},
+         "align_pictures": 0, "training.output_dir": str(tmp_path / "run"), "router_type": "none"},
     )  # fmt: skip
     recipe.save(tmp_path / "recipe.yaml")
     return recipe

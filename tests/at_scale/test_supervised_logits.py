@@ -13,7 +13,13 @@ from poise.training.supervised_logits import supervised_only, takes_a_mask
 from poise.training.trainer import PoiseTrainer
 
 # Everything random is off, so that two passes over one batch are the same computation.
-STILL = {"model.soft_prompt_length": 2, "align_words": False, "stream_dropout": 0.0, "lora.dropout": 0.0}
+STILL = {
+    "model.soft_prompt_length": 2,
+    "align_words": False,
+    "align_pictures": 0,
+    "stream_dropout": 0.0,
+    "lora.dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ SMALL = {
     "dataloader_num_workers": 0,
     "logging_steps": 1,
     "model.soft_prompt_length": 2,
+    "align_pictures": 0,
     "eval_strategy": "no",
     "save_strategy": "steps",
     "save_steps": 8,

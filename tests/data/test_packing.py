@@ -12,7 +12,8 @@ from poise.training.packing_check import check_packing, packing_errors
 from poise.training.recipe import load_recipe
 
 ROUTERS = ("none", "gate", "channel", "reliability")
-BASE = {"align_words": False, "model.soft_prompt_length": 2}
+BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2, "router_scope": "image",
+        "question_agreement": False}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

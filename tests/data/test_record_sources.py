@@ -141,6 +141,7 @@ def test_data_mistakes_are_one_line_before_a_model_is_loaded(folder, row, messag
     Image.new("1", (12000, 12000)).save(pictures / "bomb.png")  # 144 megapixels in a small file
     (folder / "bad.jsonl").write_text(json.dumps(row))
     words = ["--config", "demo", "--data", str(folder / "bad.jsonl"), "--data.image_folder", str(pictures)]
+    words += ["--align_pictures", "0"]  # which a stream cannot give
     with pytest.raises((ValueError, OSError), match=message) as caught:
         sft.main([*words, "--data.streaming", str(streaming).lower(), "--data.evaluation", "scenes"])
     assert "\n" not in str(caught.value)

@@ -124,7 +124,7 @@ def test_a_recipe_mixes_sources(tmp_path):
     lines = [{"task": "vqa", "question": "what ?", "answers": ["dog"], "image": None, "id": f"l{n}"} for n in range(4)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     entries = [{"name": str(tmp_path / "train.jsonl"), "weight": 1}, {"name": "scenes", "weight": 3}]
-    overrides = {"data.train": entries, "data.scenes": {"size": 12, "tasks": ["vqa"]}}
+    overrides = {"data.train": entries, "data.scenes": {"size": 12, "tasks": ["vqa"]}, "align_pictures": 0}
     train, evaluation = load_records(load_recipe("demo", overrides))
     assert Counter(name[0] for name in ids(train)) == {"l": 4, "s": 12} and len(evaluation) == 200
     stream, _ = load_records(load_recipe("demo", {**overrides, "data.streaming": True}))

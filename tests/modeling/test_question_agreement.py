@@ -104,7 +104,6 @@ def test_embeddings_without_ids_have_no_question_to_ask():
     ("fields", "message"),
     [
         ({"router_scope": "image"}, "reads the question.*router_scope='prompt'"),
-        ({"router_type": "gate"}, "reads the question.*router_type='reliability'"),
         ({"soft_prompt_type": "static"}, "reads no tags.*soft_prompt_type='dynamic'"),
         ({"image_trust": 0.5}, "image_trust=0.5 and question_agreement=True.*only one"),
     ],
@@ -112,3 +111,8 @@ def test_embeddings_without_ids_have_no_question_to_ask():
 def test_settings_that_contradict_it_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**{"router_type": "reliability", "router_scope": "prompt", "question_agreement": True, **fields})
+
+
+def test_it_says_nothing_to_other_routers():
+    for router in ("none", "gate", "channel"):
+        assert not tiny_config(router_type=router, question_agreement=True).asks_the_question

@@ -5,6 +5,7 @@ import pytest
 from poise.training.preference_recipe import load_preference_recipe
 
 FINE_TUNING = {
+    "align_pictures": 0,
     "data.scenes": {"size": 64, "tasks": ["vqa"], "question_types": ["color"]},
     "data.evaluation": None,
     "max_steps": 4,

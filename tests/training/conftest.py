@@ -16,6 +16,7 @@ SMALL = {
     "dataloader_num_workers": 0,
     "logging_steps": 1,
     "model.soft_prompt_length": 2,
+    "align_pictures": 0,
 }
 
 

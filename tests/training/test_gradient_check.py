@@ -51,7 +51,13 @@ def test_a_run_whose_router_is_passed_by_ends_at_its_first_step(small_recipe, tm
             self._modules["router"] = router
 
     monkeypatch.setattr(PoiseModel, "get_image_features", unrouted)
-    settings = {"max_steps": 1, "router_type": "gate", "save_strategy": "no", "eval_strategy": "no"}
+    settings = {
+        "max_steps": 1,
+        "router_type": "gate",
+        "router_scope": "image",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+    }
     with pytest.raises(ValueError, match="router should learn but got no gradient"):
         run_sft(small_recipe(tmp_path / "refused", **settings))
     with caplog.at_level("INFO"):

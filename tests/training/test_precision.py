@@ -50,8 +50,9 @@ def test_the_table_says_what_is_quantized_and_what_learns(quantization, small_re
     full, _ = assemble(small_recipe(tmp_path))
     blocks = [m for n, m in full.model.language_model.named_modules() if isinstance(m, torch.nn.Linear) and "." in n]
     assert linear.parameters == sum(m.weight.numel() for m in blocks)  # not the bytes that they are packed into
-    assert {key[0] for key, row in rows.items() if row.group == "new_modules"} == {"projector", "soft_prompt", "router"}
-    assert rows["language_model", "float32", "adapters"].rate == "0.003"
+    assert {key[0] for key, row in rows.items() if row.group == "new_modules"} == {"projector", "router"}
+    assert {key[0] for key, row in rows.items() if row.group == "soft_prompt"} == {"soft_prompt"}
+    assert rows["language_model", "float32", "adapters"].rate == "0.001"
     lines = module_table(trained, recipe.learning_rates).splitlines()
     assert lines[0].split()[:3] == ["module", "dtype", "trainable"] and lines[-1].endswith("%)")
 
@@ -113,7 +114,14 @@ def test_no_layer_is_repacked_where_the_processor_could(small_recipe, questions,
 @pytest.mark.parametrize("scope", ["image", "prompt"])
 def test_what_learns_on_bfloat16_backbones_is_float32(scope, small_recipe, tmp_path):
     recipe = small_recipe(
-        tmp_path, max_steps=2, **{"dtype": "bfloat16", "router_scope": scope, "learning_rates.tag_encoder": 1e-4}
+        tmp_path,
+        max_steps=2,
+        **{
+            "dtype": "bfloat16",
+            "router_scope": scope,
+            "question_agreement": scope == "prompt",
+            "learning_rates.tag_encoder": 1e-4,
+        },
     )
     model, _ = assemble(recipe)
     trained = prepare_for_training(model, recipe)

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from poise.training.recipe import load_recipe, parse_overrides, recipe_path
+from poise.training.recipe import load_recipe, parse_overrides, recipe_path, source_override
 
 SHIPPED = ("demo", "photos", "siglip2_smollm2_minilm", "clip_flan_t5_bert")
 
@@ -42,14 +42,25 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
         ({"quantization": "fp4"}, ["fp4", "nf4"]),
         ({"learning_rates.new_modules": -1}, ["new_modules", "-1"]),
         ({"soft_prompt_pooling": "mean"}, ["soft_prompt_length=12", "soft_prompt_length=1"]),
-        ({"soft_prompt_type": "none", "router_type": "gate"}, ["router_type='gate'", "router_scope='prompt'"]),
-        ({"question_agreement": True}, ["question_agreement=True", "router_scope='prompt'"]),
+        (
+            {
+                "soft_prompt_type": "none",
+                "router_type": "gate",
+                "router_scope": "image",
+                "learning_rates.soft_prompt": None,
+            },
+            ["router_type='gate'", "router_scope='prompt'"],
+        ),
+        ({"router_scope": "image"}, ["question_agreement=True", "router_scope='prompt'"]),
         (
             {"question_agreement": True, "router_scope": "prompt", "tag_words": True},
             ["question_agreement=True", "tag_words=false"],
         ),
+        ({"soft_prompt_type": "none"}, ["learning_rates.soft_prompt", "drop the rate"]),
         ({"data.train": None}, ["data.train", "--data"]),
         ({"training.max_step": 3}, ["max_step", "max_steps"]),
+        ({"training.max_steps": -1, "num_train_epochs": 0}, ["num_train_epochs=0", "trains nothing", "max_steps"]),
+        ({"training.max_steps": 0}, ["max_steps=0", "trains nothing"]),
         ({"training.metric_for_best_model": "vqa_acuracy"}, ["vqa_acuracy", "vqa_accuracy"]),
         ({"training.remove_unused_columns": True}, ["remove_unused_columns", "leave it out"]),
         ({"early_stopping.patience": 2}, ["early_stopping.patience=2", "eval_strategy"]),
@@ -109,6 +120,19 @@ def test_options_need_values():
         parse_overrides(["--router_type"])
     with pytest.raises(ValueError, match="was not expected"):
         parse_overrides(["router_type"])
+
+
+def test_a_rate_of_null_is_taken_back():
+    assert "soft_prompt" in load_recipe("demo").learning_rates
+    assert "soft_prompt" not in load_recipe("demo", {"learning_rates.soft_prompt": None}).learning_rates
+
+
+def test_data_on_the_line_is_a_name_or_a_mapping():
+    assert source_override("user/photos") == "user/photos"
+    assert source_override("{name: user/photos, split: test}") == {"name": "user/photos", "split": "test"}
+    assert source_override("[a.jsonl, {name: b, weight: 2}]") == ["a.jsonl", {"name": "b", "weight": 2}]
+    with pytest.raises(ValueError, match="space behind each colon"):
+        source_override("{name: a, split: 'test}")
 
 
 def test_an_optional_package_that_is_missing_is_named_with_its_extra(monkeypatch):
