@@ -1,7 +1,7 @@
 """Who should yield when picture and tags disagree: `python benchmarks/disagreement.py outputs/demo/reliability/model`.
 
-The same trained model under several values of `image_trust`: right answers where the picture is another one's, where
-the tags are false, and where both are sound.
+The same trained model with the question as an arbiter, if it was trained with one, and under several fixed values of
+`image_trust`: right answers where the picture is another one's, where the tags are false, and where both are sound.
 """
 
 import argparse
@@ -27,13 +27,17 @@ def main() -> None:
     args = parser.parse_args()
     model, processor = load_trained(args.model)
     names = [condition.name for condition in CONDITIONS]
-    print("| image_trust | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for trust in TRUST:
-        model.model.router.image_trust = trust
+    print("| who decides | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
+    router = model.model.router
+    asked = ["question"] if router.arbiter is not None else []
+    for judge in (*asked, *TRUST):
+        if judge != "question":
+            router.arbiter, router.image_trust = None, judge
         rows = evaluate_conditions(
             model, processor, CONDITIONS, args.samples, args.seed, report=lambda *_: None, question_types=("color",)
         )
-        print(f"| {trust} | " + " | ".join(f"{row['accuracy']:.3f}" for row in rows) + " |", flush=True)
+        name = judge if judge == "question" else f"image_trust={judge}"
+        print(f"| {name} | " + " | ".join(f"{row['accuracy']:.3f}" for row in rows) + " |", flush=True)
 
 
 if __name__ == "__main__":
