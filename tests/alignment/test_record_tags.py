@@ -94,7 +94,8 @@ def test_sft_reads_the_taggers_tags(tagger_folder, tmp_path, monkeypatch):
     code = sft(
         ["--config", "demo", "--tagger", str(tagger_folder), "--max_steps", "2", "--per_device_train_batch_size", "4",
          "--data.scenes", "{size: 16, tasks: [vqa], question_types: [color]}", "--evaluation_samples", "2",
-         "--router_type", "none", "--align_words", "false", "--output_dir", str(tmp_path), "--disable_tqdm", "true"]
+         "--router_type", "none", "--align_words", "false", "--align_pictures", "0", "--output_dir", str(tmp_path),
+         "--disable_tqdm", "true"]
     )  # fmt: skip
     assert code == 0 and len(seen) >= 24
     assert set(seen) <= {"red square", "blue star", "green ring", "white cross"}

@@ -38,7 +38,8 @@ SHORT = ["--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", 
 # One line a stage: the command; {model} is a model that `sft` has finished.
 STAGES = {
     "sft": ["sft", "--config", "demo", "--data.scenes", "{size: 12, tasks: [vqa]}", "--data.evaluation", "null",
-            "--data.feature_cache", "true", "--per_device_train_batch_size", "4", "--lora.dropout", "0.1"],
+            "--align_pictures", "0", "--data.feature_cache", "true", "--per_device_train_batch_size", "4",
+            "--lora.dropout", "0.1"],
     "align": ["align", "--config", "align", "--data.scenes", "{size: 48, prior_strength: 0.0}",
               "--data.evaluation", "null", "--per_device_train_batch_size", "16"],
     "tag-encoder": ["tag-encoder", "--config", "tag_encoder_scenes", "--data.scenes", "{size: 48}",

@@ -10,7 +10,7 @@ from PIL import Image
 from poise.command_line import main
 
 pytestmark = pytest.mark.slow
-SCENES = "{size: 64, tasks: [vqa], question_types: [color]}"
+SCENES = "{size: 128, tasks: [vqa], question_types: [color]}"
 COMMANDS = (
     ["sft", "--config", "demo", "--router_type", "reliability", "--max_steps", "3", "--data.scenes", SCENES]
     + ["--data.evaluation_samples", "4", "--output_dir", "run", "--logging_steps", "1", "--disable_tqdm", "true"],

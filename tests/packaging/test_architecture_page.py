@@ -39,4 +39,6 @@ def test_the_walk_has_the_shapes_of_the_demo():
     assert profile.shape[1] % 6 == 0 and "(N, 6·L)" in PAGE
     assert tuple(streams.image_hidden_states.shape) == (2, patches, width) and f"(N, {patches}, D)" in PAGE
     assert tuple(streams.soft_prompt_hidden_states.shape) == (2, prompt, width) and f"(N, {prompt}, D)" in PAGE
-    assert tuple(streams.router_weights.shape) == (2, 2)
+    assert model.config.router_scope == "prompt" and streams.router_weights is None  # it routes after the merge
+    with torch.no_grad():
+        assert tuple(model(**inputs).router_weights.shape) == (2, 2)
