@@ -112,6 +112,8 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
     """
     config = composite_config(config_class, vision, text, tag_encoder, **fields)
     config.image_token_id, vocabulary = placeholder_token(text)
+    if config.verifies_tags:
+        config.tag_separator_ids = separator_ids(tag_encoder)
     language_model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     arguments = {} if quantization_config is None else {"quantization_config": quantization_config}
     language_model = language_model_class.from_pretrained(text, dtype=dtype, **arguments)
@@ -133,6 +135,13 @@ def placeholder_token(text):
     if "<image>" not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return tokenizer.convert_tokens_to_ids("<image>"), len(tokenizer)
+
+
+def separator_ids(tag_encoder):
+    """What the tokenizer of `tag_encoder` puts between tags and around them: the comma and its special tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(tag_encoder)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}  # an unknown word is a word
+    return sorted(special | {tokenizer("a, a", add_special_tokens=False)["input_ids"][1]})
 
 
 def mark_initialized(module):

@@ -67,6 +67,12 @@ class PoiseConfig(PreTrainedConfig):
             Whether the question decides that share, by whether the picture is one that it could be asked about. Needs
             `router_scope="prompt"`, a dynamic soft prompt, and a question without the tags as words. As every field of
             `reliability` it says nothing to the other routers.
+        tag_verification (`bool`, *optional*, defaults to `False`):
+            Whether `reliability` checks every tag against the places of the picture, and fades at inference those that
+            a sound picture does not show. Needs a dynamic soft prompt with `tag_score_encoding="attention_bias"`.
+        tag_separator_ids (`list[int]`, *optional*):
+            The tag encoder's ids of what stands between and around tags (comma, special tokens), so that a tag of
+            several words is judged as one; set by `from_backbones`.
         task_adapter_rank (`int`, *optional*):
             Rank of each task-routed adapter (one for image-level, one for region-level tasks); `None` has none.
         task_adapter_scale (`float`, *optional*, defaults to 2.0): factor of their updates (LoRA's alpha / rank).
@@ -109,6 +115,8 @@ class PoiseConfig(PreTrainedConfig):
     agreement_quantile: float = 0.99
     image_trust: float | None = None
     question_agreement: bool = False
+    tag_verification: bool = False
+    tag_separator_ids: list[int] | None = None
     task_adapter_rank: int | None = None
     task_adapter_scale: float = 2.0
     task_adapter_dropout: float = 0.0
@@ -167,6 +175,21 @@ class PoiseConfig(PreTrainedConfig):
         if self.image_trust is not None and not 0.0 <= self.image_trust <= 1.0:
             raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1], or be None.")
         self._check_question_agreement()
+        self._check_tag_verification()
+
+    def _check_tag_verification(self):
+        if not self.verifies_tags:
+            return
+        if self.soft_prompt_type != "dynamic":
+            raise ValueError(
+                f"tag_verification=True checks tags, but soft_prompt_type={self.soft_prompt_type!r} reads none: set "
+                "soft_prompt_type='dynamic'."
+            )
+        if self.tag_score_encoding != "attention_bias":
+            raise ValueError(
+                "tag_verification=True lowers scores where the soft prompt weighs tags by them, which "
+                f"tag_score_encoding={self.tag_score_encoding!r} does not: set tag_score_encoding='attention_bias'."
+            )
 
     def _check_question_agreement(self):
         if not self.asks_the_question:
@@ -244,6 +267,11 @@ class PoiseConfig(PreTrainedConfig):
     def asks_the_question(self):
         """Whether a router is there for which the question arbitrates between picture and tags."""
         return self.question_agreement and self.router_type == "reliability"
+
+    @property
+    def verifies_tags(self):
+        """Whether a router is there that checks tags against the picture."""
+        return self.tag_verification and self.router_type == "reliability"
 
     @property
     def num_prefix_tokens(self):

@@ -139,7 +139,8 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
             raise ValueError("tag_input_ids comes with tag_attention_mask and tag_scores: pass all three, or none.")
         tag_mask = None if tag_attention_mask is None else tag_attention_mask.bool()  # (N, L)
         tags = (tag_input_ids, tag_mask, tag_scores)  # (N, L) each
-        prompt = self._prompt_tokens(num_images, image, *tags, tag_features)  # (N, K, D)
+        read_scores = self._read_scores(vision_features, image_profile, *tags)  # (N, L)
+        prompt = self._prompt_tokens(num_images, image, tag_input_ids, tag_mask, read_scores, tag_features)  # (N, K, D)
         statistics = self._statistics(vision_features, image_profile, *tags)
         streams = self._image_streams(image, prompt, statistics)
         weights = None
@@ -157,6 +158,19 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
     @property
     def projector_dtype(self):
         return next(self.projector.parameters()).dtype
+
+    def _read_scores(self, vision_features, image_profile, tag_input_ids, tag_mask, tag_scores):
+        """The scores that the soft prompt reads, (N, L): the tagger's, or what a router leaves of them."""
+        if not self.config.verifies_tags:
+            return tag_scores
+        if tag_input_ids is not None:
+            patches = vision_features[:, -1].detach()  # (N, P, Dv)
+            return self.router.read_scores(patches, image_profile, tag_input_ids, tag_mask, tag_scores)
+        if self.training:
+            # Statistics are gathered from all processes, of which others may have tags.
+            none = torch.zeros(len(vision_features), 1, dtype=torch.long, device=vision_features.device)  # (N, 1)
+            self.router.read_scores(vision_features[:, -1].detach(), image_profile, none, none.bool(), none.float())
+        return None
 
     def _prompt_tokens(self, num_images, image, *tags):
         if self.soft_prompt is None:
@@ -202,6 +216,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
             tags = (ids, ids == 0, ids.float() + 1)
         vision_features, profile = read_states(run_tower(self.vision_tower, blank, self.config), self.config)
         image = self.projector(vision_features.to(self.projector_dtype))  # (1, P, D)
+        self._read_scores(vision_features, profile, None, None, None)
         prompt = self._prompt_tokens(1, image, *tags)  # (1, K, D)
         streams = self._image_streams(image, prompt, self._statistics(vision_features, profile, *tags))
         streams.is_real = torch.zeros_like(streams.is_real)

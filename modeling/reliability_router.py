@@ -25,7 +25,8 @@ from transformers import initialization as init
 
 from .activation_profile import profile_size
 from .streams import Streams
-from .tag_statistics import NUM_SCORE_STATISTICS, WORD_DIRECTIONS
+from .tag_statistics import NUM_SCORE_STATISTICS, WORD_DIRECTIONS, tag_words
+from .tag_verification import TagVerification
 from .typicality import Agreement, Typicality
 from .zero_linear import ZeroLinear
 
@@ -81,6 +82,9 @@ class ReliabilityRouter(nn.Module):
             self.agreement = Agreement(vision_dim, WORD_DIRECTIONS, **settings)
             settings["quantile"] = ARBITER_QUANTILE
             self.arbiter = Agreement(vision_dim, WORD_DIRECTIONS, **settings) if config.question_agreement else None
+            if config.tag_verification:
+                slope = config.reliability_slope
+                self.tag_verification = TagVerification(vision_dim, config.tag_separator_ids, slope)
         self.image_trust = config.image_trust
         self.image_complement = Complement(dim)
         self.text_complement = Complement(dim)
@@ -106,6 +110,22 @@ class ReliabilityRouter(nn.Module):
         image = image_weight * streams.image + (1 - image_weight) * image_null  # (N, P, D)
         text = text_weight * streams.text + (1 - text_weight) * text_null  # (N, Q, D)
         return streams.routed(image, text), weights
+
+    def read_scores(self, patches, image_profile, tag_input_ids, tag_mask, tag_scores):
+        """
+        Scores with which the soft prompt reads the tags, [N, L], where `tag_verification` is on: at inference less for
+        those that a sound picture does not show. `patches` [N, P, Dv] are the tower's features, `image_profile`
+        [N, 6·L] its activation profile. Training reads the scores as they are, and keeps statistics.
+        """
+        if not self.training:
+            content, words = patches.float().mean(1), tag_words(tag_input_ids, tag_mask, tag_scores)  # (N, Dv), (N, R)
+            # A picture that is at odds with the whole list may itself be the wrong one.
+            agree = self.agreement(torch.cat([content, words], dim=-1))  # (N,)
+            image = agree * self.image_typicality(image_profile.float())  # (N,)
+            return tag_scores * self.tag_verification(patches, tag_input_ids, tag_mask, image)  # (N, L)
+        if torch.is_grad_enabled():
+            self.tag_verification.observe(self.agreement, patches, tag_input_ids, tag_mask)
+        return tag_scores
 
     def draw_drops(self, streams):
         """Training weights, [N, 2] of 0 and 1: each stream is dropped at random, never all that there are."""

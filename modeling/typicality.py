@@ -50,7 +50,28 @@ def held_out_by_hash(rows):
     return (cosine * 1e3).frac().abs() < HELD_OUT
 
 
-class RunningGaussian(nn.Module):
+def keep_newest(ring, count, rows):
+    """Write rows [n, E] into a ring [C, E] that has taken `count` () so far; the newest replace the oldest."""
+    # Of more rows than the ring holds only the last ones would stay: writing one slot twice has no defined order.
+    skipped = max(0, rows.shape[0] - ring.shape[0])
+    kept = rows[skipped:]
+    slots = (count + skipped + torch.arange(kept.shape[0], device=rows.device)) % ring.shape[0]
+    ring[slots] = kept
+    count += rows.shape[0]
+
+
+class FloatStatistics(nn.Module):
+    """Buffers that `.to(bfloat16)` moves to a device but does not round: a covariance in bfloat16 is noise."""
+
+    def _apply(self, fn, recurse=True):
+        def keep_dtype(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+
+class RunningGaussian(FloatStatistics):
     """
     Running mean and covariance of vectors of `dim` numbers, and the scale that held-out ones set for `score`.
 
@@ -84,14 +105,6 @@ class RunningGaussian(nn.Module):
             if name == "centre_scale_threshold":
                 init.copy_(buffer, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float32))
 
-    def _apply(self, fn, recurse=True):
-        # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
-        def keep_dtype(tensor):
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        return super()._apply(keep_dtype, recurse)
-
     @torch.no_grad()
     def observe(self, rows):
         """Add training samples, [n, E]. Every process must call it, with its own (possibly no) rows."""
@@ -99,7 +112,7 @@ class RunningGaussian(nn.Module):
         held_out = held_out_by_hash(rows)  # (n,)
         with full_precision(rows):
             self._merge(rows[~held_out])
-        self._keep(rows[held_out])
+        keep_newest(self.calibration, self.calibration_count, rows[held_out])
         self.stale = True
 
     def _merge(self, rows):
@@ -113,15 +126,6 @@ class RunningGaussian(nn.Module):
         self.scatter += centred.mT @ centred + torch.outer(shift, shift) * (self.count * added / total)
         self.mean += shift * (added / total)
         self.count += added
-
-    def _keep(self, rows):
-        # Of more rows than the ring holds only the last ones would stay: writing one slot twice has no defined order.
-        skipped = max(0, rows.shape[0] - CALIBRATION_SIZE)
-        kept = rows[skipped:]
-        start = self.calibration_count + skipped
-        slots = (start + torch.arange(kept.shape[0], device=rows.device)) % CALIBRATION_SIZE
-        self.calibration[slots] = kept
-        self.calibration_count += rows.shape[0]
 
     @property
     def ready(self):

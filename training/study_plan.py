@@ -16,7 +16,7 @@ from poise.evaluation.conditions import Condition
 from poise.training.recipe import Recipe, load_recipe, recipe_path
 
 AXES = {
-    "router": ("none", "gate", "channel", "reliability", "reliability+question"),
+    "router": ("none", "gate", "channel", "reliability", "reliability+question", "reliability+question+tags"),
     "prompt": ("none", "static", "dynamic", "dynamic+words"),
     "language_model": ("frozen", "lora"),
     "training": ("clean", "degraded", "unaligned"),
@@ -35,9 +35,12 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "dynamic": {"soft_prompt_type": "dynamic", "processor.tag_words": False},
     "dynamic+words": {"soft_prompt_type": "dynamic", "processor.tag_words": True},
 }
-# "reliability+question" lets the question decide where picture and tags disagree.
+# "+question" lets the question decide where picture and tags disagree, "+tags" checks every tag against the picture.
+PLAIN = {"router_scope": "image", "question_agreement": False, "tag_verification": False}
+_ASKING = {"router_type": "reliability", "router_scope": "prompt", "question_agreement": True}
 ROUTERS: dict[str, dict[str, Any]] = {
-    "reliability+question": {"router_type": "reliability", "router_scope": "prompt", "question_agreement": True},
+    "reliability+question": _ASKING,
+    "reliability+question+tags": {**_ASKING, "tag_verification": True},
 }
 
 
@@ -90,8 +93,7 @@ class StudyPlan:
 
     def recipe_of(self, cell: Cell, seed: int) -> Recipe:
         """The shared recipe with what the cell changes."""
-        plain = {"router_type": cell.router, "router_scope": "image", "question_agreement": False}
-        router = ROUTERS.get(cell.router, plain)
+        router = {**PLAIN, **ROUTERS.get(cell.router, {"router_type": cell.router})}
         changes: dict[str, Any] = {**router, "training.seed": seed, **PROMPTS[cell.prompt]}
         if cell.training == "unaligned":
             changes["align_pictures"] = 0

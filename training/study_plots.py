@@ -14,7 +14,7 @@ from poise.training.study_plan import AXES, Cell, StudyPlan  # noqa: E402
 from poise.training.study_summary import IMAGE_FAILS, TAGS_FAIL, Run, estimates, gains, scores  # noqa: E402
 
 ROUTER_COLORS = {"none": "#9aa5b1", "gate": "#d97706", "channel": "#059669", "reliability": "#2563eb",
-                 "reliability+question": "#1e1b4b"}  # fmt: skip
+                 "reliability+question": "#1e1b4b", "reliability+question+tags": "#c026d3"}  # fmt: skip
 CHANCE = 1 / 8
 
 
@@ -43,7 +43,7 @@ def draw_conditions(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell],
     routers = {cell.router for cell in cells}
     named = [Patch(color=color, label=router) for router, color in ROUTER_COLORS.items() if router in routers]
     chance = Line2D([], [], color="#6b7280", linewidth=1, linestyle=":", label="chance")
-    panels[0, 0].legend(handles=[*named, chance], title="router", ncols=6, frameon=False, loc="lower right",
+    panels[0, 0].legend(handles=[*named, chance], title="router", ncols=7, frameon=False, loc="lower right",
                         bbox_to_anchor=(1, 1))  # fmt: skip
     panels[0, 0].set_title("right answers, mean and 95 % interval over seeds", loc="left", fontsize=10)
     panels[-1, 0].set_xticks(range(len(names)), names, rotation=20, ha="right")

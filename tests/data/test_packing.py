@@ -13,7 +13,7 @@ from poise.training.recipe import load_recipe
 
 ROUTERS = ("none", "gate", "channel", "reliability")
 BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2, "router_scope": "image",
-        "question_agreement": False}  # fmt: skip
+        "question_agreement": False, "tag_verification": False}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
