@@ -203,6 +203,10 @@ def _architecture(config: Any) -> list[tuple[str, str]]:
     rows.append(("information router", router))
     if config.router_type != "none":
         rows.append(("streams that it routes between", scope.get(config.router_scope, config.router_scope)))
+    if config.asks_the_question:
+        rows.append(("where picture and tags are at odds", "the question decides which of them is doubted"))
+    if config.verifies_tags:
+        rows.append(("every tag", "is checked against the picture, and fades if no place in it shows what it names"))
     tokens = f"{config.num_image_tokens} image tokens + {config.num_prompt_tokens} soft-prompt tokens"
     return [*rows, ("tokens per picture", tokens)]
 

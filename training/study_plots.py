@@ -43,9 +43,9 @@ def draw_conditions(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell],
     routers = {cell.router for cell in cells}
     named = [Patch(color=color, label=router) for router, color in ROUTER_COLORS.items() if router in routers]
     chance = Line2D([], [], color="#6b7280", linewidth=1, linestyle=":", label="chance")
-    panels[0, 0].legend(handles=[*named, chance], title="router", ncols=7, frameon=False, loc="lower right",
-                        bbox_to_anchor=(1, 1))  # fmt: skip
-    panels[0, 0].set_title("right answers, mean and 95 % interval over seeds", loc="left", fontsize=10)
+    panels[0, 0].legend(handles=[*named, chance], ncols=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.12),
+                        fontsize=9, columnspacing=1.2, borderaxespad=0)  # fmt: skip
+    panels[0, 0].set_title("right answers by router, mean and 95 % interval over seeds", loc="left", fontsize=10)
     panels[-1, 0].set_xticks(range(len(names)), names, rotation=20, ha="right")
     figure.savefig(path, dpi=100)
     plt.close(figure)

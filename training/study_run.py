@@ -115,7 +115,7 @@ def run_cell(
         "seed": seed,
         "steps": plan.steps,
         "seconds": round(seconds, 1),
-        "parameters": sum(count_parameters(trained).values()),
+        "parameters": sum(count for group, count in count_parameters(trained).items() if group != "total"),
         "loss": round(sum(losses[-plan.steps // 10 :]) / max(1, len(losses[-plan.steps // 10 :])), 4),
         "conditions": rows,
         "held_open": held_open,

@@ -50,7 +50,8 @@ def test_a_run_is_decided_by_its_seed_and_says_what_it_found(plan, tmp_path):
         run.pop("seconds")
     assert first == again and first != other
     assert set(first["conditions"]) == set(first["held_open"]) == {"clean", "noise", "removed"}
-    assert first["conditions"]["removed"]["weights"][1] == 0.0 and first["parameters"] > 1000
+    assert first["conditions"]["removed"]["weights"][1] == 0.0
+    assert 1000 < first["parameters"] < 300_000, "the frozen million is not trained"
     json.dumps(first)
 
 
