@@ -476,6 +476,8 @@ _shtab_poise_sft_options=(
   "--soft_prompt_type[recipe\: model]:soft_prompt_type:(none static dynamic)"
   "--stream_dropout[recipe\: model]:stream_dropout:"
   "--tag_score_encoding[recipe\: model]:tag_score_encoding:(text embedding attention_bias)"
+  "--tag_separator_ids[recipe\: model]:tag_separator_ids:"
+  "--tag_verification[recipe\: model]:tag_verification:"
   "--tie_word_embeddings[recipe\: model]:tie_word_embeddings:"
   "--vision_feature_layer[recipe\: model]:vision_feature_layer:"
   "--vision_feature_select[recipe\: model]:vision_feature_select:(patch full)"
