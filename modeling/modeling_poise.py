@@ -161,7 +161,7 @@ class PoiseModel(StreamMerging, PoisePreTrainedModel):
 
     def _read_scores(self, vision_features, image_profile, tag_input_ids, tag_mask, tag_scores):
         """The scores that the soft prompt reads, (N, L): the tagger's, or what a router leaves of them."""
-        if not self.config.verifies_tags:
+        if self.router is None or not self.config.verifies_tags:
             return tag_scores
         if tag_input_ids is not None:
             patches = vision_features[:, -1].detach()  # (N, P, Dv)
