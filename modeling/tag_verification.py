@@ -15,14 +15,14 @@ import torch
 from transformers import initialization as init
 
 from .tag_statistics import WORD_DIRECTIONS, word_directions
-from .typicality import CALIBRATION_SIZE, MIN_CALIBRATION, FloatStatistics, full_precision, gather_rows, keep_newest
+from .typicality import MIN_CALIBRATION, CalibratedStatistics, full_precision, gather_rows
 
 REFIT = 1.25  # the map is fitted anew whenever the statistics have grown by a quarter
 TAIL = 2.0  # spreads below the centre at which a tag is half denied: one true tag in 44, if evidence is normal
 ONE_SPREAD = 0.8413  # share of a normal distribution that lies below its mean plus one standard deviation
 
 
-class TagVerification(FloatStatistics):
+class TagVerification(CalibratedStatistics):
     """
     Share of its score that each tag keeps.
 
@@ -34,16 +34,13 @@ class TagVerification(FloatStatistics):
     """
 
     def __init__(self, vision_dim, separator_ids, slope):
-        super().__init__()
+        super().__init__(1)
         self.separator_ids, self.slope = tuple(separator_ids or ()), slope
         as_float = {"dtype": torch.float32}
         self.register_buffer("to_words", torch.zeros(vision_dim, WORD_DIRECTIONS, **as_float))
         self.register_buffer("mean", torch.zeros(vision_dim + WORD_DIRECTIONS, **as_float))
         self.register_buffer("fitted_count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, 1, **as_float))
-        self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("centre_spread", torch.tensor([0.0, 1.0], **as_float))
-        self.stale = True
 
     def init_own_weights(self, std):
         for name, buffer in self.named_buffers(recurse=False):
@@ -63,8 +60,7 @@ class TagVerification(FloatStatistics):
         if int(self.fitted_count) == 0:
             return
         evidence, is_tag, _ = self.evidence(patches, tag_input_ids, tag_mask)  # (N, L) each
-        keep_newest(self.calibration, self.calibration_count, gather_rows(evidence[is_tag][:, None]))
-        self.stale = True
+        self.keep(gather_rows(evidence[is_tag][:, None]))
 
     def _fit_map(self, joint):
         vision_dim = self.to_words.shape[0]
@@ -107,23 +103,12 @@ class TagVerification(FloatStatistics):
         is_word = tag_mask & ~between  # (N, L)
         return is_word, torch.where(is_word, between.cumsum(-1), length)
 
-    @property
-    def ready(self):
-        """Whether enough tags were seen for a verdict, a bool tensor of shape ()."""
-        return self.calibration_count >= MIN_CALIBRATION
-
-    def train(self, mode=True):
-        super().train(mode)
-        if not mode and self.stale:
-            self.fit()
-        return self
-
     @torch.no_grad()
     def fit(self):
         """Centre and spread of the evidence for true tags."""
         if self.calibration.is_meta or not bool(self.ready):
             return
-        kept = self.calibration[: min(int(self.calibration_count), CALIBRATION_SIZE), 0]  # (C,)
+        kept = self.kept()[:, 0]  # (C,)
         centre = kept.median()
         spread = (kept.quantile(ONE_SPREAD) - centre).clamp_min(1e-6)
         self.centre_spread.copy_(torch.stack([centre, spread]))

@@ -50,20 +50,54 @@ def held_out_by_hash(rows):
     return (cosine * 1e3).frac().abs() < HELD_OUT
 
 
-def keep_newest(ring, count, rows):
-    """Write rows [n, E] into a ring [C, E] that has taken `count` () so far; the newest replace the oldest."""
-    # Of more rows than the ring holds only the last ones would stay: writing one slot twice has no defined order.
-    skipped = max(0, rows.shape[0] - ring.shape[0])
-    kept = rows[skipped:]
-    slots = (count + skipped + torch.arange(kept.shape[0], device=rows.device)) % ring.shape[0]
-    ring[slots] = kept
-    count += rows.shape[0]
+class CalibratedStatistics(nn.Module):
+    """
+    Statistics of a training stream, as float32 buffers, whose verdict is calibrated on samples that they keep.
 
+    Args:
+        dim (`int`): numbers of a kept sample.
+    """
 
-class FloatStatistics(nn.Module):
-    """Buffers that `.to(bfloat16)` moves to a device but does not round: a covariance in bfloat16 is noise."""
+    def __init__(self, dim):
+        super().__init__()
+        # The dtype is named: a model that is loaded in half precision is built under that default.
+        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim, dtype=torch.float32))
+        self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
+        self.stale = True
+
+    def keep(self, rows):
+        """Write rows [n, E] into the ring of kept samples; the newest replace the oldest."""
+        # Of more rows than the ring holds only the last ones would stay: writing one slot twice has no defined order.
+        skipped = max(0, rows.shape[0] - CALIBRATION_SIZE)
+        kept = rows[skipped:]
+        start = self.calibration_count + skipped
+        slots = (start + torch.arange(kept.shape[0], device=rows.device)) % CALIBRATION_SIZE
+        self.calibration[slots] = kept
+        self.calibration_count += rows.shape[0]
+        self.stale = True
+
+    def kept(self):
+        """The samples that the ring holds, [C, E]."""
+        return self.calibration[: min(int(self.calibration_count), CALIBRATION_SIZE)]
+
+    @property
+    def ready(self):
+        """Whether enough was kept for a verdict, a bool tensor of shape ()."""
+        return self.calibration_count >= MIN_CALIBRATION
+
+    def train(self, mode=True):
+        # Calibration is paid where training turns into inference, not at every step.
+        super().train(mode)
+        if not mode and self.stale:
+            self.fit()
+        return self
+
+    def fit(self):
+        """Derive what a verdict needs from what was observed."""
+        raise NotImplementedError
 
     def _apply(self, fn, recurse=True):
+        # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
         def keep_dtype(tensor):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
@@ -71,7 +105,7 @@ class FloatStatistics(nn.Module):
         return super()._apply(keep_dtype, recurse)
 
 
-class RunningGaussian(FloatStatistics):
+class RunningGaussian(CalibratedStatistics):
     """
     Running mean and covariance of vectors of `dim` numbers, and the scale that held-out ones set for `score`.
 
@@ -85,19 +119,15 @@ class RunningGaussian(FloatStatistics):
     """
 
     def __init__(self, dim, slope, quantile):
-        super().__init__()
+        super().__init__(dim)
         self.dim, self.slope, self.quantile = dim, slope, quantile
-        # The dtype is named: a model that is loaded in half precision is built under that default.
         as_float = {"dtype": torch.float32}
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(dim, **as_float))
         self.register_buffer("scatter", torch.zeros(dim, dim, **as_float))
-        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim, **as_float))
-        self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
         # Derived by `fit`; stored, so that a loaded model needs no factorization and compiles without a graph break.
         self.register_buffer("whitener", torch.zeros(dim, dim, **as_float))
         self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0], **as_float))
-        self.stale = True
 
     def init_own_weights(self, std):
         for name, buffer in self.named_buffers(recurse=False):
@@ -112,8 +142,7 @@ class RunningGaussian(FloatStatistics):
         held_out = held_out_by_hash(rows)  # (n,)
         with full_precision(rows):
             self._merge(rows[~held_out])
-        keep_newest(self.calibration, self.calibration_count, rows[held_out])
-        self.stale = True
+        self.keep(rows[held_out])
 
     def _merge(self, rows):
         added = rows.shape[0]
@@ -127,24 +156,12 @@ class RunningGaussian(FloatStatistics):
         self.mean += shift * (added / total)
         self.count += added
 
-    @property
-    def ready(self):
-        """Whether enough was held out for a verdict, a bool tensor of shape ()."""
-        return self.calibration_count >= MIN_CALIBRATION
-
-    def train(self, mode=True):
-        # The factorization is paid where training turns into inference, not at every step.
-        super().train(mode)
-        if not mode and self.stale:
-            self.fit()
-        return self
-
     @torch.no_grad()
     def fit(self):
         """Derive whitening, and centre, scale and threshold of the score, from what was observed."""
         if self.mean.is_meta or not bool(self.ready) or int(self.count) < 2:
             return
-        kept = self.calibration[: min(int(self.calibration_count), CALIBRATION_SIZE)]  # (C, E)
+        kept = self.kept()  # (C, E)
         with full_precision(kept):
             self._factorize(self.covariance())
             score = self.score(kept)  # (C,)

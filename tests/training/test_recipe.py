@@ -56,6 +56,10 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
             {"question_agreement": True, "router_scope": "prompt", "tag_words": True},
             ["question_agreement=True", "tag_words=false"],
         ),
+        (
+            {"question_agreement": False, "tag_verification": True, "tag_words": True},
+            ["tag_verification=True", "tag_words=false"],
+        ),
         ({"soft_prompt_type": "none"}, ["learning_rates.soft_prompt", "drop the rate"]),
         ({"data.train": None}, ["data.train", "--data"]),
         ({"training.max_step": 3}, ["max_step", "max_steps"]),
@@ -125,6 +129,19 @@ def test_options_need_values():
 def test_a_rate_of_null_is_taken_back():
     assert "soft_prompt" in load_recipe("demo").learning_rates
     assert "soft_prompt" not in load_recipe("demo", {"learning_rates.soft_prompt": None}).learning_rates
+
+
+def test_a_model_that_checks_tags_knows_where_each_ends():
+    from poise.training.assembly import assemble
+
+    model, processor = assemble(load_recipe("demo", {"align_words": False}))
+    lines = processor.tag_tokenizer(["red square, blue star, ring"], return_tensors="pt")
+    _, tag_of_token = model.model.router.tag_verification._tags_of_tokens(
+        lines["input_ids"], lines["attention_mask"].bool()
+    )
+    length = lines["input_ids"].shape[1]
+    assert length == 9  # [CLS] red square , blue star , ring [SEP]
+    assert tag_of_token[0].tolist() == [9, 1, 1, 9, 2, 2, 9, 3, 9]
 
 
 def test_data_on_the_line_is_a_name_or_a_mapping():
