@@ -7,22 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poise.hub_cards.card_collector import CardCollector
-    from poise.hub_cards.card_data import CardData, EvaluationRow
-    from poise.hub_cards.model_card import build_card
-    from poise.hub_cards.model_push import push_to_hub
-    from poise.hub_cards.publishable_folder import write_publishable_folder
-    from poise.hub_cards.self_check import SelfCheckError, check_loads_without_poise
+    from .card.data import CardData, EvaluationRow
+    from .card.model_card import build_card
+    from .publishing.card_collector import CardCollector
+    from .publishing.model_push import push_to_hub
+    from .publishing.publishable_folder import write_publishable_folder
+    from .publishing.self_check import SelfCheckError, check_loads_without_poise
 
 _HOME = {
-    "CardCollector": "card_collector",
-    "CardData": "card_data",
-    "EvaluationRow": "card_data",
-    "SelfCheckError": "self_check",
-    "build_card": "model_card",
-    "check_loads_without_poise": "self_check",
-    "push_to_hub": "model_push",
-    "write_publishable_folder": "publishable_folder",
+    "CardCollector": "publishing.card_collector",
+    "CardData": "card.data",
+    "EvaluationRow": "card.data",
+    "SelfCheckError": "publishing.self_check",
+    "build_card": "card.model_card",
+    "check_loads_without_poise": "publishing.self_check",
+    "push_to_hub": "publishing.model_push",
+    "write_publishable_folder": "publishing.publishable_folder",
 }
 __all__ = [
     "CardCollector",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from poise.hub_cards.upload import check_repository_name
+from .publishing.upload import check_repository_name
 
 SIZE = re.compile(r"[1-9]\d*[KMGT]B", re.IGNORECASE)
 
@@ -46,11 +46,11 @@ def main(argv: Sequence[str]) -> int:
     if not SIZE.fullmatch(arguments.max_shard_size):
         raise ValueError(f"--max-shard-size {arguments.max_shard_size!r} is no size of a file: write 5GB or 500MB")
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
-    from poise.hub_cards.backbone_licenses import look_up_licenses
-    from poise.hub_cards.backbone_names import base_models
-    from poise.hub_cards.publishable_folder import write_publishable_folder
-    from poise.hub_cards.run_folder import RunFolder
-    from poise.hub_cards.upload import upload
+    from .card.backbone_names import base_models
+    from .card.licenses import look_up_licenses
+    from .publishing.publishable_folder import write_publishable_folder
+    from .publishing.run_folder import RunFolder
+    from .publishing.upload import upload
 
     run = RunFolder.find(arguments.run)
     card_data, recipe, figures = run.everything_for_the_card(arguments.evaluation)

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Returns 0; what can go wrong is raised (see `poise.command_line`)."""
     arguments = build_parser().parse_args(list(argv))
-    from poise.hub_cards.space_folder import write_space
+    from .space.folder import write_space
 
     written = write_space(
         Path(arguments.out), arguments.model, arguments.tagger, arguments.title, arguments.max_new_tokens

@@ -57,7 +57,7 @@ def _register_models() -> None:
 
 def _push_to_hub(model, repo_id: str, **options):
     """Publishes the model as `poise publish` does; see `poise.hub_cards.push_to_hub` for the options."""
-    from poise.hub_cards.model_push import push_to_hub
+    from poise.hub_cards.publishing.model_push import push_to_hub
 
     return push_to_hub(model, repo_id, **options)
 

@@ -19,11 +19,11 @@ from transformers import logging as transformers_logging
 from poise.evaluation.condition_table import evaluate_conditions, table_text
 from poise.evaluation.conditions import DEMO_CONDITIONS, condition_named
 from poise.evaluation.prediction_log import write_whole
-from poise.hub_cards.card_collector import CardCollector
-from poise.hub_cards.card_data import CardData
-from poise.hub_cards.publishable_folder import write_publishable_folder
-from poise.hub_cards.run_folder import CONDITIONS_FILE, RunFolder
-from poise.hub_cards.self_check import check_loads_without_poise
+from poise.hub_cards.card.data import CardData
+from poise.hub_cards.publishing.card_collector import CardCollector
+from poise.hub_cards.publishing.publishable_folder import write_publishable_folder
+from poise.hub_cards.publishing.run_folder import CONDITIONS_FILE, RunFolder
+from poise.hub_cards.publishing.self_check import check_loads_without_poise
 from poise.processing.scenes import COLORS
 from poise.training.checkpoints import load_trained
 from poise.training.progress_report import ProgressReport, Report

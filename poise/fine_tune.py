@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from poise.hub_cards.card_collector import CardCollector
+from poise.hub_cards.publishing.card_collector import CardCollector
 from poise.training import sft
 from poise.training.recipe import parse_overrides
 

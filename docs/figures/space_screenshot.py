@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from poise.hub_cards.space_folder import write_space
+from poise.hub_cards.space.folder import write_space
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 
@@ -24,7 +24,7 @@ def take(model: str, example: int, target: Path, tagger: str | None = None) -> N
         write_space(Path(folder) / "space", model, tagger, title="Poise")
         sys.path.insert(0, str(Path(folder) / "space"))
         import app  # of the Space
-        from space_answers import AnsweringModel
+        from answers import AnsweringModel
 
         answering = AnsweringModel.of_folder(Path(folder) / "space")
         answering.start_loading()

@@ -8,7 +8,7 @@ from small_vlms import object_records, small_vlm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from poise.evaluation.diagnose_command import main
-from poise.hub_cards.card_data import CardData, add_evaluation_file
+from poise.hub_cards.card.data import CardData, add_evaluation_file
 from poise.processing import write_task_records
 
 

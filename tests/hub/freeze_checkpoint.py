@@ -55,7 +55,7 @@ def main():
     from folder_models import build, save_backbones
 
     from poise import __version__
-    from poise.hub_cards.publishable_folder import forget_local_names
+    from poise.hub_cards.publishing.publishable_folder import forget_local_names
 
     folder = FOLDER / __version__.rpartition(".")[0]
     if folder.exists():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from poise.command_line import main as poise
-from poise.hub_cards.publishable_folder import write_publishable_folder
+from poise.hub_cards.publishing.publishable_folder import write_publishable_folder
 from poise.modeling import PoiseForConditionalGeneration
 from poise.processing import GenerationCollator, Scenes
 from poise.training.assembly import assemble

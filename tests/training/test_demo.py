@@ -8,7 +8,7 @@ from PIL import Image
 
 from poise.demo import main
 from poise.evaluation.conditions import DEMO_CONDITIONS
-from poise.hub_cards.run_folder import RunFolder
+from poise.hub_cards.publishing.run_folder import RunFolder
 
 
 @pytest.mark.slow

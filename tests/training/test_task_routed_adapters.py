@@ -220,7 +220,7 @@ def test_a_published_folder_routes_tasks_without_poise(finished, repository, tmp
     processor.save_pretrained(tmp_path / "published")
     picture = tmp_path / "scene.png"
     records()[0]["image"].save(picture)
-    command = [sys.executable, "-c", WITHOUT_POISE, str(repository / "hub_cards" / "clean_process.py"),
+    command = [sys.executable, "-c", WITHOUT_POISE, str(repository / "hub_cards" / "publishing" / "clean_process.py"),
                str(tmp_path / "published"), str(picture), str(tmp_path / "logits.json")]  # fmt: skip
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from poise.hub_cards.card_data import CardData, EvaluationRow
+from .data import CardData, EvaluationRow
 
 BAR, INTERVAL = "#2563eb", "#1f2937"
 

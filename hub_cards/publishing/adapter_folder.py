@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from poise.hub_cards.backbone_names import ROLES, hub_id
-from poise.training.checkpoints import base_of
+from ...training.checkpoints import base_of
+from ..card.backbone_names import ROLES, hub_id
 
 
 def save_adapter(model: torch.nn.Module, folder: Path, repository: str) -> None:

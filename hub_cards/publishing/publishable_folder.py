@@ -18,16 +18,16 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from peft import PeftModel
 from PIL import Image
 
-from poise.hub_cards.adapter_folder import save_adapter
-from poise.hub_cards.backbone_names import hub_id, public_name
-from poise.hub_cards.card_data import SCHEMA, CardData, EvaluationRow
-from poise.hub_cards.card_plots import draw_plots
-from poise.hub_cards.model_card import build_card
-from poise.hub_cards.public_recipe import public_recipe
-from poise.hub_cards.self_check import check_loads_without_poise
-from poise.processing import PoiseProcessor, Scenes
-from poise.training.checkpoints import RECIPE_FILE, VERSIONS_FILE, base_of, versions
-from poise.training.recipe import Recipe
+from ...processing import PoiseProcessor, Scenes
+from ...training.checkpoints import RECIPE_FILE, VERSIONS_FILE, base_of, versions
+from ...training.recipe import Recipe
+from ..card.backbone_names import hub_id, public_name
+from ..card.data import SCHEMA, CardData, EvaluationRow
+from ..card.model_card import build_card
+from ..card.plots import draw_plots
+from ..card.public_recipe import public_recipe
+from .adapter_folder import save_adapter
+from .self_check import check_loads_without_poise
 
 RESULTS_FILE = "evaluation_results.json"
 SAMPLE_FILE = "sample.png"

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from poise.hub_cards.backbone_licenses import look_up_licenses
-from poise.hub_cards.backbone_names import base_models
-from poise.hub_cards.card_data import CardData
-from poise.hub_cards.publishable_folder import write_publishable_folder
-from poise.hub_cards.run_folder import RunFolder
-from poise.hub_cards.upload import check_repository_name, upload
-from poise.processing import PoiseProcessor
-from poise.training.checkpoints import base_of
+from ...processing import PoiseProcessor
+from ...training.checkpoints import base_of
+from ..card.backbone_names import base_models
+from ..card.data import CardData
+from ..card.licenses import look_up_licenses
+from .publishable_folder import write_publishable_folder
+from .run_folder import RunFolder
+from .upload import check_repository_name, upload
 
 
 def push_to_hub(

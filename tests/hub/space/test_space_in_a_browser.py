@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-CLEAN_PROCESS = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "clean_process.py"
+CLEAN_PROCESS = Path(__file__).resolve().parents[3] / "hub_cards" / "publishing" / "clean_process.py"
 # Loaded by Python before app.py: nothing called poise can be imported.
 WITHOUT_POISE = f"""
 import importlib.util, sys
@@ -134,8 +134,8 @@ def open_page(browser):
 
 
 def test_a_visitor_asks(demo_model, open_page, tmp_path):
-    from poise.hub_cards.space_answers import AnsweringModel
-    from poise.hub_cards.space_folder import write_space
+    from poise.hub_cards.space.answers import AnsweringModel
+    from poise.hub_cards.space.folder import write_space
 
     write_space(tmp_path / "space", str(demo_model), title="Demo", max_new_tokens=4)
     scratch = tmp_path / "scratch"
@@ -200,7 +200,7 @@ def test_a_visitor_asks(demo_model, open_page, tmp_path):
 
 
 def test_a_model_that_cannot_be_loaded_is_said_on_the_page(open_page, tmp_path):
-    from poise.hub_cards.space_folder import write_space
+    from poise.hub_cards.space.folder import write_space
 
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -237,7 +237,7 @@ def tagger(tmp_path):
 
 
 def test_a_visitor_takes_over_what_the_tagger_proposes(demo_model, tagger, open_page, tmp_path):
-    from poise.hub_cards.space_folder import write_space
+    from poise.hub_cards.space.folder import write_space
 
     write_space(tmp_path / "space", str(demo_model), str(tmp_path / "tagger"), max_new_tokens=2)
     own = tmp_path / "own.png"

@@ -9,10 +9,10 @@ import pytest
 from huggingface_hub import SpaceCard
 from PIL import Image
 
-from poise.hub_cards.self_check import clean_environment
-from poise.hub_cards.space_answers import RUNS, AnsweringModel, check_tags
-from poise.hub_cards.space_drawing import answer_cards, proposed_tags, router_overlay, router_view, status
-from poise.hub_cards.space_folder import check_source, write_space
+from poise.hub_cards.publishing.self_check import clean_environment
+from poise.hub_cards.space.answers import RUNS, AnsweringModel, check_tags
+from poise.hub_cards.space.drawing import answer_cards, proposed_tags, router_overlay, router_view, status
+from poise.hub_cards.space.folder import check_source, write_space
 from poise.processing import Scenes
 
 QUESTION = "what color is the square ?"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from poise.hub_cards.backbone_names import hub_id
+from .backbone_names import hub_id
 
 SCENES = "scenes"
 DESCRIPTION = "coloured shapes drawn from a seed, with questions, captions and tags; part of Poise, no photo among them"

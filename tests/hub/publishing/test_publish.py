@@ -5,23 +5,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from loopback_hub import READ_TOKEN, WRITE_TOKEN
 from PIL import Image
-from safetensors.torch import load_file
+from without_poise import without_poise
 
-from poise.hub_cards import publishable_folder
-from poise.hub_cards.card_data import CARD_DATA_FILE, CardData, EvaluationRow
+from poise.hub_cards.card.data import CARD_DATA_FILE, CardData, EvaluationRow
 from poise.hub_cards.publish_command import main
-from poise.hub_cards.self_check import SelfCheckError
-
-WITHOUT_POISE = Path(__file__).with_name("without_poise.py")
+from poise.hub_cards.publishing import publishable_folder
+from poise.hub_cards.publishing.self_check import SelfCheckError
 
 
 @pytest.fixture
@@ -55,24 +50,6 @@ def logits_here(built, sample):
     )
     with torch.no_grad():
         return built.model(**inputs).logits
-
-
-def without_poise(hub, tmp_path, repository, sample, token=None, snippet=None):
-    """A process without Poise loads from the Hub: (logits, printed) or its stderr if it fails."""
-    task, logits, printed = (tmp_path / name for name in ("task.json", "logits.safetensors", "printed.txt"))
-    task.write_text(json.dumps({"repository": repository, "sample": sample, "snippet": snippet}))
-    environment = {**hub.environment(tmp_path / "cache", token), "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-P", WITHOUT_POISE, task, logits, printed],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode != 0:
-        return done.stderr
-    return load_file(logits)["logits"], printed.read_text().strip()
 
 
 def snippet_of(card: str) -> str:
@@ -209,7 +186,7 @@ def test_what_was_measured_beside_the_run_is_on_the_card(online, run, unchecked)
 
 
 def test_what_was_measured_on_an_earlier_model_is_left_out(run, caplog):
-    from poise.hub_cards.run_folder import RunFolder
+    from poise.hub_cards.publishing.run_folder import RunFolder
 
     measure(run)
     os.utime(run / "diagnosis" / "diagnosis.json", (0, 0))
@@ -219,7 +196,7 @@ def test_what_was_measured_on_an_earlier_model_is_left_out(run, caplog):
 
 
 def test_what_was_measured_on_the_finished_model_says_nothing_of_a_checkpoint(run, caplog):
-    from poise.hub_cards.run_folder import RunFolder
+    from poise.hub_cards.publishing.run_folder import RunFolder
 
     measure(run)
     (run / "checkpoint-3").mkdir()
@@ -230,7 +207,7 @@ def test_what_was_measured_on_the_finished_model_says_nothing_of_a_checkpoint(ru
 
 
 def test_a_file_that_is_named_and_found_counts_once(run):
-    from poise.hub_cards.run_folder import RunFolder
+    from poise.hub_cards.publishing.run_folder import RunFolder
 
     measure(run)
     named = run / "model" / ".." / "evaluation" / "vqa-vqa" / "metrics.json"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from poise.hub_cards.backbone_names import ROLES, public_name
+from .backbone_names import ROLES, public_name
 
 SECRET_FIELDS = ("hub_token", "token", "api_key", "password")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from poise.hub_cards.card_data import EvaluationRow
+from .data import EvaluationRow
 
 METRIC_NAMES = {
     "vqa_accuracy": "VQA accuracy",

@@ -1,6 +1,6 @@
 """The page of a Space: a picture, tags with scores, a question; three answers side by side, and what the router did.
 
-`poise space` copies this file as `app.py`. It needs gradio, and what is copied beside it; `python app.py` runs it.
+`poise space` copies this file. It needs gradio, and what is copied beside it; `python app.py` runs it.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ def build(model):
         model (`AnsweringModel`): loading, or loaded.
     """
     import gradio as gr
-    from space_answers import RUNS, check_tags
-    from space_drawing import (
+    from answers import RUNS, check_tags
+    from drawing import (
         answer_cards,
         heading,
         proposed_tags,
@@ -115,7 +115,7 @@ def build(model):
 def look():
     """Arguments of `launch` that make the page look as it does; no font comes from another host."""
     import gradio as gr
-    from space_drawing import CSS
+    from drawing import CSS
 
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
     theme = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"])
@@ -123,7 +123,7 @@ def look():
 
 
 if __name__ == "__main__":
-    from space_answers import AnsweringModel
+    from answers import AnsweringModel
 
     answering = AnsweringModel.of_folder(Path(__file__).parent)
     answering.start_loading()

@@ -12,15 +12,15 @@ import torch
 import yaml
 from peft import PeftModel
 
-from poise.hub_cards.card_collector import losses_of
-from poise.hub_cards.card_data import CARD_DATA_FILE, CardData, add_evaluation_file
-from poise.hub_cards.public_recipe import public_recipe
-from poise.hub_cards.training_data import datasets_of
-from poise.processing import PoiseProcessor
-from poise.training.assembly import assemble
-from poise.training.checkpoints import RECIPE_FILE, VERSIONS_FILE, last_checkpoint, load_trained
-from poise.training.merging import trained_folder
-from poise.training.recipe import load_recipe
+from ...processing import PoiseProcessor
+from ...training.assembly import assemble
+from ...training.checkpoints import RECIPE_FILE, VERSIONS_FILE, last_checkpoint, load_trained
+from ...training.merging import trained_folder
+from ...training.recipe import load_recipe
+from ..card.data import CARD_DATA_FILE, CardData, add_evaluation_file
+from ..card.public_recipe import public_recipe
+from ..card.training_data import datasets_of
+from .card_collector import losses_of
 
 STATE_FILE = "trainer_state.json"
 CONDITIONS_FILE = "evaluation/conditions.json"

@@ -7,10 +7,10 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from poise.hub_cards.backbone_names import ROLES, base_models, in_words, public_name
-from poise.hub_cards.card_data import CardData, EvaluationRow
-from poise.hub_cards.card_tables import CLEAN, cell, is_score, markdown, metric_tables
-from poise.hub_cards.cited_works import works_behind
+from .backbone_names import ROLES, base_models, in_words, public_name
+from .cited_works import works_behind
+from .data import CardData, EvaluationRow
+from .tables import CLEAN, cell, is_score, markdown, metric_tables
 
 TEMPLATE = "model_card.md.jinja"
 VARIANTS = ("finetune", "adapter", "quantized")
@@ -88,7 +88,7 @@ def build_card(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters.update(cell=cell, number=number, markdown=markdown, duration=duration)
-    template = environment.from_string((files("poise.hub_cards") / TEMPLATE).read_text(encoding="utf-8"))
+    template = environment.from_string((files("poise.hub_cards.card") / TEMPLATE).read_text(encoding="utf-8"))
     name = card_data.model_name or repository.split("/")[-1]
     metadata = build_metadata(config, card_data, name, variant)
     content = template.render(

@@ -11,14 +11,14 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from poise.hub_cards.adapter_folder import write_code_and_configuration
-from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
-from poise.hub_cards.model_card import build_card
-from poise.hub_cards.public_recipe import public_recipe
-from poise.hub_cards.training_data import datasets_of
-from poise.training.checkpoints import base_of, versions
-from poise.training.parameter_groups import count_parameters
-from poise.training.recipe import Recipe
+from ...training.checkpoints import base_of, versions
+from ...training.parameter_groups import count_parameters
+from ...training.recipe import Recipe
+from ..card.data import CARD_DATA_FILE, CardData
+from ..card.model_card import build_card
+from ..card.public_recipe import public_recipe
+from ..card.training_data import datasets_of
+from .adapter_folder import write_code_and_configuration
 
 
 class CardCollector(TrainerCallback):

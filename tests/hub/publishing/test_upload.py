@@ -3,8 +3,8 @@
 import pytest
 from loopback_hub import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN
 
-from poise.hub_cards import upload as upload_module
-from poise.hub_cards.upload import upload
+from poise.hub_cards.publishing import upload as upload_module
+from poise.hub_cards.publishing.upload import upload
 
 COMMIT = r"/commit/"
 

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from poise.hub_cards import publishable_folder
-from poise.hub_cards.card_data import CardData, EvaluationRow
-from poise.hub_cards.publishable_folder import write_publishable_folder
-from poise.hub_cards.self_check import SelfCheckError
+from poise.hub_cards.card.data import CardData, EvaluationRow
+from poise.hub_cards.publishing import publishable_folder
+from poise.hub_cards.publishing.publishable_folder import write_publishable_folder
+from poise.hub_cards.publishing.self_check import SelfCheckError
 
 FILES = {
     "README.md",
@@ -151,7 +151,7 @@ def test_the_same_content_gives_the_same_bytes(built, card_data, recipe, tmp_pat
 def test_only_registered_benchmarks_are_written_for_the_leaderboards(tmp_path):
     from huggingface_hub import parse_eval_result_entries
 
-    from poise.hub_cards.publishable_folder import write_benchmark_results
+    from poise.hub_cards.publishing.publishable_folder import write_benchmark_results
 
     write_benchmark_results(tmp_path, [EvaluationRow("clean", "vqa_accuracy", 0.5)])
     assert not list(tmp_path.iterdir())
@@ -165,5 +165,5 @@ def test_only_registered_benchmarks_are_written_for_the_leaderboards(tmp_path):
 
 def test_importing_the_self_check_imports_no_torch():
     # The demo and the command line import it before they know whether they need a model.
-    code = "import sys, poise.hub_cards.self_check; sys.exit('torch' in sys.modules)"
+    code = "import sys, poise.hub_cards.publishing.self_check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from poise.hub_cards.card_collector import CardCollector
-from poise.hub_cards.card_data import CARD_DATA_FILE, CardData
-from poise.hub_cards.training_data import datasets_of
+from poise.hub_cards.card.data import CARD_DATA_FILE, CardData
+from poise.hub_cards.card.training_data import datasets_of
+from poise.hub_cards.publishing.card_collector import CardCollector
 
 RECIPE = {
     "model": {"vision": "tiny:vision", "text": "/home/somebody/model"},

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from poise.hub_cards.clean_process import answer
-from poise.hub_cards.self_check import SelfCheckError, check_loads_without_poise
+from poise.hub_cards.publishing.clean_process import answer
+from poise.hub_cards.publishing.self_check import SelfCheckError, check_loads_without_poise
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_process_that_takes_too_long_is_ended(built, samples):
 
 
 def test_no_token_reaches_the_process(tmp_path, monkeypatch):
-    from poise.hub_cards.self_check import clean_environment
+    from poise.hub_cards.publishing.self_check import clean_environment
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HF_TOKEN_PATH", "/somewhere")

@@ -7,12 +7,12 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load
-from test_publish import without_poise
+from without_poise import without_poise
 
-from poise.hub_cards import publishable_folder
-from poise.hub_cards.adapter_folder import save_adapter
-from poise.hub_cards.card_collector import CardCollector
 from poise.hub_cards.publish_command import main
+from poise.hub_cards.publishing import publishable_folder
+from poise.hub_cards.publishing.adapter_folder import save_adapter
+from poise.hub_cards.publishing.card_collector import CardCollector
 from poise.modeling import PoiseForConditionalGeneration
 from poise.training.checkpoints import load_trained
 from poise.training.recipe import load_recipe

@@ -10,9 +10,9 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 
-from poise.hub_cards.backbone_names import hub_id
+from ..card.backbone_names import hub_id
 
-APP_FILES = {"space_app.py": "app.py", "space_answers.py": "space_answers.py", "space_drawing.py": "space_drawing.py"}
+APP_FILES = ("app.py", "answers.py", "drawing.py")
 SETTINGS_FILE = "space.json"
 TAGGER_FOLDER = "tagger"
 NEEDED = ("transformers", "torch", "pillow", "huggingface_hub", "safetensors", "numpy")
@@ -61,8 +61,8 @@ def write_space(
         raise ValueError(f"OUT {str(folder)!r} holds something that is no Space of poise space: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     shown = hub_id(model) or Path(model).resolve().name
-    for source, name in APP_FILES.items():
-        text = (files("poise.hub_cards") / source).read_text(encoding="utf-8")
+    for name in APP_FILES:
+        text = (files("poise.hub_cards.space") / name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
     if tagger is not None:
         write_tagger_code(folder / TAGGER_FOLDER)
@@ -103,8 +103,8 @@ def _absolute(name: str) -> str:
 
 def draw_examples(folder: Path) -> list[dict[str, Any]]:
     """Drawn scenes with a question and tags each, as files below `folder`; returns what `space.json` says of them."""
-    from poise.processing import Scenes
-    from poise.processing.degradations import degrade
+    from ...processing import Scenes
+    from ...processing.degradations import degrade
 
     # Colours that contradict the prior: the answer has to come from the picture or from its tags.
     scenes = Scenes("prior_broken", size=len(EXAMPLES), tasks=("vqa",), question_types=("color",))

@@ -6,10 +6,10 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from poise.hub_cards.backbone_names import base_models, hub_id, in_words
-from poise.hub_cards.card_data import CardData, EvaluationRow, add_evaluation_file, rows_from
-from poise.hub_cards.card_tables import markdown, metric_tables
-from poise.hub_cards.model_card import POOLINGS, ROUTERS, SCORE_ENCODINGS, SOFT_PROMPTS, build_card
+from poise.hub_cards.card.backbone_names import base_models, hub_id, in_words
+from poise.hub_cards.card.data import CardData, EvaluationRow, add_evaluation_file, rows_from
+from poise.hub_cards.card.model_card import POOLINGS, ROUTERS, SCORE_ENCODINGS, SOFT_PROMPTS, build_card
+from poise.hub_cards.card.tables import markdown, metric_tables
 from poise.modeling import PoiseConfig
 from poise.modeling.information_router import ROUTERS as BUILT_ROUTERS
 from poise.modeling.soft_prompt import PROMPT_POOLINGS
