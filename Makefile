@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow lint docs format clean
 
 help:
 	@echo "make install    make $(VENV) with everything in it, which the others do too"
@@ -21,6 +21,7 @@ help:
 	@echo "make test       every test but the slow ones (at most 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make lint       ruff check, ruff format --check, mypy over the public API"
+	@echo "make docs       build the documentation site, strictly, into build/site"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make clean      remove what these commands made, but not $(VENV)"
 
@@ -30,7 +31,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch pip setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,lint,docs]"
 # Its registry is what the plugin is tested against; what it depends on (torchvision, wandb, ...) would change the rest.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lmms_eval
 	touch $@
@@ -49,6 +50,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/packaging/typing_tree.py build/typing
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
