@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .token_guard import refuse_secrets
+from .secret_scan import refuse_secrets
 
 logger = logging.getLogger(__name__)
 

@@ -215,7 +215,7 @@ def test_a_token_in_a_file_stops_the_upload(online, folder, name):
     header = b'{"__metadata__":{"token":"%s"}}' % WRITE_TOKEN.encode()
     content = len(header).to_bytes(8, "little") + header if name.endswith("safetensors") else header
     (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} holds an access token") as caught:
+    with pytest.raises(ValueError, match=f"{name} holds a secret") as caught:
         upload(folder, "user/name")
     assert WRITE_TOKEN not in str(caught.value) and online.requests == []
 
