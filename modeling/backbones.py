@@ -2,6 +2,7 @@
 
 from dataclasses import fields as dataclass_fields
 from difflib import get_close_matches
+from itertools import chain
 
 import torch
 from transformers import (
@@ -21,6 +22,8 @@ from transformers.utils import logging
 # AutoModel knows the text half of CLIP by itself, but not SigLIP's.
 AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
 AutoModel.register(Siglip2TextConfig, Siglip2TextModel, exist_ok=True)
+
+ALIGNMENT = 64  # bytes; where torch's own allocator places tensors
 
 # Towers that were trained on fixed-resolution pictures but are used at their image processor's size.
 FREE_SIZE_TOWERS = ("dinov2", "dinov2_with_registers", "dinov3_vit")
@@ -79,6 +82,20 @@ def load_encoder(argument, source, dtype, **arguments):
             f"{argument}={source!r} lacks {len(missing)} weights of a {type(model).__name__}, such as {missing[0]!r}: "
             "name a checkpoint of that architecture."
         )
+    return align_weights(model)
+
+
+def align_weights(model):
+    """
+    Copy weights on the CPU that do not begin at a multiple of 64 bytes to where torch itself would have put them.
+
+    Weights mapped from a file begin at any byte. For a single row, MKL multiplies by another kernel where the weight is
+    not aligned to 16 bytes (on AMD's processors, and on Intel's without AVX): the loaded model would differ from the
+    saved one by a rounding error. Reading the file is what takes the time, and the first forward pass would do that.
+    """
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point() and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
     return model
 
 
@@ -122,7 +139,7 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
     config.text_config = language_model.config
     backbones = {
         "vision": load_encoder("vision", vision, dtype, config=config.vision_config),
-        "text": language_model,
+        "text": align_weights(language_model),
     }
     if config.soft_prompt_type == "dynamic":
         backbones["tag_encoder"] = load_encoder("tag_encoder", tag_encoder, dtype)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import check_fields, load_encoder, mark_initialized, vision_config_of
+from .backbones import align_weights, check_fields, load_encoder, mark_initialized, vision_config_of
 from .configuration_dual_encoder import PoiseDualEncoderConfig
 from .dual_encoder_head import DualEncoderHead
 
@@ -56,6 +56,12 @@ class PoiseDualEncoder(PreTrainedModel):
         self.post_init()
         for encoder in (self.vision_model, self.text_model):
             encoder.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @classmethod
     def from_backbones(cls, vision, text, dtype=torch.float32, **fields):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from .backbones import keep_quantized_weights_trainable
+from .backbones import align_weights, keep_quantized_weights_trainable
 from .configuration_poise import PoiseConfig
 from .task_routed_adapters import hook_adapters
 
@@ -31,6 +31,7 @@ class PoisePreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_weights(model)
         keep_quantized_weights_trainable(model)
         hook_adapters(model.base_model)  # quantization has put other layers in place of those that had hooks
         return loaded

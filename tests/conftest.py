@@ -9,7 +9,7 @@ from pathlib import Path
 # All of this must stand before the first import of torch, transformers or datasets in a test module.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # pytest-xdist runs one process a core
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one process a core
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
 # Remote code is copied below HF_HOME when it is loaded: every worker gets its own, or two of them race for the files.

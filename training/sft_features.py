@@ -2,7 +2,8 @@
 
 Cached training is the same computation as training without: the tower runs on batches of the size of a training batch,
 in the precision of the training, over exactly what the processor makes of the pictures. Stored as float32 the losses
-are equal to the last bit; half precision rounds the features once.
+are equal up to the order of summation: some matrix kernels treat the last rows of a batch differently, and a picture
+stands at another place in the cache's batches than in training. Half precision rounds the features once.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""`data.feature_cache`: frozen towers run once, and training is the same to the last bit."""
+"""`data.feature_cache`: frozen towers run once, and training is the same up to rounding."""
 
 import json
 
@@ -17,6 +17,7 @@ from poise.training.recipe import load_recipe
 from poise.training.sft import run_sft, training_arguments
 from poise.training.sft_features import cached_records
 
+pytestmark = pytest.mark.numerics
 SMALL = {
     "data.scenes": {"size": 24, "tasks": ["vqa", "grounding"]},
     "data.evaluation": None,
@@ -66,23 +67,27 @@ def tower_calls(monkeypatch):
     return calls
 
 
-def test_cached_training_is_the_same_to_the_last_bit(uncached, tmp_path, tower_calls):
+def test_cached_training_is_the_same_to_rounding(uncached, tmp_path, tower_calls):
     losses, weights = run(tmp_path / "run", **{"data.feature_cache": str(tmp_path / "features")})
     assert tower_calls == []
-    assert losses == uncached[0]
-    assert all(torch.equal(tensor, uncached[1][name]) for name, tensor in weights.items())
+    # A row's features depend on its place in the batch in the last bits where MKL treats the last rows of a matrix by
+    # another kernel (MKL_CBWR=COMPATIBLE, AMD); eight steps make 1e-6 of it.
+    assert losses == pytest.approx(uncached[0], rel=2e-5)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, uncached[1][name], rtol=0, atol=2e-5)
     # Both kinds of features were kept: pictures, and tags.
     assert len(list((tmp_path / "features").glob("*/shard-00000.safetensors"))) == 2
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*/*.safetensors")}
-    again, _ = run(tmp_path / "again", **{"data.feature_cache": str(tmp_path / "features")})
-    assert again == losses
+    # What is read back is what was computed: from here on, equal to the last bit.
+    again, weights_again = run(tmp_path / "again", **{"data.feature_cache": str(tmp_path / "features")})
+    assert again == losses and all(torch.equal(weights_again[name], tensor) for name, tensor in weights.items())
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*/*.safetensors")}
 
 
 def test_half_precision_storage_is_close(uncached, tmp_path):
     settings = {"data.feature_cache": True, "data.feature_cache_dtype": "float16"}
     losses, _ = run(tmp_path, **settings)
-    assert losses != uncached[0] and losses == pytest.approx(uncached[0], rel=0.05)
+    assert losses != pytest.approx(uncached[0], rel=2e-5) and losses == pytest.approx(uncached[0], rel=0.05)
     kinds = set()
     for path in (tmp_path / "features").glob("*/*.safetensors"):
         kinds |= {(name, str(tensor.dtype)) for name, tensor in load_file(path).items()}

@@ -21,6 +21,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMul
 import poise  # noqa: F401  registers the Auto classes
 from poise.modeling import PoiseForConditionalGeneration, PoiseModel
 
+# Equality to the last bit below: both sides run the same kernels, and loading puts weights where kernels take them alike.
+pytestmark = pytest.mark.numerics
 TWO = (Sample(), Sample(pictures=(2, 3), tags=(True, False)))
 
 
@@ -147,7 +149,8 @@ def test_parts_offloaded(language, place, tmp_path):
         tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
     )
     assert place == "cpu" or any(p.device.type == "meta" for p in loaded.parameters())
-    assert torch.equal(outputs(loaded).logits, outputs(model).logits)
+    # What accelerate maps from disk for one forward pass may lie at any byte: other kernels round otherwise.
+    torch.testing.assert_close(outputs(loaded).logits, outputs(model).logits, atol=1e-4, rtol=1e-4)
     batch = batch_of(model, TWO, side="left", answers=False)
     settings = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**batch, **settings), model.generate(**batch, **settings))
