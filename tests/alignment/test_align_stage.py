@@ -20,6 +20,8 @@ from poise.training.align_recipe import load_align_recipe
 from poise.training.align_trainer import AlignTrainer
 from poise.training.caption_pairs import CaptionPairs, caption_parts, load_pairs
 
+pytestmark = pytest.mark.numerics
+
 
 def test_cached_features_are_the_computed_ones(tiny_dual_encoder, tiny_pair_processor, tmp_path):
     model, pairs = tiny_dual_encoder(), load_pairs("scenes", "test", {"size": 5})

@@ -12,6 +12,8 @@ from poise.training.sft import training_arguments
 from poise.training.supervised_logits import supervised_only, takes_a_mask
 from poise.training.trainer import PoiseTrainer
 
+pytestmark = pytest.mark.numerics
+
 # Everything random is off, so that two passes over one batch are the same computation.
 STILL = {
     "model.soft_prompt_length": 2,

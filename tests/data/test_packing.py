@@ -11,6 +11,8 @@ from poise.training.assembly import assemble
 from poise.training.packing_check import check_packing, packing_errors
 from poise.training.recipe import load_recipe
 
+pytestmark = pytest.mark.numerics
+
 ROUTERS = ("none", "gate", "channel", "reliability")
 BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2, "router_scope": "image",
         "question_agreement": False, "tag_verification": False}  # fmt: skip

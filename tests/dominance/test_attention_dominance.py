@@ -8,6 +8,8 @@ from small_vlms import KINDS, object_records, small_vlm
 from poise.evaluation import attention_dominance
 from poise.evaluation.attention_dominance import GROUPS, AttentionDominance, layer_ranges, prompt_groups
 
+pytestmark = pytest.mark.numerics
+
 
 def evaluate(vlm, count=4, **options):
     return AttentionDominance(progress=False, batch_size=2, **options)(vlm.model, vlm.processor, object_records(count))

@@ -11,6 +11,8 @@ from poise.evaluation.attention_backend import attention_backend
 from poise.evaluation.attention_mass import attention_on_prompt
 from poise.evaluation.visual_prompts import read_prompts
 
+pytestmark = pytest.mark.numerics
+
 ANSWERS = [[7, 9, 11], [8]]
 
 

@@ -16,6 +16,8 @@ from poise.evaluation.prompted_answers import (
 from poise.evaluation.swappable_records import SwappableRecords
 from poise.evaluation.visual_prompts import read_prompts
 
+pytestmark = pytest.mark.numerics
+
 
 def records_of(count=4):
     records = object_records(count)

@@ -7,6 +7,8 @@ from small_vlms import KINDS, QUESTIONS, object_records, small_vlm
 from poise.evaluation.mean_tokens import mean_tokens
 from poise.evaluation.visual_prompts import read_prompts
 
+pytestmark = pytest.mark.numerics
+
 
 def words_at(vlm, prompts, questions, chosen):
     """The prompts' words at `chosen` (B, T), found by the tokens whose embeddings stand there."""

@@ -14,6 +14,8 @@ from poise.evaluation.attention_backend import attention_backend
 from poise.evaluation.attention_blocking import block_attention, check_layers
 from poise.evaluation.prompted_answers import greedy_answers
 
+pytestmark = pytest.mark.numerics
+
 IMPLEMENTATIONS = ("eager", "sdpa")
 
 

@@ -15,6 +15,8 @@ from poise.evaluation.prompted_answers import answer_log_probabilities, greedy_a
 from poise.evaluation.token_groups import token_groups
 from poise.evaluation.visual_prompts import read_prompts
 
+pytestmark = pytest.mark.numerics
+
 
 def test_windows():
     assert layer_windows(4, 2) == [(0, 1), (1, 2), (2, 3)] and layer_windows(3, 3) == [(0, 2)]

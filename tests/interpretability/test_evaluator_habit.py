@@ -19,6 +19,8 @@ from poise.evaluation.router_weights import RouterByCondition
 from poise.evaluation.token_ablation import TokenAblation
 from poise.training.prior_following import PriorFollowing
 
+pytestmark = pytest.mark.numerics
+
 # Each with the least work that still holds every part of its result.
 OPTIONS = {
     GenerationEvaluator: {"task": "vqa"},

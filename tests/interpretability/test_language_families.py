@@ -10,6 +10,8 @@ from poise.evaluation.attention_blocking import block_attention
 from poise.evaluation.logit_lens import logit_lens
 from poise.evaluation.prompted_answers import greedy_answers
 
+pytestmark = pytest.mark.numerics
+
 SHAPE = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {
     GPT2Config: {"n_embd": 48, "n_layer": 2, "n_head": 4},

@@ -19,6 +19,8 @@ from poise.evaluation.logit_lens import logit_lens, residual_stream, word_token_
 from poise.evaluation.logit_lens_page import logit_lens_page, visible, write_logit_lens_page
 from poise.evaluation.visual_prompts import read_prompts
 
+pytestmark = pytest.mark.numerics
+
 CAUSAL = ("llama", "llava")
 
 

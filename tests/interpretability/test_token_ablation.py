@@ -15,6 +15,8 @@ from poise.evaluation.prompted_answers import answer_log_probabilities
 from poise.evaluation.swappable_records import SwappableRecords
 from poise.evaluation.token_ablation import TokenAblation, ablated, mean_image_token
 
+pytestmark = pytest.mark.numerics
+
 ANSWERS = [[7, 9], [12]]
 
 

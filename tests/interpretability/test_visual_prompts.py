@@ -11,6 +11,8 @@ from poise.evaluation.token_groups import GROUPS, token_groups
 from poise.evaluation.visual_prompts import read_prompts
 from poise.processing.collators import GenerationCollator
 
+pytestmark = pytest.mark.numerics
+
 
 def model_inputs(vlm, count):
     """The same prompts the ordinary way."""

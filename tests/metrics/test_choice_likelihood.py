@@ -6,6 +6,8 @@ import torch
 from poise.evaluation.choice_likelihood import answer_log_likelihoods
 from poise.processing.collators import TrainingCollator
 
+pytestmark = pytest.mark.numerics
+
 ANSWERS = ["red", "blue square", "a red circle and a blue square", "2"]
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import LANGUAGES, MIXED, ROUTERS, SCOPES, Sample, batch_of, decoder_inputs, open_model, real_logits
 
+pytestmark = pytest.mark.numerics
+
 CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 
 

@@ -11,6 +11,8 @@ from tiny_models import SCOPES, Sample, batch_of, open_model, picture_inputs, ti
 from poise.modeling.channel_router import ChannelRouter, channel_scores, evenly_spaced, inject, lowest_channels
 from poise.modeling.streams import Streams
 
+pytestmark = pytest.mark.numerics
+
 
 def random_tokens(shape, seed=0, lengths=None):
     """Tokens (N, T, D) with unequal channel variances and a random mean, and a mask with `lengths` real ones."""

@@ -14,6 +14,8 @@ from tiny_models import (
     tiny_model,
 )
 
+pytestmark = pytest.mark.numerics
+
 
 def same_but(model, **fields):
     """A model with the same weights and another router."""

@@ -16,6 +16,8 @@ from tiny_models import (
     padded,
 )
 
+pytestmark = pytest.mark.numerics
+
 FOUR_TOKENS = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 WITH_LOGITS = {**FOUR_TOKENS, "return_dict_in_generate": True, "output_logits": True}
 TWO = (Sample(), Sample(pictures=(2, 3), question=(11,), tags=(True, False)))

@@ -5,6 +5,8 @@ import torch
 from tiny_models import ROUTERS, cached_features, open_model, picture_inputs, text_config, vision_config
 from transformers import LlavaConfig, LlavaModel
 
+pytestmark = pytest.mark.numerics
+
 PICTURES = 3
 ASKED = (
     {"output_hidden_states": True},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import LANGUAGES, ROUTERS, Sample, batch_of, decoder_inputs, open_model
+from tiny_models import LANGUAGES, Sample, batch_of, decoder_inputs, open_model
 from transformers import AutoModel
 
 from poise.modeling import PoiseForConditionalGeneration
@@ -20,7 +20,7 @@ OFFSETS = range(0, 64, 4)  # bytes past a multiple of 64
 
 
 def shift(path, offset):
-    """Lengthen the header of a safetensors file, so that its first tensor begins `offset` bytes past a multiple of 64."""
+    """Lengthen the header of a safetensors file: its first tensor then begins `offset` bytes past a multiple of 64."""
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = content[8 : 8 + length].rstrip()

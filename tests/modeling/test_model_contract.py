@@ -10,6 +10,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from poise.modeling import PoiseForConditionalGeneration, PoiseModel
 
+pytestmark = pytest.mark.numerics
+
 TWO = (Sample(), Sample(pictures=(2, 3)))
 
 

@@ -18,6 +18,8 @@ from tiny_models import (
 
 from poise.modeling import PoiseForConditionalGeneration
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -6,6 +6,8 @@ from tiny_models import open_branches, picture_inputs, tiny_config, tiny_model
 
 from poise.modeling.projectors import AggregatorProjector, MLPProjector
 
+pytestmark = pytest.mark.numerics
+
 
 def vision_states(model, pixels):
     """All hidden states of the tower, a tuple of (N, P, Dv)."""

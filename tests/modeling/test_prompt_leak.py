@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import LANGUAGES, ROUTERS, SCOPES, Sample, batch_of, open_model
 
+pytestmark = pytest.mark.numerics
+
 ANSWERS = ((20, 21, 22), (30, 31, 32))
 
 

@@ -7,6 +7,8 @@ from transformers import BitsAndBytesConfig
 
 from poise.modeling import PoiseForConditionalGeneration
 
+pytestmark = pytest.mark.numerics
+
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
 

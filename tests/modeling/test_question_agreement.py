@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import LANGUAGES, PLACEHOLDER, Sample, batch_of, open_branches, tiny_config, tiny_model
 
+pytestmark = pytest.mark.numerics
+
 # What is asked about things of the first and of the second kind, and their tags.
 QUESTIONS = ((7, 8, 9), (40, 41, 42))
 TAGS = ((10, 11), (30, 31))

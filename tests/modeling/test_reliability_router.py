@@ -7,6 +7,8 @@ from tiny_models import MIXED, SCOPES, Sample, batch_of, fit_statistics, open_br
 from poise.modeling import PoiseForConditionalGeneration
 from poise.modeling.reliability_router import Complement
 
+pytestmark = pytest.mark.numerics
+
 
 def fitted(**fields):
     """Trained branches and fitted statistics, at the default slope."""

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tiny_models import LANGUAGES, Sample, batch_of, decoder_inputs, open_model
 
+pytestmark = pytest.mark.numerics
+
 SAMPLES = (Sample(), Sample(pictures=(2, 3), tags=(True, False)))
 
 # Runs in a fresh interpreter whose import system refuses Poise. Reads inputs, writes what every Auto class gives.

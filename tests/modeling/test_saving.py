@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForMul
 import poise  # noqa: F401  registers the Auto classes
 from poise.modeling import PoiseForConditionalGeneration, PoiseModel
 
-# Equality to the last bit below: both sides run the same kernels, and loading puts weights where kernels take them alike.
+# Equality to the last bit below: both sides run the same kernels, on weights that loading has aligned in memory.
 pytestmark = pytest.mark.numerics
 TWO = (Sample(), Sample(pictures=(2, 3), tags=(True, False)))
 

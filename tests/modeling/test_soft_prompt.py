@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import LANGUAGES, Sample, batch_of, open_model, picture_inputs, tiny_model
 
+pytestmark = pytest.mark.numerics
+
 ENCODINGS = ("text", "embedding", "attention_bias")
 POOLINGS = (("mean", 1), ("queries", 8))
 

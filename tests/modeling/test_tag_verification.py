@@ -8,6 +8,8 @@ from poise.modeling.tag_statistics import WORD_DIRECTIONS, tag_words
 from poise.modeling.tag_verification import TagVerification
 from poise.modeling.typicality import Agreement
 
+pytestmark = pytest.mark.numerics
+
 COMMA, CLS = 1, 2
 # Ten colours and ten shapes; a tag is a colour and a shape, two tokens.
 COLORS, SHAPES, DIM, PLACES = range(10, 20), range(30, 40), 40, 9

@@ -20,6 +20,8 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 
 from poise.modeling import PoiseForConditionalGeneration
 
+pytestmark = pytest.mark.numerics
+
 NEW_MODULES = ("projector", "soft_prompt", "router")
 
 

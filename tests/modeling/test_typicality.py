@@ -15,6 +15,8 @@ from poise.modeling.typicality import (
     held_out_by_hash,
 )
 
+pytestmark = pytest.mark.numerics
+
 DIM = 12
 
 

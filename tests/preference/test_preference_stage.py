@@ -11,6 +11,8 @@ from poise.training import preference
 from poise.training.preference import check_resumable, load_pairs, main, preference_arguments, run_preference
 from poise.training.preference_collator import PreferenceCollator
 
+pytestmark = pytest.mark.numerics
+
 pytest.importorskip("trl")
 PARTS = ("projector", "soft_prompt", "router", "lora_")
 

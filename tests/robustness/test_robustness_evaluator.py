@@ -11,6 +11,8 @@ from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.evaluation.robustness import RobustnessEvaluator
 from poise.evaluation.robustness_report import robustness_table
 
+pytestmark = pytest.mark.numerics
+
 FEW = {"degradations": ["blur", "tags_removed", "typos"], "severities": [1, 3], "progress": False}
 
 

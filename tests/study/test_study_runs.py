@@ -14,6 +14,8 @@ from poise.training.study_run import StudyInputs, measure, router_held_open, run
 
 from .test_study_plan import PLAN
 
+pytestmark = pytest.mark.numerics
+
 CONDITIONS = [
     {"name": "clean", "split": "test"},
     {"name": "noise", "image": "noise", "severity": 4},

@@ -15,6 +15,8 @@ from poise.training.tag_encoder_recipe import load_tag_encoder_recipe
 from poise.training.tag_encoder_stage import check_resumable, main, run_tag_encoder
 from poise.training.tiny_backbones import tiny_backbone_path
 
+pytestmark = pytest.mark.numerics
+
 
 def test_training_brings_own_captions_nearer_and_foreign_ones_away(finished_tag_run):
     _, _, results = finished_tag_run

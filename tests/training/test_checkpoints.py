@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from poise.training.checkpoints import check_resumable, last_checkpoint, load_trained
 from poise.training.sft import run_sft, training_arguments
 
+pytestmark = pytest.mark.numerics
+
 
 def test_a_checkpoint_carries_adapter_new_modules_processor_recipe_and_versions(finished_run):
     folder, _, _ = finished_run

@@ -11,6 +11,8 @@ from poise.training.group_schedules import scheduler_by_group, warmup_steps
 from poise.training.parameter_groups import optimizer_groups
 from poise.training.sft import run_sft
 
+pytestmark = pytest.mark.numerics
+
 RATES = {
     "new_modules": {"rate": 1e-2, "schedule": "linear", "warmup": 2},
     "adapters": {"rate": 1e-3, "schedule": "constant", "weight_decay": 0.0},

@@ -11,6 +11,8 @@ from poise.training.checkpoints import load_trained
 from poise.training.module_table import module_rows, module_table
 from poise.training.sft import run_sft
 
+pytestmark = pytest.mark.numerics
+
 bitsandbytes = pytest.importorskip("bitsandbytes")
 QUANTIZED = {"nf4": "nf4 (double quantized)", "int8": "int8"}
 

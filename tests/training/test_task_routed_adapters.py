@@ -16,6 +16,8 @@ from poise.training.checkpoints import base_of, last_checkpoint, load_trained
 from poise.training.parameter_groups import optimizer_groups
 from poise.training.sft import run_sft
 
+pytestmark = pytest.mark.numerics
+
 MIXED = {
     "lora.task_routed": True,
     "lora.r": 4,

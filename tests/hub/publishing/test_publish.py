@@ -18,6 +18,8 @@ from poise.hub_cards.publish_command import main
 from poise.hub_cards.publishing import publishable_folder
 from poise.hub_cards.publishing.self_check import SelfCheckError
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.fixture
 def run(built, tmp_path):
