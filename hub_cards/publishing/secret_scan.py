@@ -68,10 +68,10 @@ def refuse_secrets(folder: Path, *tokens: str | None) -> None:
             )
         if path.is_file():
             with path.open("rb") as file:
-                kind = scan.of_stream(file)
-            if kind:
+                found = scan.of_stream(file)
+            if found:
                 raise ValueError(
-                    f"{name} holds a secret ({kind}): nothing was uploaded; remove it from what the file was made of, "
+                    f"{name} holds a secret ({found}): nothing was uploaded; remove it from what the file was made of, "
                     "and revoke it"
                 )
 

@@ -1,18 +1,25 @@
 """A checked folder becomes one commit of a Hub repository, or a pull request.
 
 One commit, so that nobody ever downloads half a model: large files are sent first, and become visible with the commit.
-If it breaks off, what was sent is kept by the Hub, and the same command goes on from there.
+If it breaks off, what was sent is kept by the Hub, and the same command goes on from there. After the commit the
+repository is compared with the folder, file by file: a server may have dropped or ignored some of them.
+
+No message repeats what the server says: it may echo the token.
 """
 
 import fnmatch
+import hashlib
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, set_client_factory
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -20,8 +27,9 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import _http, validate_repo_id
 
 from .secret_scan import refuse_secrets
 
@@ -31,6 +39,9 @@ ATTEMPTS = 5
 FIRST_WAIT = 1.0  # seconds, doubled at every attempt
 LONGEST_WAIT = 60.0
 TEMPORARY = (429, 500, 502, 503, 504)
+SILENCE = 120.0  # seconds without a byte after which a request has failed; a commit of many files takes a while
+NOT_THE_PROTOCOL = (KeyError, TypeError, AttributeError, IndexError, ValueError)  # what huggingface_hub runs into then
+MANY = 5  # files that a message names
 # What an earlier version of the same repository may hold and this one does not: shards, plots, another kind of weights.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "plots/*", ".eval_results/*", "adapter_config.json", "*.py")
 
@@ -66,9 +77,10 @@ def upload(
     create_pr: bool = False,
     message: str | None = None,
     token: str | None = None,
+    silence: float = SILENCE,
 ) -> Published:
     """
-    Commit a folder to a repository, which is created if it is not there.
+    Commit a folder to a repository, which is created if it is not there, and see that all of it arrived.
 
     Args:
         folder: see `write_publishable_folder`; checked already.
@@ -77,35 +89,41 @@ def upload(
         create_pr (`bool`, *optional*, defaults to `False`): open a pull request instead of committing to `main`.
         message (`str`, *optional*): of the commit.
         token (`str`, *optional*): of the Hub; by default the one that `hf auth login` stored, or HF_TOKEN.
+        silence (`float`, *optional*, defaults to 120): seconds without an answer until a request counts as failed.
 
     Raises:
-        ValueError: a file holds a token; or `private` and the repository is public already.
-        OSError: no or a wrong token, no permission, a conflict, or the connection; one line that says what to do.
+        ValueError: a file holds a secret; or `private` and the repository is public already.
+        OSError: no or a wrong token, no permission, a conflict, the connection, an answer that is none of a Hub's, or
+            files that did not arrive; one line that says what to do.
     """
     check_repository_name(repository)
     refuse_secrets(folder, token)
     api = HfApi(token=token)
     try:
-        account = _patiently(lambda: api.whoami(token=token or True))["name"]
-        _patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
-        before = _patiently(lambda: api.model_info(repository))
-        if private and not before.private:
-            raise ValueError(
-                f"--private: {repository} exists already and is public; nothing was uploaded. Make it private in its "
-                "settings, or choose another name"
-            )
-        present = {sibling.rfilename for sibling in before.siblings or []}
-        commit = _patiently(
-            lambda: api.create_commit(
-                repository,
-                _operations(folder, present),
-                commit_message=message or "Publish with Poise",
-                create_pr=create_pr,
-                parent_commit=before.sha,
-            ),
+        with _client(silence):
+            account = _patiently(lambda: api.whoami(token=token or True)["name"])
+            _patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
+            before = _patiently(lambda: api.model_info(repository))
+            if private and not before.private:
+                raise _IsPublic
+            present = {sibling.rfilename for sibling in before.siblings or []}
+            operations: list[Any] = []
+
+            def commit() -> Any:
+                operations[:] = _operations(folder, present)
+                title = message or "Publish with Poise"
+                return api.create_commit(
+                    repository, operations, commit_message=title, create_pr=create_pr, parent_commit=before.sha
+                )
+
             # A second pull request would be a nuisance: only an answer that says "not now" is tried again.
-            temporary=(429,) if create_pr else TEMPORARY,
-        )
+            made = _patiently(commit, temporary=(429,) if create_pr else TEMPORARY)
+            lacking = missing_files(operations, _patiently(lambda: _tree(api, repository, made.oid)))
+    except _IsPublic:
+        raise ValueError(
+            f"--private: {repository} exists already and is public; nothing was uploaded. Make it private in its "
+            "settings, or choose another name"
+        ) from None
     except LocalTokenNotFoundError as error:
         raise OSError("no Hub token: run `hf auth login`, or set HF_TOKEN to a token with write permission") from error
     except OfflineModeIsEnabled as error:
@@ -114,19 +132,97 @@ def upload(
         raise OSError(_said_clearly(error, repository, folder)) from error
     except HTTPError as error:
         raise OSError(_interrupted(error, folder)) from error
-    url = commit.pr_url if create_pr and commit.pr_url else commit.commit_url
+    except NOT_THE_PROTOCOL as error:
+        raise OSError(
+            f"the server gave an answer that is none of a Hub's ({type(error).__name__}): check HF_ENDPOINT and "
+            f"proxies, see what {repository} holds, and run the same command again; {folder} is complete"
+        ) from error
+    if lacking:
+        raise OSError(_incomplete(lacking, operations, repository, folder))
+    url = made.pr_url if create_pr and made.pr_url else made.commit_url
     logger.info("%s published %s", account, url)
-    return Published(url, changed=commit.oid != before.sha)
+    return Published(url, changed=made.oid != before.sha)
+
+
+class _IsPublic(Exception):
+    """The repository is, and was to be private."""
+
+
+@contextmanager
+def _client(silence: float) -> Iterator[None]:
+    """huggingface_hub's own HTTP client, with a limit on waiting, and with the token for the Hub's own host alone."""
+    former, home = _http._GLOBAL_CLIENT_FACTORY, urlsplit(constants.ENDPOINT)
+
+    def keep_the_token(request: Any) -> None:
+        # The server names the addresses that large files are sent to and verified at: they may be anybody's.
+        if (request.url.scheme, request.url.netloc.decode()) != (home.scheme, home.netloc.rpartition("@")[2]):
+            request.headers.pop("authorization", None)
+
+    def make() -> Any:
+        client = former()
+        client.timeout = silence
+        client.event_hooks["request"] = [*client.event_hooks["request"], keep_the_token]
+        return client
+
+    set_client_factory(make)
+    try:
+        yield
+    finally:
+        set_client_factory(former)
 
 
 def _operations(folder: Path, present: set[str]) -> list[Any]:
     """Add every file, delete what an earlier version left behind. Made anew for every attempt: they are used up."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     stale = [name for name in sorted(present - set(files)) if any(fnmatch.fnmatch(name, p) for p in REPLACED)]
+    return [*(CommitOperationAdd(name, path) for name, path in files.items()), *_deletions(stale)]
+
+
+def _deletions(names: Sequence[str]) -> Iterator[CommitOperationDelete]:
+    for name in names:
+        try:
+            deletion = CommitOperationDelete(name)
+        except ValueError:  # `../x.py`
+            continue
+        if deletion.path_in_repo == name:  # the client would ask for `x.py` in place of `/x.py`, which is not there
+            yield deletion
+
+
+def _tree(api: HfApi, repository: str, revision: str) -> list[Any]:
+    try:
+        return list(api.list_repo_tree(repository, recursive=True, revision=revision))
+    except RevisionNotFoundError:  # a commit that the server said it made, and did not
+        return []
+
+
+def missing_files(operations: Sequence[Any], tree: Sequence[Any]) -> list[str]:
+    """Which added files a repository's tree lacks, or holds with another size or content."""
+    found = {entry.path: entry for entry in tree if getattr(entry, "blob_id", None)}
     return [
-        *(CommitOperationAdd(name, path) for name, path in files.items()),
-        *(CommitOperationDelete(name) for name in stale),
+        operation.path_in_repo
+        for operation in operations
+        if isinstance(operation, CommitOperationAdd) and not _same(operation, found.get(operation.path_in_repo))
     ]
+
+
+def _same(operation: CommitOperationAdd, entry: Any) -> bool:
+    if entry is None or entry.size != operation.upload_info.size:
+        return False
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == operation.upload_info.sha256.hex()
+    with operation.as_file() as file:
+        content = file.read()
+    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _incomplete(lacking: Sequence[str], operations: Sequence[Any], repository: str, folder: Path) -> str:
+    ignored = any(getattr(operation, "_should_ignore", False) for operation in operations)
+    why = "its .gitignore leaves them out: take them off it" if ignored else "the server dropped or changed them"
+    more = f" and {len(lacking) - MANY} more" if len(lacking) > MANY else ""
+    return (
+        f"{repository} is incomplete after the commit: {', '.join(lacking[:MANY])}{more} did not arrive ({why}). "
+        f"{folder} is complete; run the same command again"
+    )
 
 
 def _patiently(call: Callable[[], Result], temporary: tuple[int, ...] = TEMPORARY) -> Result:
@@ -141,6 +237,8 @@ def _patiently(call: Callable[[], Result], temporary: tuple[int, ...] = TEMPORAR
         try:
             return call()
         except RuntimeError as error:  # how huggingface_hub wraps what went wrong with one of several files
+            if isinstance(error.__cause__, NOT_THE_PROTOCOL):
+                raise error.__cause__ from error
             if not isinstance(error.__cause__, HTTPError):
                 raise
             if attempt == ATTEMPTS or not _is_temporary(error.__cause__, temporary):
@@ -171,7 +269,7 @@ def _retry_after(error: HTTPError) -> float | None:
 def _short(error: HTTPError) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"status {error.response.status_code}"
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    return type(error).__name__
 
 
 def _interrupted(error: HTTPError, folder: Path) -> str:
@@ -183,20 +281,27 @@ def _interrupted(error: HTTPError, folder: Path) -> str:
 
 def _said_clearly(error: HfHubHTTPError, repository: str, folder: Path) -> str:
     status = error.response.status_code
-    said = " ".join((error.server_message or "").split())
+    said = (error.server_message or "").lower()  # read for what it means, never repeated
+    if re.search(r"storage|quota", said) and re.search(r"limit|exceed|full|quota", said) or status in (413, 507):
+        return (
+            f"the storage of {repository.partition('/')[0]} is full (status {status}): make room or buy some in the "
+            f"settings of the account, and run the same command again. {folder} is complete"
+        )
     if status == 401 and not isinstance(error, RepositoryNotFoundError):
         return "the Hub does not accept the token: run `hf auth login` again, or check HF_TOKEN"
     if status in (401, 404):
         return f"{repository} is not there, or the token may not see it: check the name and the token's permissions"
     if status == 403:
         return (
-            f"the token may not write to {repository} ({said}): use a token with write permission there, or --create-pr"
+            f"the token may not write to {repository} (status 403): use a token with write permission there, or "
+            "--create-pr"
         )
     if status in (409, 412):
-        return f"{repository} was changed by somebody else meanwhile ({said}): look at it, and publish again"
+        return f"{repository} was changed by somebody else meanwhile: look at it, and publish again"
     if status in TEMPORARY:
         return (
             f"the Hub refused {ATTEMPTS} times (status {status}). {folder} is complete; run the same command again "
             "later: what has been sent is not sent twice"
         )
-    return f"the Hub refused with status {status}: {said or _short(error)}"
+    code = re.fullmatch(r"[A-Za-z]{1,40}", error.response.headers.get("X-Error-Code", ""))
+    return f"the Hub refused with status {status}{f' ({code[0]})' if code else ''}: nothing was committed"

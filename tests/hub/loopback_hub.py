@@ -2,7 +2,8 @@
 
 It speaks create_repo, preupload, git LFS (batch, upload, verify), commit, pull requests, branches, file trees, resolve,
 model info, who-am-I and the check of card metadata. The Xet protocol is left out: clients turn it off with the
-documented `HF_HUB_DISABLE_XET=1`. Failures are ordered in advance: `hub.fail(...)`, `hub.cut_upload(...)`.
+documented `HF_HUB_DISABLE_XET=1`. Failures are ordered in advance: `hub.fail(...)`, `hub.cut_upload(...)`,
+`hub.answer(...)`, `hub.dropped`, `hub.ignored`, `hub.commits_nothing`, `hub.verifies_at`.
 
 Clients are addressed by `HF_ENDPOINT`; `hub.environment(...)` gives the variables for a process of its own.
 """
@@ -97,6 +98,8 @@ class Fault:
     body: dict = field(default_factory=dict)
     times: int = 1
     after_bytes: int = 0
+    raw: bytes | None = None  # this answer in place of one in the protocol
+    silent: float = 0.0  # seconds before the answer
 
     def matches(self, method, path):
         return self.times > 0 and method == self.method and re.search(self.path, path) is not None
@@ -111,6 +114,12 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.unknown: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
+        self.dropped: set[str] = set()  # paths that a commit leaves out without a word
+        self.ignored: set[str] = set()  # paths that a .gitignore of the repository leaves out
+        self.changed: set[str] = set()  # paths whose content a commit changes, at the same size
+        self.commits_nothing = False
+        self.verifies_at: str | None = None  # where uploads of large files are verified, if not here
+        self.authorized: list[str] = []  # paths that came with a token
         self.lock = threading.RLock()
         hub = self
 
@@ -162,6 +171,10 @@ class LoopbackHub:
         headers = {"X-Error-Message": message, **(headers or {})}
         self.faults.append(Fault(method, path, status, headers, {"error": message}, times))
 
+    def answer(self, method, path, raw=b"", status=200, times=100, silent=0.0, headers=None):
+        """The next `times` requests of that kind get `raw`, after `silent` seconds."""
+        self.faults.append(Fault(method, path, status, headers or {}, {}, times, raw=raw, silent=silent))
+
     def cut_upload(self, path=r"/lfs/", after_bytes=1000, times=1):
         """The next `times` uploads of a large file lose their connection after some bytes."""
         self.faults.append(Fault("PUT", path, None, times=times, after_bytes=after_bytes))
@@ -212,6 +225,12 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         self.body = self.read_body()
+        if "Authorization" in self.headers:
+            self.hub.authorized.append(path)
+        if fault is not None and fault.raw is not None:
+            threading.Event().wait(fault.silent)  # tests shorten time.sleep
+            self.answer(fault.raw, fault.status, fault.headers)
+            return
         try:
             if fault is not None:
                 raise Refused(fault.status, fault.body["error"], headers=fault.headers)
@@ -382,7 +401,7 @@ class Handler(BaseHTTPRequestHandler):
                 {
                     "path": asked["path"],
                     "uploadMode": mode,
-                    "shouldIgnore": False,
+                    "shouldIgnore": asked["path"] in self.hub.ignored,
                     "oid": present.etag if present else None,
                 }
             )
@@ -396,7 +415,7 @@ class Handler(BaseHTTPRequestHandler):
             described = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.hub.lfs_objects:
                 place = f"{self.hub.endpoint}/lfs/{asked['oid']}"
-                verify = {"href": f"{self.hub.endpoint}/lfs/verify", "header": {}}
+                verify = {"href": self.hub.verifies_at or f"{self.hub.endpoint}/lfs/verify", "header": {}}
                 described["actions"] = {"upload": {"href": place, "header": {}}, "verify": verify}
             objects.append(described)
         self.answer({"transfer": "basic", "objects": objects})
@@ -419,7 +438,7 @@ class Handler(BaseHTTPRequestHandler):
         repository = self.writable(name, opens_pull_request)
         parent = self.commit_of(repository, revision)
         files, title = dict(parent.files), ""
-        for line in self.body.splitlines():
+        for line in [] if self.hub.commits_nothing else self.body.splitlines():
             item = json.loads(line)
             key, value = item["key"], item["value"]
             if key == "header":
@@ -437,6 +456,9 @@ class Handler(BaseHTTPRequestHandler):
                     raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")
             elif key == "deletedFolder":
                 files = {path: file for path, file in files.items() if not path.startswith(value["path"])}
+        files = {path: file for path, file in files.items() if path not in self.hub.dropped}
+        for path in self.hub.changed & set(files):
+            files[path] = File(files[path].content[:-1] + b"~", files[path].is_lfs)
         content = {"success": True, "commitUrl": f"{self.hub.endpoint}/{name}/commit/"}
         if opens_pull_request:
             number = len(repository.pull_requests) + 1

@@ -224,3 +224,112 @@ def test_offline_is_said(folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     with pytest.raises(OSError, match="HF_HUB_OFFLINE is set"):
         upload(folder, "user/name")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00002.safetensors"])
+@pytest.mark.parametrize("fault", ["dropped", "ignored", "changed"])
+def test_files_that_did_not_arrive_are_named(online, folder, fault, name):
+    getattr(online, fault).add(name)
+    with pytest.raises(OSError, match=f"is incomplete after the commit: {name} did not arrive") as caught:
+        upload(folder, "user/name")
+    assert ("gitignore" in str(caught.value)) == (fault == "ignored") and "\n" not in str(caught.value)
+    getattr(online, fault).clear()
+    upload(folder, "user/name")
+    assert len(online.repositories["user/name"].main) == 5
+
+
+def test_a_server_that_commits_nothing(online, folder):
+    online.commits_nothing = True
+    with pytest.raises(OSError, match="incomplete.*README.md, config.json.* did not arrive"):
+        upload(folder, "user/name")
+    online.answer("POST", COMMIT, b'{"commitUrl": "http://127.0.0.1/user/name/commit/0", "commitOid": "0"}')
+    with pytest.raises(OSError, match="incomplete.*README.md, config.json.* did not arrive"):
+        upload(folder, "user/name")
+
+
+def test_many_missing_files_fit_into_a_line(online, folder):
+    names = [f"plots/{number}.png" for number in range(30)]
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    online.dropped.update(names)
+    with pytest.raises(OSError, match="and 25 more did not arrive") as caught:
+        upload(folder, "user/name", create_pr=False)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("raw", [b"<html>busy</html>", b"{}", b"null"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/whoami-v2"),
+        ("POST", "/api/repos/create"),
+        ("GET", r"/api/models/user/name$"),
+        ("POST", "/preupload/"),
+        ("POST", "objects/batch"),
+        ("POST", COMMIT),
+        ("GET", "/tree/"),
+    ],
+)
+def test_answers_that_are_none_of_a_hub(online, folder, method, path, raw):
+    online.answer(method, path, raw)
+    try:
+        upload(folder, "user/name")
+    except OSError as error:
+        assert "\n" not in str(error) and ("none of a Hub" in str(error) or "is incomplete" in str(error)), error
+    else:  # what the client can do without
+        assert len(online.repositories["user/name"].main) == 5 and (path, raw) != (COMMIT, b"{}")
+
+
+def test_a_server_that_falls_silent(online, folder):
+    online.answer("GET", "/api/whoami-v2", b"{}", silent=3.0)
+    with pytest.raises(OSError, match="connection to the Hub broke .ReadTimeout.*run the same command again"):
+        upload(folder, "user/name", silence=0.1)
+    assert online.count("GET", "/api/whoami-v2") == 5
+    online.faults.clear()
+    upload(folder, "user/name")
+    assert len(online.repositories["user/name"].main) == 5
+
+
+def test_full_storage_is_no_matter_of_the_token(online, folder):
+    for message in ("Private repository storage limit reached", "You have exceeded your storage quota"):
+        online.fail("POST", "objects/batch", 403, message=message)
+        with pytest.raises(OSError, match="the storage of user is full") as caught:
+            upload(folder, "user/name")
+        assert "token" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 418, 422, 500])
+def test_what_a_server_echoes_is_not_repeated(online, folder, status, monkeypatch):
+    monkeypatch.setattr(upload_module, "ATTEMPTS", 1)
+    online.fail("POST", COMMIT, status, message=f"bad header: Bearer {WRITE_TOKEN}", times=100)
+    with pytest.raises(OSError) as caught:
+        upload(folder, "user/name")
+    assert WRITE_TOKEN not in str(caught.value) and "Bearer" not in str(caught.value)
+
+
+def test_the_token_stays_at_the_hub(online, folder):
+    from loopback_hub import LoopbackHub
+
+    with LoopbackHub() as elsewhere:
+        elsewhere.answer("POST", "/verify")
+        online.verifies_at = f"{elsewhere.endpoint}/verify"
+        upload(folder, "user/name")
+        assert elsewhere.count("POST", "/verify") == 3 and elsewhere.authorized == []
+    assert any(COMMIT in path for path in online.authorized)
+    online.verifies_at = None
+    (folder / "plots" / "loss.png").write_bytes(b"another")
+    upload(folder, "user/name")
+    assert "/lfs/verify" in online.authorized
+
+
+@pytest.mark.parametrize("name", ["../x.py", "./model.safetensors", "plots/../../x", "/x.py"])
+def test_a_hostile_name_in_the_repository_blocks_nothing(online, folder, name):
+    from loopback_hub import File
+
+    upload(folder, "user/name")
+    repository = online.repositories["user/name"]
+    files = {**repository.main, name: File(b"x", False)}
+    repository.commit("main", "hostile", files, repository.references["main"])
+    (folder / "config.json").write_text("{}")
+    upload(folder, "user/name")
+    assert repository.main["config.json"].content == b"{}"
