@@ -14,10 +14,10 @@ from typing import Any
 from transformers import logging
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
-from poise.processing.scenes import Scenes
-from poise.training.checkpoints import load_trained
-from poise.training.recipe import load_recipe
-from poise.training.sft import run_sft
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.checkpoints import load_trained
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import run_sft
 
 # The same number of adapter weights: one of rank 16, or two of rank 8.
 ARMS: dict[str, dict[str, Any]] = {

@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 from poise.processing import TrainingCollator
-from poise.processing.packing import PackingCollator, padding_places
-from poise.processing.record_sources import RecordSource, open_records
-from poise.processing.scenes import Scenes
-from poise.training.assembly import assemble, prepare_for_training
-from poise.training.recipe import load_recipe
-from poise.training.row_lengths import row_lengths
+from poise.processing.batching.packing import PackingCollator, padding_places
+from poise.processing.records.record_sources import RecordSource, open_records
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.assembly import assemble, prepare_for_training
+from poise.training.sft.packing import row_lengths
+from poise.training.sft.recipe import load_recipe
 
 BATCH = 32
 

@@ -6,9 +6,8 @@ The same trained model with the question as an arbiter, if it was trained with o
 
 import argparse
 
-from poise.evaluation.condition_table import evaluate_conditions
-from poise.evaluation.conditions import Condition
-from poise.training.checkpoints import load_trained
+from poise.evaluation.robustness.conditions import Condition, evaluate_conditions
+from poise.training.sft.checkpoints import load_trained
 
 CONDITIONS = (
     Condition("prior broken"),

@@ -30,11 +30,10 @@ from transformers import logging as transformers_logging
 
 from poise.library_noise import quiet_libraries
 from poise.modeling import PoiseForConditionalGeneration
-from poise.training.assembly import add_adapters
 from poise.training.parameter_groups import set_trainable
-from poise.training.quantization import quantization_config
-from poise.training.recipe import DEFAULTS
-from poise.training.tiny_backbones import tiny_backbone_path
+from poise.training.sft.assembly import add_adapters, quantization_config
+from poise.training.sft.recipe import DEFAULTS
+from poise.training.tiny_backbones.build import tiny_backbone_path
 
 # Hidden size, feed-forward size, layers, heads, key-value heads, vocabulary.
 TEXT = {

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import logging as transformers_logging
 
-from poise.evaluation.bootstrap import bootstrap_interval
-from poise.evaluation.conditions import DEMO_CONDITIONS
-from poise.training.checkpoints import load_trained
-from poise.training.prior_following import PriorFollowing, answer_kinds
+from poise.evaluation.intervals import bootstrap_interval
+from poise.evaluation.robustness.conditions import DEMO_CONDITIONS
+from poise.training.preference.prior_following import PriorFollowing, answer_kinds
+from poise.training.sft.checkpoints import load_trained
 
 NAMES = ("accuracy", "as the prior", "other wrong")
 

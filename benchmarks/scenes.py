@@ -7,7 +7,7 @@ import argparse
 import statistics
 import time
 
-from poise.processing.scenes import Scenes
+from poise.processing.scenes.scenes import Scenes
 
 
 def rate(draw, count: int, repeats: int) -> float:

@@ -16,8 +16,8 @@ import matplotlib
 import numpy as np
 from transformers import logging as transformers_logging
 
-from poise.training.tag_encoder_recipe import load_tag_encoder_recipe
-from poise.training.tag_encoder_stage import run_tag_encoder
+from poise.training.tag_encoder.recipe import load_tag_encoder_recipe
+from poise.training.tag_encoder.stage import run_tag_encoder
 
 ENCODINGS = ("attention_bias", "text", "embedding")
 COLORS = {"attention_bias": "#1b7f79", "text": "#c4661f", "embedding": "#6a4c93"}

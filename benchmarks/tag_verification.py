@@ -9,10 +9,10 @@ import argparse
 
 import torch
 
-from poise.evaluation.conditions import DEMO_CONDITIONS
+from poise.evaluation.robustness.conditions import DEMO_CONDITIONS
 from poise.modeling.vision_features import encode_image
 from poise.processing import GenerationCollator
-from poise.training.checkpoints import load_trained
+from poise.training.sft.checkpoints import load_trained
 
 NAMES = ("clean", "prior broken", "tags invented", "tags shuffled", "image blur", "image noise", "image blank",
          "image swapped")  # fmt: skip

@@ -12,8 +12,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from poise.modeling.activation_profile import activation_profile
 from poise.modeling.typicality import Typicality
-from poise.processing.scenes import Scenes
-from poise.training.tiny_backbones import tiny_backbone_path
+from poise.processing.scenes.scenes import Scenes
+from poise.training.tiny_backbones.build import tiny_backbone_path
 
 CONDITIONS = {
     "clean": ("test", {}),

@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 from torch.utils.data import Dataset, Subset
 
-from poise.processing.photo_annotations import SOURCES, records_from_annotations
-from poise.processing.record_sources import RecordSource, open_records, parse_source
-from poise.processing.scenes import Scenes
-from poise.processing.task_record_files import TaskRecords
+from ..processing.records.photo_annotations import SOURCES, records_from_annotations
+from ..processing.records.record_sources import RecordSource, open_records, parse_source
+from ..processing.records.task_record_files import TaskRecords
+from ..processing.scenes.scenes import Scenes
 
 SCENES = "scenes"
 SPLIT = "validation"  # where the source has splits and names none, as for a recipe's `data.evaluation`

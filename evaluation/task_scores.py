@@ -9,19 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from poise.evaluation.bootstrap import Statistic, bootstrap_interval
-from poise.evaluation.metrics.caption_scores import (
-    bleu_from_statistics,
-    bleu_statistics,
-    cider_d_scores,
-    rouge_l_scores,
-)
-from poise.evaluation.metrics.captions import tokenize_captions
-from poise.evaluation.metrics.grounding_accuracy import grounding_scores, threshold_name
-from poise.evaluation.metrics.multiple_choice import multiple_choice_scores
-from poise.evaluation.metrics.pope import pope_counts, pope_from_counts
-from poise.evaluation.metrics.vqa_answers import normalize_answer, vqa_accuracy
-from poise.processing.grounding_text import text_to_box
+from ..processing.grounding_text import text_to_box
+from .intervals import Statistic, bootstrap_interval
+from .metrics.caption_scores import bleu_from_statistics, bleu_statistics, cider_d_scores, rouge_l_scores
+from .metrics.captions import tokenize_captions
+from .metrics.grounding_accuracy import grounding_scores, threshold_name
+from .metrics.multiple_choice import multiple_choice_scores
+from .metrics.pope import pope_counts, pope_from_counts
+from .metrics.vqa_answers import normalize_answer, vqa_accuracy
 
 Rows = Sequence[dict[str, Any]]
 

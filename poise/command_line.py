@@ -46,120 +46,120 @@ COMMANDS = {
     for command in (
         Command(
             "demo",
-            "poise.demo",
+            "poise.commands.demo",
             "train two tiny models on drawn scenes, compare them, publish one (about 5 minutes)",
             "poise demo",
             one_thread=True,
         ),
         Command(
             "sft",
-            "poise.fine_tune",
+            "poise.commands.train",
             "fine-tune a model on task records",
             "poise sft --config demo --router_type reliability",
         ),
         Command(
             "rank-encoders",
-            "poise.training.rank_encoders",
+            "poise.commands.rank_encoders",
             "compare frozen vision and text encoders layer by layer: which pair is worth aligning",
             "poise rank-encoders --text tiny:tag_encoder tiny:causal_lm --output outputs/rank-encoders",
             one_thread=True,
         ),
         Command(
             "curate",
-            "poise.training.curate",
+            "poise.commands.curate",
             "keep, of a pool of captioned pictures, the same number of records for every concept",
             "poise curate --data scenes:train --concepts scenes --text tiny:tag_encoder --keep 20",
             one_thread=True,
         ),
         Command(
             "align",
-            "poise.training.align",
+            "poise.training.align.stage",
             "align frozen vision and text encoders by small projectors; the result is a tagger",
             "poise align --config align",
         ),
         Command(
             "tag-encoder",
-            "poise.training.tag_encoder_stage",
+            "poise.training.tag_encoder.stage",
             "teach a sentence encoder what tags with scores mean, by triplets with captions",
             "poise tag-encoder --config tag_encoder_scenes --score_encoding attention_bias",
         ),
         Command(
             "preference",
-            "poise.training.preference",
+            "poise.training.preference.stage",
             "prefer what the picture shows to what the prior or an invented tag says (DPO)",
             "poise preference --config preference_scenes --model outputs/demo/reliability/model",
         ),
         Command(
             "merge",
-            "poise.training.merge_command",
+            "poise.commands.merge",
             "merge a run's adapters into its language model",
             "poise merge outputs/sft outputs/merged",
         ),
         Command(
             "data",
-            "poise.data_command",
+            "poise.commands.data",
             "convert published data sets into task records, and show records as a model sees them",
             "poise data show scenes:train --config demo --output data.png",
         ),
         Command(
             "evaluate",
-            "poise.evaluation.evaluate_command",
+            "poise.commands.evaluate",
             "let a model answer a data set and score the answers",
             "poise evaluate outputs/demo/reliability/model --data scenes:prior_broken --task vqa",
         ),
         Command(
             "interpret",
-            "poise.evaluation.interpret_command",
+            "poise.commands.interpret",
             "where a model keeps what it sees: logit lens, token ablation, attention knockout",
             "poise interpret outputs/demo/reliability/model --samples 200 --tags drop",
         ),
         Command(
             "robustness",
-            "poise.evaluation.robustness_command",
+            "poise.commands.robustness",
             "how the answers hold up when picture, tags or question are damaged",
             "poise robustness outputs/demo/reliability/model --samples 300",
         ),
         Command(
             "diagnose",
-            "poise.evaluation.diagnose_command",
+            "poise.commands.diagnose",
             "which modality the answers follow: attention, Shapley shares, conflicts, router weights",
             "poise diagnose outputs/demo/reliability/model --samples 300",
         ),
         Command(
             "study",
-            "poise.study",
+            "poise.commands.study",
             "train and measure every router, prompt and language model over seeds (about 90 minutes)",
             "poise study --output outputs/study",
             one_thread=True,
         ),
         Command(
             "ask",
-            "poise.ask",
+            "poise.commands.ask",
             "answer a question about an image",
             'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"',
         ),
         Command(
             "publish",
-            "poise.hub_cards.publish_command",
+            "poise.commands.publish",
             "publish a run on the Hub, with its model card, after a check that it loads without Poise",
             "poise publish outputs/demo/reliability --repo user/name --dry-run",
         ),
         Command(
             "space",
-            "poise.hub_cards.space_command",
+            "poise.commands.space",
             "write a web page on which anybody can ask a published model (a Gradio Space)",
             "poise space outputs/space --model user/name",
         ),
         Command(
             "backbones",
-            "poise.training.tiny_backbones",
+            "poise.training.tiny_backbones.build",
             "rebuild or check the tiny backbones of the demo",
             "poise backbones --check",
             one_thread=True,
         ),
         Command(
             "completion",
-            "poise.shell_completion",
+            "poise.commands.completion",
             "print a script that completes commands, options and choices in a shell",
             "source <(poise completion bash)",
         ),
@@ -231,11 +231,6 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported, which is below
     try:
         module = importlib.import_module(command.module)
-        if command.module.startswith("poise.evaluation."):
-            from poise.evaluation import evaluate_command  # light: no torch before it runs
-            from poise.run_loading import load_run
-
-            evaluate_command.load_run = load_run
         return module.main(arguments)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,22 +15,22 @@ import yaml
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 
 from poise.command_line import COMMANDS, global_options
+from poise.commands.completion import FOLDER, SHELLS
 from poise.modeling.configuration_dual_encoder import TEXT_PATHS, VISION_PATHS
 from poise.modeling.configuration_poise import FEATURE_SELECTIONS, ROUTER_SCOPES
 from poise.modeling.contrastive_losses import CONTRASTIVE_LOSSES
 from poise.modeling.information_router import ROUTERS
 from poise.modeling.projectors import PROJECTORS
 from poise.modeling.soft_prompt import PROMPT_POOLINGS, SCORE_ENCODINGS, SOFT_PROMPTS
-from poise.processing.degradations import DEGRADATION_STREAMS
-from poise.shell_completion import FOLDER, SHELLS
-from poise.training.align_recipe import FIELDS as ALIGN_FIELDS
-from poise.training.caption_positives import POSITIVES
-from poise.training.preference_pairs import KINDS
-from poise.training.preference_recipe import FIELDS as PREFERENCE_FIELDS
-from poise.training.recipe import SECTIONS as SFT_FIELDS
-from poise.training.recipe_checks import QUANTIZATIONS, TRACKERS
-from poise.training.tag_encoder_recipe import FIELDS as TAG_ENCODER_FIELDS
-from poise.training.triplet_loss import NEGATIVES
+from poise.processing.degradations.degradations import DEGRADATION_STREAMS
+from poise.training.align.recipe import FIELDS as ALIGN_FIELDS
+from poise.training.preference.pairs import KINDS
+from poise.training.preference.recipe import FIELDS as PREFERENCE_FIELDS
+from poise.training.sft.recipe import QUANTIZATIONS, TRACKERS
+from poise.training.sft.recipe import SECTIONS as SFT_FIELDS
+from poise.training.tag_encoder.data import POSITIVES
+from poise.training.tag_encoder.model import NEGATIVES
+from poise.training.tag_encoder.recipe import FIELDS as TAG_ENCODER_FIELDS
 
 # Commands whose options are also the fields of a recipe.
 RECIPE_FIELDS: dict[str, Mapping[str, Sequence[str]]] = {

@@ -62,7 +62,7 @@ class PoiseForLmmsEval(lmms):
         self.model = model.to(self.device).eval()
         self.tagger = None
         if tagger is not None:
-            from poise.processing.tagged_records import load_tagger
+            from poise.processing.records.tagged_records import load_tagger
 
             self.tagger = load_tagger(tagger)
 

@@ -7,51 +7,51 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch_description import describe_batch
+    from .batching.batch_description import describe_batch
+    from .batching.collators import GenerationCollator, TrainingCollator
     from .chat_templates import CHAT_TEMPLATES, choose_chat_template
-    from .collators import GenerationCollator, TrainingCollator
     from .grounding_text import box_to_text, text_to_box
     from .image_loading import open_image
-    from .photo_annotations import convert_photo_annotations
-    from .precomputed_tags import PrecomputedTags
     from .processing_poise import PoiseProcessor
     from .prompts import Prompts, reference_texts, target_text
-    from .scenes import Scenes
-    from .tagged_records import TaggedRecords, load_tagger
+    from .records.photo_annotations import convert_photo_annotations
+    from .records.precomputed_tags import PrecomputedTags
+    from .records.tagged_records import TaggedRecords, load_tagger
+    from .records.task_record import TaskRecord, TaskRecordError, check_task_record
+    from .records.task_record_files import TaskRecords, load_task_records, write_task_records
+    from .scenes.scenes import Scenes
     from .taggers import DualEncoderTagger, ZeroShotTagger
     from .tags import Tag, check_tags, parse_tags
-    from .task_record import TaskRecord, TaskRecordError, check_task_record
-    from .task_record_files import TaskRecords, load_task_records, write_task_records
 
 _HOME = {
     "CHAT_TEMPLATES": "chat_templates",
     "DualEncoderTagger": "taggers",
-    "GenerationCollator": "collators",
+    "GenerationCollator": "batching.collators",
     "PoiseProcessor": "processing_poise",
-    "PrecomputedTags": "precomputed_tags",
+    "PrecomputedTags": "records.precomputed_tags",
     "Prompts": "prompts",
-    "Scenes": "scenes",
+    "Scenes": "scenes.scenes",
     "Tag": "tags",
-    "TaggedRecords": "tagged_records",
-    "TaskRecord": "task_record",
-    "TaskRecordError": "task_record",
-    "TaskRecords": "task_record_files",
-    "TrainingCollator": "collators",
+    "TaggedRecords": "records.tagged_records",
+    "TaskRecord": "records.task_record",
+    "TaskRecordError": "records.task_record",
+    "TaskRecords": "records.task_record_files",
+    "TrainingCollator": "batching.collators",
     "ZeroShotTagger": "taggers",
     "box_to_text": "grounding_text",
     "check_tags": "tags",
-    "check_task_record": "task_record",
+    "check_task_record": "records.task_record",
     "choose_chat_template": "chat_templates",
-    "convert_photo_annotations": "photo_annotations",
-    "describe_batch": "batch_description",
-    "load_tagger": "tagged_records",
-    "load_task_records": "task_record_files",
+    "convert_photo_annotations": "records.photo_annotations",
+    "describe_batch": "batching.batch_description",
+    "load_tagger": "records.tagged_records",
+    "load_task_records": "records.task_record_files",
     "open_image": "image_loading",
     "parse_tags": "tags",
     "reference_texts": "prompts",
     "target_text": "prompts",
     "text_to_box": "grounding_text",
-    "write_task_records": "task_record_files",
+    "write_task_records": "records.task_record_files",
 }
 __all__ = [
     "CHAT_TEMPLATES",

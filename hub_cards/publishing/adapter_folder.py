@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from ...training.checkpoints import base_of
+from ...training.run_files import base_of
 from ..card.backbone_names import ROLES, hub_id
 
 

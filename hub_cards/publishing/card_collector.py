@@ -11,9 +11,9 @@ import torch
 from peft import PeftModel
 from transformers import TrainerCallback
 
-from ...training.checkpoints import base_of, versions
 from ...training.parameter_groups import count_parameters
-from ...training.recipe import Recipe
+from ...training.run_files import base_of, versions
+from ...training.sft.recipe import Recipe
 from ..card.data import CARD_DATA_FILE, CardData
 from ..card.model_card import build_card
 from ..card.public_recipe import public_recipe

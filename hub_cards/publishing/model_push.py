@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...processing import PoiseProcessor
-from ...training.checkpoints import base_of
+from ...training.run_files import base_of
 from ..card.backbone_names import base_models
 from ..card.data import CardData
 from ..card.licenses import look_up_licenses

@@ -19,8 +19,8 @@ from peft import PeftModel
 from PIL import Image
 
 from ...processing import PoiseProcessor, Scenes
-from ...training.checkpoints import RECIPE_FILE, VERSIONS_FILE, base_of, versions
-from ...training.recipe import Recipe
+from ...training.run_files import RECIPE_FILE, VERSIONS_FILE, base_of, versions
+from ...training.sft.recipe import Recipe
 from ..card.backbone_names import hub_id, public_name
 from ..card.data import SCHEMA, CardData, EvaluationRow
 from ..card.model_card import build_card

@@ -13,10 +13,10 @@ import yaml
 from peft import PeftModel
 
 from ...processing import PoiseProcessor
-from ...training.assembly import assemble
-from ...training.checkpoints import RECIPE_FILE, VERSIONS_FILE, last_checkpoint, load_trained
-from ...training.merging import trained_folder
-from ...training.recipe import load_recipe
+from ...training.run_files import RECIPE_FILE, VERSIONS_FILE, last_checkpoint
+from ...training.sft.assembly import assemble
+from ...training.sft.checkpoints import load_trained, trained_folder
+from ...training.sft.recipe import load_recipe
 from ..card.data import CARD_DATA_FILE, CardData, add_evaluation_file
 from ..card.public_recipe import public_recipe
 from ..card.training_data import datasets_of

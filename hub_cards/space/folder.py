@@ -104,7 +104,7 @@ def _absolute(name: str) -> str:
 def draw_examples(folder: Path) -> list[dict[str, Any]]:
     """Drawn scenes with a question and tags each, as files below `folder`; returns what `space.json` says of them."""
     from ...processing import Scenes
-    from ...processing.degradations import degrade
+    from ...processing.degradations.degradations import degrade
 
     # Colours that contradict the prior: the answer has to come from the picture or from its tags.
     scenes = Scenes("prior_broken", size=len(EXAMPLES), tasks=("vqa",), question_types=("color",))

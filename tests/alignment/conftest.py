@@ -8,7 +8,7 @@ import torch
 def tiny_dual_encoder():
     """`tiny_dual_encoder(**fields)`: the shipped vision tower and tag encoder with a new head, the same every time."""
     from poise.modeling import PoiseDualEncoder
-    from poise.training.tiny_backbones import tiny_backbone_path
+    from poise.training.tiny_backbones.build import tiny_backbone_path
 
     def make(text="tag_encoder", **fields):
         torch.manual_seed(0)
@@ -23,7 +23,7 @@ def tiny_pair_processor():
     """Image processor of the tiny tower and tokenizer of the tiny tag encoder."""
     from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderProcessor
 
-    from poise.training.tiny_backbones import tiny_backbone_path
+    from poise.training.tiny_backbones.build import tiny_backbone_path
 
     return VisionTextDualEncoderProcessor(
         AutoImageProcessor.from_pretrained(tiny_backbone_path("vision")),
@@ -34,7 +34,7 @@ def tiny_pair_processor():
 @pytest.fixture(scope="session")
 def align_recipe(tmp_path_factory):
     """`align_recipe(output_dir, **overrides)`: the shipped recipe on few scenes, whose features are kept."""
-    from poise.training.align_recipe import load_align_recipe
+    from poise.training.align.recipe import load_align_recipe
 
     features = tmp_path_factory.mktemp("features")
 
@@ -53,7 +53,7 @@ def align_recipe(tmp_path_factory):
 @pytest.fixture(scope="session")
 def aligned(align_recipe, tmp_path_factory):
     """(folder of the run, folder of its model, metrics) of 60 short steps: far from finished, far above chance."""
-    from poise.training.align import run_align
+    from poise.training.align.stage import run_align
 
     folder = tmp_path_factory.mktemp("aligned")
     model, metrics = run_align(align_recipe(folder, max_steps=60, **{"data.scenes": {"size": 600}}))

@@ -19,7 +19,7 @@ from transformers import (
     SiglipModel,
 )
 
-from poise.processing.scenes_layout import COLORS, SHAPES
+from poise.processing.scenes.layout import COLORS, SHAPES
 
 WORDS = [*COLORS, *SHAPES, *(f"{shape}s" for shape in SHAPES), "a", "an", "of", "the", "and", "photo", "there", "is"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

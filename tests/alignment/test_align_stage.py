@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from poise.evaluation.dual_encoder_scores import mean_average_precision, retrieval_recall, tagging_scores
+from poise.evaluation.calibration import mean_average_precision, retrieval_recall, tagging_scores
 from poise.processing import Scenes, write_task_records
-from poise.processing.tagged_records import load_tagger
-from poise.training import align
-from poise.training.align import main, run_align
-from poise.training.align_features import pair_features
-from poise.training.align_recipe import load_align_recipe
-from poise.training.align_trainer import AlignTrainer
-from poise.training.caption_pairs import CaptionPairs, caption_parts, load_pairs
+from poise.processing.records.tagged_records import load_tagger
+from poise.training.align import stage as align
+from poise.training.align.caption_pairs import CaptionPairs, caption_parts, load_pairs
+from poise.training.align.pair_features import pair_features
+from poise.training.align.recipe import load_align_recipe
+from poise.training.align.stage import main, run_align
+from poise.training.align.trainer import AlignTrainer
 
 pytestmark = pytest.mark.numerics
 

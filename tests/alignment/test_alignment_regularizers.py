@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from poise.training.fusemix import fuse_mix
-from poise.training.structure_regularizer import jensen_shannon, structure_regularizer
+from poise.training.align.regularizers import fuse_mix, jensen_shannon, structure_regularizer
 
 
 def features(lengths=(2, 4, 3, 4)):

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from poise.commands.curate import main
 from poise.processing import Scenes, write_task_records
-from poise.training.concept_curation import ConceptCandidates, coverage, coverage_summary, gini
-from poise.training.curate import main
-from poise.training.record_stream import RecordStream
+from poise.training.curation.concept_candidates import ConceptCandidates, coverage, coverage_summary, gini
+from poise.training.curation.record_stream import RecordStream
 
 
 def candidates_of(similarity, batch_size, capacity=4, **options):

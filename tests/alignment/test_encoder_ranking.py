@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from poise.command_line import main as poise
-from poise.training import encoder_states
-from poise.training.caption_pairs import load_pairs
-from poise.training.encoder_ranking import best_by_pair, rank_encoders
-from poise.training.encoder_states import TextStates, VisionStates
-from poise.training.rank_encoders import main
+from poise.commands.rank_encoders import main
+from poise.training.align.caption_pairs import load_pairs
+from poise.training.curation import encoder_states
+from poise.training.curation.encoder_ranking import best_by_pair, rank_encoders
+from poise.training.curation.encoder_states import TextStates, VisionStates
 
 
 def test_a_trained_tower_is_told_from_an_untrained_one(tmp_path, capsys):

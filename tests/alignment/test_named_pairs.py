@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from encoder_pairs import named_pairs  # noqa: E402
 
 from poise.command_line import main as poise  # noqa: E402
-from poise.processing.scenes import Scenes  # noqa: E402
+from poise.processing.records.task_record_files import write_task_records  # noqa: E402
+from poise.processing.scenes.scenes import Scenes  # noqa: E402
 from poise.processing.taggers import DualEncoderTagger  # noqa: E402
-from poise.processing.task_record_files import write_task_records  # noqa: E402
 
 PAIRS = ("dinov2+roberta", "clip", "siglip")
 

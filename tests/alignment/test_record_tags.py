@@ -6,10 +6,10 @@ import pytest
 from torch.utils.data import ConcatDataset, Subset
 
 from poise.processing import Scenes, TaskRecords
-from poise.processing.record_mixture import RecordMixture
+from poise.processing.records.record_mixture import RecordMixture
 from poise.processing.taggers import DualEncoderTagger
-from poise.training.record_tags import with_tags_of
-from poise.training.sft import main as sft
+from poise.training.feature_cache.computed_tags import with_tags_of
+from poise.training.sft.stage import main as sft
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_records_without_a_picture_have_no_tags(tagger_folder, tmp_path):
 
 def test_sft_reads_the_taggers_tags(tagger_folder, tmp_path, monkeypatch):
     """The collator sees them, in training and in evaluation, and no tag of the scenes' own."""
-    from poise.processing import collators
+    from poise.processing.batching import collators
 
     seen = []
     check = collators.TrainingCollator.__call__
@@ -103,7 +103,7 @@ def test_sft_reads_the_taggers_tags(tagger_folder, tmp_path, monkeypatch):
 
 
 def test_a_tagger_that_is_not_there_is_noticed_before_a_model_is_loaded(tmp_path, monkeypatch):
-    from poise.training import assembly
+    from poise.training.sft import assembly
 
     def refuse(*args, **kwargs):
         raise AssertionError("a model was loaded before the mistake was found")

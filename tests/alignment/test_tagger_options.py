@@ -2,8 +2,8 @@
 
 import pytest
 
-from poise import ask
-from poise.evaluation.evaluate_command import main as evaluate
+from poise.commands import ask
+from poise.commands.evaluate import main as evaluate
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.processing import Scenes
 from poise.processing.taggers import DualEncoderTagger
@@ -37,7 +37,7 @@ def test_ask_gives_the_model_the_taggers_tags(tagger, tmp_path, monkeypatch, cap
 def test_evaluate_asks_with_the_taggers_tags_and_remembers_whose_they_are(tagger, tmp_path, monkeypatch):
     folder, made = tagger
     seen = []
-    monkeypatch.setattr("poise.evaluation.evaluate_command.load_model", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr("poise.model_loading.load_model", lambda *args, **kwargs: (None, None))
     monkeypatch.setattr(
         GenerationEvaluator, "__call__", lambda self, model, processor, records: seen.append((self, records)) or {}
     )

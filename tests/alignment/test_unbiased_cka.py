@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from poise.training.unbiased_cka import MiniBatchCKA, unbiased_hsic
+from poise.training.curation.encoder_ranking import MiniBatchCKA, unbiased_hsic
 
 
 def cka(first, second, batch_size=None):

@@ -27,9 +27,9 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from poise import command_line
-from poise.training.assembly import assemble
-from poise.training.recipe import load_recipe
-from poise.training.safe_training import complete_checkpoints
+from poise.training.run_files import complete_checkpoints
+from poise.training.sft.assembly import assemble
+from poise.training.sft.recipe import load_recipe
 
 STEPS = 5
 SHORT = ["--max_steps", str(STEPS), "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "2",

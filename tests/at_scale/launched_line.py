@@ -5,7 +5,7 @@ import sys
 import torch
 from transformers import Trainer, TrainingArguments
 
-from poise.training.safe_training import SafeTraining
+from poise.training.stage_trainer import SafeTraining
 
 
 class Line(torch.nn.Module):

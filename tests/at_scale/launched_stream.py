@@ -10,9 +10,9 @@ import sys
 
 import torch
 
-from poise.training import sft
-from poise.training.cached_records import CachedTrainingCollator
-from poise.training.trainer import PoiseTrainer
+from poise.training.feature_cache.cached_records import CachedTrainingCollator
+from poise.training.sft import stage as sft
+from poise.training.sft.trainer import PoiseTrainer
 
 NOTES, RECIPE = sys.argv[1:]
 collate = CachedTrainingCollator.__call__

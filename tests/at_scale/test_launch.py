@@ -17,8 +17,8 @@ from accelerate.utils.launch import (
     prepare_simple_launcher_cmd_env,
 )
 
-from poise.training import launch_check
-from poise.training.launch_check import asked_for, check_launch, wrapper_of
+from poise.training import first_step_checks as launch_check
+from poise.training.first_step_checks import asked_for, check_launch, wrapper_of
 
 CONFIGS = ("cpu_ddp", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "qlora_fsdp")
 WANTED = {
@@ -74,11 +74,11 @@ def test_accelerate_reads_it_and_would_launch_it(name):
 
 def test_quantized_weights_travel_in_the_dtype_of_the_model():
     """FSDP refuses to flatten whole numbers together with floating-point ones."""
-    from poise.training import assembly
+    from poise.training.sft import assembly
 
     make = getattr(assembly, "quantization_config", None)
     if make is None:
-        from poise.training.quantization import quantization_config as make
+        from poise.training.sft.assembly import quantization_config as make
     config = make("nf4", torch.bfloat16)
     assert config.bnb_4bit_quant_storage == torch.bfloat16 == config.bnb_4bit_compute_dtype
 

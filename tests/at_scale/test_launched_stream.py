@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from poise.training.recipe import load_recipe
-from poise.training.records import load_records
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.records import load_records
 
 SIZES = {"small": 6, "large": 14}  # records of each file; their numbers go on from one file to the next
 BATCH, STEPS, PROCESSES = 2, 15, 2

@@ -12,10 +12,16 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from poise.training import written_aside
-from poise.training.safe_training import Interrupted, SafeTraining, complete_checkpoints, resumable_checkpoint, rotate
-from poise.training.versions import VERSIONS_FILE, versions, warn_of_other_versions
-from poise.training.written_aside import ASIDE, MANIFEST, DiskFull, clear_aside, move_into_place, room_for, seal
+from poise.training import atomic_folders as written_aside
+from poise.training.atomic_folders import ASIDE, MANIFEST, DiskFull, clear_aside, move_into_place, room_for, seal
+from poise.training.run_files import (
+    VERSIONS_FILE,
+    complete_checkpoints,
+    resumable_checkpoint,
+    versions,
+    warn_of_other_versions,
+)
+from poise.training.stage_trainer import Interrupted, SafeTraining, rotate
 
 
 class Line(torch.nn.Module):
@@ -316,7 +322,7 @@ def test_a_signal_saves_after_the_step_and_says_how_to_go_on(tmp_path, number):
 
 
 def test_a_second_wish_stops_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("poise.training.safe_training.PATIENCE", -1.0)
+    monkeypatch.setattr("poise.training.stage_trainer.PATIENCE", -1.0)
 
     class Twice(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):

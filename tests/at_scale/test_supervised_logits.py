@@ -4,13 +4,12 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from poise.processing.packing import PackingCollator
-from poise.processing.scenes import Scenes
-from poise.training.assembly import assemble, prepare_for_training
-from poise.training.recipe import load_recipe
-from poise.training.sft import training_arguments
-from poise.training.supervised_logits import supervised_only, takes_a_mask
-from poise.training.trainer import PoiseTrainer
+from poise.processing.batching.packing import PackingCollator
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.assembly import assemble, prepare_for_training
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import training_arguments
+from poise.training.sft.trainer import PoiseTrainer, supervised_only, takes_a_mask
 
 pytestmark = pytest.mark.numerics
 

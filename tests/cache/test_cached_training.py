@@ -9,13 +9,13 @@ from torch.utils.data import Dataset, IterableDataset
 
 from poise.modeling import modeling_poise
 from poise.processing import load_task_records, write_task_records
-from poise.processing.scenes import Scenes
-from poise.training import sft_features
-from poise.training.assembly import assemble, prepare_for_training
-from poise.training.cached_records import CachedTrainingCollator
-from poise.training.recipe import load_recipe
-from poise.training.sft import run_sft, training_arguments
-from poise.training.sft_features import cached_records
+from poise.processing.scenes.scenes import Scenes
+from poise.training.feature_cache import frozen_towers as sft_features
+from poise.training.feature_cache.cached_records import CachedTrainingCollator
+from poise.training.feature_cache.frozen_towers import cached_records
+from poise.training.sft.assembly import assemble, prepare_for_training
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import run_sft, training_arguments
 
 pytestmark = pytest.mark.numerics
 SMALL = {

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from poise.training import feature_shards, written_aside
-from poise.training.feature_cache import FeatureCache, fingerprint
-from poise.training.written_aside import DiskFull
+from poise.training import atomic_folders as written_aside
+from poise.training.atomic_folders import DiskFull
+from poise.training.feature_cache import cache as feature_shards
+from poise.training.feature_cache.cache import FeatureCache, fingerprint
 
 
 def features(rows):

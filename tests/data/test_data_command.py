@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from poise.command_line import main
-from poise.processing.data_preview import ANSWER, BOX, PLACES
-from poise.processing.task_record_files import load_task_records
+from poise.processing.batching.data_preview import ANSWER, BOX, PLACES
+from poise.processing.records.task_record_files import load_task_records
 
 
 def pixels_of(path, color):

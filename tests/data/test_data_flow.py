@@ -7,14 +7,14 @@ import pytest
 from torch.utils.data import Subset
 
 from poise.processing import TrainingCollator, write_task_records
-from poise.processing.record_mixture import RecordMixture
-from poise.processing.scenes import Scenes
-from poise.processing.task_record_files import load_task_records
-from poise.training.data_flow import PaddingShare
-from poise.training.recipe import load_recipe
-from poise.training.recipe_processor import processor_of
-from poise.training.row_lengths import row_lengths
-from poise.training.sft import run_sft
+from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.task_record_files import load_task_records
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.assembly import processor_of
+from poise.training.sft.packing import row_lengths
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import run_sft
+from poise.training.sft.trainer import PaddingShare
 
 SMALL = {
     "data.scenes": {"size": 48}, "data.evaluation": None, "per_device_train_batch_size": 4, "logging_steps": 1,

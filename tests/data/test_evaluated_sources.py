@@ -10,8 +10,8 @@ from PIL import Image
 
 from poise.command_line import main as poise
 from poise.evaluation.data_sources import data_name, load_data_source
-from poise.processing.scenes import Scenes
-from poise.training.caption_pairs import load_pairs
+from poise.processing.scenes.scenes import Scenes
+from poise.training.align.caption_pairs import load_pairs
 
 
 def rows(count, task="vqa"):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from poise.processing import TrainingCollator
-from poise.processing.batch_description import describe_batch
-from poise.processing.packing import PackingCollator, packed_bins, padding_places
-from poise.processing.scenes import Scenes
-from poise.training.assembly import assemble
-from poise.training.packing_check import check_packing, packing_errors
-from poise.training.recipe import load_recipe
+from poise.processing.batching.batch_description import describe_batch
+from poise.processing.batching.packing import PackingCollator, packed_bins, padding_places
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.assembly import assemble
+from poise.training.sft.packing import check_packing, packing_errors
+from poise.training.sft.recipe import load_recipe
 
 pytestmark = pytest.mark.numerics
 

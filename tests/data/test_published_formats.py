@@ -8,8 +8,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from poise.processing.published_formats import converted_records, read_document, read_published
-from poise.processing.task_record_files import TaskRecords, load_task_records, write_task_records
+from poise.processing.records.published_formats import converted_records, read_document, read_published
+from poise.processing.records.task_record_files import TaskRecords, load_task_records, write_task_records
 
 NAMES = {
     1: ("COCO_train2014_000000000001.jpg", "000000000001.jpg"),

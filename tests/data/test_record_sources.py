@@ -7,9 +7,9 @@ import datasets
 import pytest
 from PIL import Image
 
-from poise.processing.record_sources import RecordSource, open_records, parse_source, stream_records
-from poise.training.recipe import load_recipe
-from poise.training.records import load_records
+from poise.processing.records.record_sources import RecordSource, open_records, parse_source, stream_records
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.records import load_records
 
 VQA = {"task": "vqa", "question": "what ?", "answers": ["dog"]}
 
@@ -129,7 +129,7 @@ def test_a_bad_source_is_one_line(entry, message):
     ],
 )
 def test_data_mistakes_are_one_line_before_a_model_is_loaded(folder, row, message, streaming, monkeypatch):
-    from poise.training import sft
+    from poise.training.sft import stage as sft
 
     def no_model(recipe):
         raise AssertionError("a model was loaded before the mistake was found")

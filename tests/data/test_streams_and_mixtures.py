@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 from torch.utils.data import DataLoader
 
-from poise.processing.endless_records import EndlessRecords, StreamedRows, shuffled
-from poise.processing.record_mixture import RecordMixture
-from poise.processing.record_sources import RecordSource, stream_records
-from poise.processing.scenes import Scenes
-from poise.training.recipe import load_recipe
-from poise.training.records import load_records
+from poise.processing.records.endless_records import EndlessRecords, StreamedRows, shuffled
+from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.record_sources import RecordSource, stream_records
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.records import load_records
 
 
 def part(name, size):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from small_vlms import KINDS, object_records, small_vlm
 
-from poise.evaluation import attention_dominance
-from poise.evaluation.attention_dominance import GROUPS, AttentionDominance, layer_ranges, prompt_groups
+from poise.evaluation.dominance import attention as attention_dominance
+from poise.evaluation.dominance.attention import GROUPS, AttentionDominance, layer_ranges, prompt_groups
 
 pytestmark = pytest.mark.numerics
 

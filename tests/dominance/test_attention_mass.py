@@ -7,9 +7,9 @@ import torch
 from small_vlms import KINDS, QUESTIONS, TAGS, pictures, small_vlm
 from torch.profiler import ProfilerActivity, profile
 
-from poise.evaluation.attention_backend import attention_backend
-from poise.evaluation.attention_mass import attention_on_prompt
-from poise.evaluation.visual_prompts import read_prompts
+from poise.evaluation.dominance.attention import attention_on_prompt
+from poise.evaluation.probing.model_parts import attention_backend
+from poise.evaluation.probing.visual_prompts import read_prompts
 
 pytestmark = pytest.mark.numerics
 
@@ -47,7 +47,7 @@ def test_is_what_whole_maps_say(kind, monkeypatch):
     for row, answer in enumerate(ANSWERS):
         torch.testing.assert_close(mass[:, row], full_maps(vlm, prompts, answer, row), rtol=1e-4, atol=1e-6)
     assert (mass[:, prompts.attention_mask == 0] == 0).all()
-    monkeypatch.setattr("poise.evaluation.attention_mass._CHUNK", 1)
+    monkeypatch.setattr("poise.evaluation.dominance.attention._CHUNK", 1)
     torch.testing.assert_close(attention_on_prompt(prompts, ANSWERS), mass)
 
 
@@ -65,7 +65,7 @@ def test_weights_come_from_eager_for_that_call_and_this_is_said_once(caplog):
     reader.set_attn_implementation("sdpa")
     logging.getLogger("transformers").propagate = True
     try:
-        from poise.evaluation import attention_backend as module
+        from poise.evaluation.probing import model_parts as module
 
         module.logger.warning_once.cache_clear()
         with caplog.at_level("WARNING"):

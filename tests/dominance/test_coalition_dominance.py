@@ -4,17 +4,12 @@ import pytest
 import torch
 from small_vlms import object_records, small_vlm
 
-from poise.evaluation import coalition_dominance
-from poise.evaluation.coalition_dominance import CoalitionDominance, players_of
-from poise.evaluation.mean_tokens import mean_tokens
-from poise.evaluation.prompted_answers import (
-    answer_log_probabilities,
-    answer_texts,
-    answer_token_ids,
-    greedy_answers,
-)
-from poise.evaluation.swappable_records import SwappableRecords
-from poise.evaluation.visual_prompts import read_prompts
+from poise.evaluation.dominance import coalitions as coalition_dominance
+from poise.evaluation.dominance.coalitions import CoalitionDominance, players_of
+from poise.evaluation.probing.answers import answer_log_probabilities, answer_texts, answer_token_ids, greedy_answers
+from poise.evaluation.probing.mean_tokens import mean_tokens
+from poise.evaluation.probing.visual_prompts import read_prompts
+from poise.evaluation.sample_donors import SwappableRecords
 
 pytestmark = pytest.mark.numerics
 

@@ -7,7 +7,7 @@ from PIL import Image
 from small_vlms import object_records, small_vlm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from poise.evaluation.diagnose_command import main
+from poise.commands.diagnose import main
 from poise.hub_cards.card.data import CardData, add_evaluation_file
 from poise.processing import write_task_records
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from poise.evaluation.dominance_verdict import dominant, verdict
+from poise.evaluation.dominance.report import dominant, verdict
 
 PLAYERS = ("image", "tags", "question")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_vlms import KINDS, QUESTIONS, object_records, small_vlm
 
-from poise.evaluation.mean_tokens import mean_tokens
-from poise.evaluation.visual_prompts import read_prompts
+from poise.evaluation.probing.mean_tokens import mean_tokens
+from poise.evaluation.probing.visual_prompts import read_prompts
 
 pytestmark = pytest.mark.numerics
 

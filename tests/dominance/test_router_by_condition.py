@@ -4,8 +4,8 @@ import pytest
 import torch
 from small_vlms import object_records, small_vlm
 
-from poise.evaluation import router_weights as module
-from poise.evaluation.router_weights import RouterByCondition
+from poise.evaluation.robustness import router_weights as module
+from poise.evaluation.robustness.router_weights import RouterByCondition
 
 
 def test_means_by_condition(monkeypatch):

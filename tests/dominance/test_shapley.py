@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from poise.evaluation.shapley import coalitions, shapley_values
+from poise.evaluation.dominance.coalitions import coalitions, shapley_values
 
 PLAYERS = ("image", "tags", "question")
 

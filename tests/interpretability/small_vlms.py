@@ -22,8 +22,8 @@ from transformers import (
     T5Config,
 )
 
-from poise.evaluation.model_parts import ModelParts, model_parts
-from poise.evaluation.visual_prompts import VisualPrompts, read_prompts
+from poise.evaluation.probing.model_parts import ModelParts, model_parts
+from poise.evaluation.probing.visual_prompts import VisualPrompts, read_prompts
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
 from poise.processing import PoiseProcessor
 from poise.processing.chat_templates import choose_chat_template

@@ -10,9 +10,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from poise.evaluation.attention_backend import attention_backend
-from poise.evaluation.attention_blocking import block_attention, check_layers
-from poise.evaluation.prompted_answers import greedy_answers
+from poise.evaluation.interpretability.attention_knockout import block_attention, check_layers
+from poise.evaluation.probing.answers import greedy_answers
+from poise.evaluation.probing.model_parts import attention_backend
 
 pytestmark = pytest.mark.numerics
 
@@ -279,7 +279,7 @@ def unfit_implementation():
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_an_unfit_implementation_is_exchanged_meanwhile_and_that_is_said_once(kind, unfit_implementation, monkeypatch):
-    import poise.evaluation.attention_backend as module
+    import poise.evaluation.probing.model_parts as module
 
     said = []
     monkeypatch.setattr(type(module.logger), "warning_once", lambda self, text: said.append(text), raising=False)

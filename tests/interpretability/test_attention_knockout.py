@@ -6,14 +6,16 @@ import pytest
 import torch
 from small_vlms import KINDS, object_records, small_vlm
 
-from poise.evaluation.ablation_tokens import tokens_of_patches
-from poise.evaluation.attention_blocking import block_attention
-from poise.evaluation.attention_knockout import PAIRS, AttentionKnockout, layer_windows
-from poise.evaluation.object_patches import ObjectPatches
-from poise.evaluation.object_probes import object_probe
-from poise.evaluation.prompted_answers import answer_log_probabilities, greedy_answers
-from poise.evaluation.token_groups import token_groups
-from poise.evaluation.visual_prompts import read_prompts
+from poise.evaluation.interpretability.attention_knockout import (
+    PAIRS,
+    AttentionKnockout,
+    block_attention,
+    layer_windows,
+)
+from poise.evaluation.interpretability.objects import ObjectPatches, object_probe
+from poise.evaluation.probing.answers import answer_log_probabilities, greedy_answers
+from poise.evaluation.probing.token_groups import token_groups, tokens_of_patches
+from poise.evaluation.probing.visual_prompts import read_prompts
 
 pytestmark = pytest.mark.numerics
 

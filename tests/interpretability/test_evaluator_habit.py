@@ -9,15 +9,15 @@ import pytest
 from small_vlms import object_records, small_vlm
 
 import poise.evaluation
-from poise.evaluation.attention_dominance import AttentionDominance
-from poise.evaluation.attention_knockout import AttentionKnockout
-from poise.evaluation.coalition_dominance import CoalitionDominance
+from poise.evaluation.dominance.attention import AttentionDominance
+from poise.evaluation.dominance.coalitions import CoalitionDominance
 from poise.evaluation.evaluator import Evaluator
 from poise.evaluation.generation_evaluator import GenerationEvaluator
-from poise.evaluation.robustness import RobustnessEvaluator
-from poise.evaluation.router_weights import RouterByCondition
-from poise.evaluation.token_ablation import TokenAblation
-from poise.training.prior_following import PriorFollowing
+from poise.evaluation.interpretability.attention_knockout import AttentionKnockout
+from poise.evaluation.interpretability.token_ablation import TokenAblation
+from poise.evaluation.robustness.evaluator import RobustnessEvaluator
+from poise.evaluation.robustness.router_weights import RouterByCondition
+from poise.training.preference.prior_following import PriorFollowing
 
 pytestmark = pytest.mark.numerics
 

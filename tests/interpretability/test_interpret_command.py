@@ -8,7 +8,7 @@ from PIL import Image
 from small_vlms import object_records, small_vlm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from poise.evaluation.interpret_command import main, read_window
+from poise.commands.interpret import main, read_window
 from poise.processing import write_task_records
 
 
@@ -102,7 +102,7 @@ def test_windows_of_the_command_line():
 
 
 def test_the_default_folder_names_the_model(tmp_path, monkeypatch):
-    from poise.evaluation.interpret_command import _default_folder
+    from poise.commands.interpret import _default_folder
 
     assert _default_folder("outputs/demo/reliability/model") == Path("outputs/interpret/demo-reliability")
     assert _default_folder("org/name") == Path("outputs/interpret/org-name")

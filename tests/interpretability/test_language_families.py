@@ -6,9 +6,9 @@ import torch
 from small_vlms import QUESTIONS, pictures, poise_around
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, OPTConfig, Phi3Config, Qwen3Config
 
-from poise.evaluation.attention_blocking import block_attention
-from poise.evaluation.logit_lens import logit_lens
-from poise.evaluation.prompted_answers import greedy_answers
+from poise.evaluation.interpretability.attention_knockout import block_attention
+from poise.evaluation.interpretability.logit_lens import logit_lens
+from poise.evaluation.probing.answers import greedy_answers
 
 pytestmark = pytest.mark.numerics
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from small_vlms import KINDS, QUESTIONS, TAGS, pictures, small_vlm
 
-from poise.evaluation.interpret_figures import draw_word_heat
-from poise.evaluation.lens_study import study_lens
-from poise.evaluation.logit_lens import logit_lens, residual_stream, word_token_ids
-from poise.evaluation.logit_lens_page import logit_lens_page, visible, write_logit_lens_page
-from poise.evaluation.visual_prompts import read_prompts
+from poise.evaluation.interpretability.lens_study import study_lens
+from poise.evaluation.interpretability.logit_lens import logit_lens, residual_stream, word_token_ids
+from poise.evaluation.interpretability.logit_lens_page import logit_lens_page, visible, write_logit_lens_page
+from poise.evaluation.interpretability.report import draw_word_heat
+from poise.evaluation.probing.visual_prompts import read_prompts
 
 pytestmark = pytest.mark.numerics
 

@@ -9,8 +9,8 @@ from transformers import BitImageProcessor, CLIPImageProcessor, SiglipImageProce
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from poise.evaluation.data_sources import load_data_source
-from poise.evaluation.object_patches import NoPatchError, ObjectPatches, patches_or_none
-from poise.evaluation.picture_geometry import measured_indices, picture_geometry
+from poise.evaluation.interpretability.objects import NoPatchError, ObjectPatches, patches_or_none
+from poise.evaluation.interpretability.picture_geometry import measured_indices, picture_geometry
 from poise.processing import Scenes
 
 SIDE, GRID = 48, (6, 6)

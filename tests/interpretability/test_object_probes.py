@@ -3,7 +3,7 @@
 import pytest
 from small_vlms import object_records
 
-from poise.evaluation.object_probes import mention, object_probe
+from poise.evaluation.interpretability.objects import mention, object_probe
 from poise.processing import Scenes
 
 

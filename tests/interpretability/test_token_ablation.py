@@ -7,13 +7,17 @@ import pytest
 import torch
 from small_vlms import KINDS, object_records, pictures, small_vlm
 
-import poise.evaluation.token_ablation as module
-from poise.evaluation.ablation_tokens import highest_tokens, random_tokens, tokens_of_patches
-from poise.evaluation.gradient_attribution import integrated_gradients
-from poise.evaluation.object_patches import ObjectPatches
-from poise.evaluation.prompted_answers import answer_log_probabilities
-from poise.evaluation.swappable_records import SwappableRecords
-from poise.evaluation.token_ablation import TokenAblation, ablated, mean_image_token
+import poise.evaluation.interpretability.token_ablation as module
+from poise.evaluation.interpretability.objects import ObjectPatches
+from poise.evaluation.interpretability.token_ablation import (
+    TokenAblation,
+    ablated,
+    integrated_gradients,
+    mean_image_token,
+)
+from poise.evaluation.probing.answers import answer_log_probabilities
+from poise.evaluation.probing.token_groups import highest_tokens, random_tokens, tokens_of_patches
+from poise.evaluation.sample_donors import SwappableRecords
 
 pytestmark = pytest.mark.numerics
 

@@ -5,11 +5,11 @@ import torch
 from small_vlms import KINDS, QUESTIONS, TAGS, pictures, small_vlm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from poise.evaluation.model_parts import model_parts
-from poise.evaluation.prompted_answers import answer_log_probabilities, answer_texts, greedy_answers
-from poise.evaluation.token_groups import GROUPS, token_groups
-from poise.evaluation.visual_prompts import read_prompts
-from poise.processing.collators import GenerationCollator
+from poise.evaluation.probing.answers import answer_log_probabilities, answer_texts, greedy_answers
+from poise.evaluation.probing.model_parts import model_parts
+from poise.evaluation.probing.token_groups import GROUPS, token_groups
+from poise.evaluation.probing.visual_prompts import read_prompts
+from poise.processing.batching.collators import GenerationCollator
 
 pytestmark = pytest.mark.numerics
 

@@ -15,7 +15,7 @@ from transformers import (
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
 from poise.processing import PoiseProcessor
 from poise.processing.chat_templates import choose_chat_template
-from poise.processing.scenes import Scenes
+from poise.processing.scenes.scenes import Scenes
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>", "<image>"]
 

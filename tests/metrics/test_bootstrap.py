@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from poise.evaluation.bootstrap import bootstrap_interval
+from poise.evaluation.intervals import bootstrap_interval
 
 
 def test_width_of_a_mean_is_the_normal_one():
@@ -34,7 +34,7 @@ def test_same_seed_same_interval():
 def test_blocks_do_not_change_the_result(monkeypatch):
     scores = np.random.default_rng(0).random((50, 2))
     whole = bootstrap_interval(scores, lambda sums, sizes: sums[:, 0] / sums[:, 1])
-    monkeypatch.setattr("poise.evaluation.bootstrap.MAX_CELLS", 50 * 7)
+    monkeypatch.setattr("poise.evaluation.intervals.MAX_CELLS", 50 * 7)
     assert bootstrap_interval(scores, lambda sums, sizes: sums[:, 0] / sums[:, 1]) == pytest.approx(whole, rel=1e-12)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from poise.evaluation.choice_likelihood import answer_log_likelihoods
-from poise.processing.collators import TrainingCollator
+from poise.evaluation.generation_evaluator import answer_log_likelihoods
+from poise.processing.batching.collators import TrainingCollator
 
 pytestmark = pytest.mark.numerics
 

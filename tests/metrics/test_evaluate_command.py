@@ -5,12 +5,12 @@ import json
 import pytest
 
 from poise.command_line import main as poise
+from poise.commands.evaluate import TASKS, main
 from poise.evaluation.data_sources import load_data_source
-from poise.evaluation.evaluate_command import TASKS, main
 from poise.evaluation.generation_evaluator import TASKS as EVALUATOR_TASKS
-from poise.evaluation.score_table import score_table
-from poise.processing.scenes import Scenes
-from poise.processing.task_record_files import write_task_records
+from poise.evaluation.intervals import score_table
+from poise.processing.records.task_record_files import write_task_records
+from poise.processing.scenes.scenes import Scenes
 
 
 @pytest.fixture(scope="module")

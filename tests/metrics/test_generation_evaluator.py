@@ -8,8 +8,8 @@ from torch.utils.data import Subset
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.evaluation.metrics.vqa_answers import vqa_accuracy
-from poise.processing.collators import GenerationCollator
-from poise.processing.scenes import Scenes
+from poise.processing.batching.collators import GenerationCollator
+from poise.processing.scenes.scenes import Scenes
 
 QUIET = {"progress": False, "resamples": 50}
 

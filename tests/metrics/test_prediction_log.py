@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from poise.evaluation.prediction_log import PredictionLog, weights_fingerprint
+from poise.evaluation.evaluator import PredictionLog, weights_fingerprint
 
 SETTINGS = {"task": "vqa", "weights": "abc"}
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from poise.modeling import PoiseForConditionalGeneration
 from poise.processing.processing_poise import PoiseProcessor
-from poise.training.preference_collator import PreferenceCollator
+from poise.training.preference.trainer import PreferenceCollator
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.slow

@@ -7,13 +7,7 @@ import torch
 from tiny_models import MIXED, batch_of, fit_statistics, open_model, tiny_model
 
 from poise.modeling import PoiseForConditionalGeneration
-from poise.modeling.typicality import (
-    CALIBRATION_SIZE,
-    MIN_CALIBRATION,
-    Agreement,
-    Typicality,
-    held_out_by_hash,
-)
+from poise.modeling.typicality import CALIBRATION_SIZE, MIN_CALIBRATION, Agreement, Typicality, held_out_by_hash
 
 pytestmark = pytest.mark.numerics
 

@@ -164,7 +164,7 @@ def parse_poise(words: Sequence[str], place: str) -> None:
     assert read is not None, f"{place}: `poise {words[0]}` does not know {rest[0]!r}"
     overrides = read(rest)
     if words[0] == "sft":
-        from poise.training.recipe import load_recipe
+        from poise.training.sft.recipe import load_recipe
 
         load_recipe(known.config, overrides)  # raises ValueError for a field that recipes do not have
 

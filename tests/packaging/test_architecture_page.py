@@ -17,8 +17,8 @@ def test_every_place_that_it_names_exists():
 def test_the_walk_has_the_shapes_of_the_demo():
     from poise.modeling.vision_features import encode_image
     from poise.processing import GenerationCollator, Scenes
-    from poise.training.assembly import assemble
-    from poise.training.recipe import load_recipe
+    from poise.training.sft.assembly import assemble
+    from poise.training.sft.recipe import load_recipe
 
     model, processor = assemble(load_recipe("demo"))
     prompt, width = (int(number) for number in re.search(r"K = (\d+) prompt tokens,\s+width D = (\d+)", PAGE).groups())

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-import poise.ask
+import poise.commands.ask
 from poise.command_line import main
 
 QUESTION = "what color is the square ?"
@@ -18,7 +18,7 @@ def no_model(monkeypatch):
     def answer(*arguments):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(poise.ask, "answer", answer)
+    monkeypatch.setattr(poise.commands.ask, "answer", answer)
 
 
 @pytest.mark.parametrize("tags", [[], ["--tags", ""], ["--tags", "dog:0.97,ball:0.6"]], ids=["none", "empty", "two"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from poise.command_line import COMMANDS, main
-from poise.shell_completion import FOLDER, SHELLS
+from poise.commands.completion import FOLDER, SHELLS
 
 # Gives what bash offers for a line: its words stand in COMP_WORDS, the last of them is being typed.
 TAB = """

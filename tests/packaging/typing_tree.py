@@ -26,7 +26,7 @@ def build(target: Path) -> None:
         if entry.name != "__pycache__":
             (package / entry.name).symlink_to(entry)
     for name, folder in package_dir.items():
-        if name.count(".") == 1:  # deeper packages lie inside their room
+        if name.count(".") == 1 and folder != f"poise/{name.partition('.')[2]}":  # the others lie inside these
             (package / name.partition(".")[2]).symlink_to(REPOSITORY / folder)
 
 

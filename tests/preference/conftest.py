@@ -2,7 +2,7 @@
 
 import pytest
 
-from poise.training.preference_recipe import load_preference_recipe
+from poise.training.preference.recipe import load_preference_recipe
 
 FINE_TUNING = {
     "align_pictures": 0,
@@ -27,8 +27,8 @@ SMALL = {
 @pytest.fixture(scope="session")
 def fine_tuned(tmp_path_factory):
     """`fine_tuned(router)`: the folder of a model that was fine-tuned for four steps."""
-    from poise.training.recipe import load_recipe
-    from poise.training.sft import run_sft
+    from poise.training.sft.recipe import load_recipe
+    from poise.training.sft.stage import run_sft
 
     folders = {}
 

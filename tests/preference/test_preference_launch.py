@@ -14,7 +14,7 @@ CPU_DDP = yaml.safe_load((files("poise.training") / "accelerate" / "cpu_ddp.yaml
 
 @pytest.mark.slow
 def test_two_processes_learn_as_one(small_preference_recipe, tmp_path):
-    from poise.training.preference import run_preference
+    from poise.training.preference.stage import run_preference
 
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
     config, recipe = tmp_path / "accelerate.yaml", tmp_path / "recipe.yaml"

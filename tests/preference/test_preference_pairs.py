@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from poise.processing.scenes import Scenes
-from poise.training.preference_pairs import KINDS, PreferenceRecords, ScenePairs, with_tag
+from poise.processing.scenes.scenes import Scenes
+from poise.training.preference.pairs import KINDS, PreferenceRecords, ScenePairs, with_tag
 
 
 def scene_pairs(kinds=KINDS, size=200, **settings):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from poise.training import preference
-from poise.training.preference import check_resumable, load_pairs, main, preference_arguments, run_preference
-from poise.training.preference_collator import PreferenceCollator
+from poise.training.preference import stage as preference
+from poise.training.preference.stage import check_resumable, load_pairs, main, preference_arguments, run_preference
+from poise.training.preference.trainer import PreferenceCollator
 
 pytestmark = pytest.mark.numerics
 
@@ -19,8 +19,8 @@ PARTS = ("projector", "soft_prompt", "router", "lora_")
 
 def trainer_of(recipe, **options):
     """The trainer that `run_preference` makes."""
-    from poise.training.checkpoints import load_trained
-    from poise.training.preference_trainer import PreferenceTrainer
+    from poise.training.preference.trainer import PreferenceTrainer
+    from poise.training.sft.checkpoints import load_trained
 
     model, processor = load_trained(recipe.model["folder"])
     return PreferenceTrainer(model, preference_arguments(recipe), processor, recipe, load_pairs(recipe), **options)
@@ -97,8 +97,8 @@ def test_the_first_loss_is_that_of_two_equal_models(small_preference_recipe, tmp
 
 def test_a_router_over_the_whole_prompt_can_learn_too(small_preference_recipe, tmp_path):
     """TRL gives no labels, so the collator says where the prompt ends."""
-    from poise.training.checkpoints import load_trained
-    from poise.training.preference_trainer import PreferenceTrainer
+    from poise.training.preference.trainer import PreferenceTrainer
+    from poise.training.sft.checkpoints import load_trained
 
     recipe = small_preference_recipe(tmp_path, "gate", max_steps=1)
     model, processor = load_trained(recipe.model["folder"])
@@ -147,7 +147,7 @@ def test_the_command_says_before_and_after(small_preference_recipe, tmp_path, ca
         assert main(words) == 0
     lines = [line for line in caplog.messages if line.startswith(("before:", "after:"))]
     assert len(lines) == 2 and all("prior_following" in line for line in lines)
-    from poise.training.checkpoints import load_trained
+    from poise.training.sft.checkpoints import load_trained
 
     model, processor = load_trained(tmp_path / "run" / "model")
     assert model.config.router_type == "reliability" and processor.tag_tokenizer is not None

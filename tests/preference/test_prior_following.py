@@ -2,7 +2,7 @@
 
 import pytest
 
-from poise.training.prior_following import PriorFollowing
+from poise.training.preference.prior_following import PriorFollowing
 
 
 def row(number, prediction, answer="red", prior="blue"):

@@ -3,9 +3,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from poise.processing.batch_description import describe_batch
+from poise.processing.batching.batch_description import describe_batch
+from poise.processing.batching.collators import GenerationCollator, TrainingCollator
 from poise.processing.chat_templates import choose_chat_template
-from poise.processing.collators import GenerationCollator, TrainingCollator
 from poise.processing.prompts import Prompts
 
 from .conftest import make_processor, word_tokenizer

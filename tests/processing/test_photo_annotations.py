@@ -3,14 +3,14 @@ import json
 import pytest
 from PIL import Image
 
-from poise.processing.photo_annotations import (
+from poise.processing.records.photo_annotations import (
     convert_photo_annotations,
     main,
     records_from_annotations,
     simulated_tags,
 )
-from poise.processing.task_record import TaskRecordError
-from poise.processing.task_record_files import load_task_records
+from poise.processing.records.task_record import TaskRecordError
+from poise.processing.records.task_record_files import load_task_records
 
 ROWS = {
     "captions": [{"image": f"{n}.jpg", "captions": ["a dog", "the dog"], "source": "someone"} for n in range(10)],

@@ -10,14 +10,14 @@ from transformers import AutoTokenizer
 
 from poise.modeling.configuration_poise import PoiseConfig
 from poise.modeling.modeling_poise import PoiseForConditionalGeneration
-from poise.processing.batch_description import describe_batch
-from poise.processing.collators import GenerationCollator, TrainingCollator
+from poise.processing.batching.batch_description import describe_batch
+from poise.processing.batching.collators import GenerationCollator, TrainingCollator
 from poise.processing.processing_poise import PoiseProcessor
 from poise.processing.prompts import target_text
-from poise.processing.scenes import Scenes
+from poise.processing.scenes.scenes import Scenes
 from poise.processing.tag_tokens import tokenize_tags
 from poise.processing.tags import Tag
-from poise.training.tiny_backbones import tiny_backbone_path
+from poise.training.tiny_backbones.build import tiny_backbone_path
 
 
 @pytest.fixture(scope="module", params=["causal_lm", "seq2seq_lm"])

@@ -6,7 +6,7 @@ from transformers import BertConfig, LlamaConfig, SiglipVisionConfig, T5Config, 
 
 from poise.modeling.configuration_poise import PoiseConfig
 from poise.modeling.modeling_poise import PoiseForConditionalGeneration
-from poise.processing.collators import GenerationCollator, TrainingCollator
+from poise.processing.batching.collators import GenerationCollator, TrainingCollator
 
 from .conftest import make_processor, piece_tokenizer, word_tokenizer
 

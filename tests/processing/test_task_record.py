@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
+from poise.processing.records.task_record import TaskRecordError, check_task_record
 from poise.processing.tags import Tag
-from poise.processing.task_record import TaskRecordError, check_task_record
 
 VQA = {"id": "a", "image": "dog.jpg", "task": "vqa", "question": "what ?", "answers": ["dog"]}
 CAPTION = {"id": "b", "image": None, "task": "caption", "captions": ["a dog", "the dog"]}

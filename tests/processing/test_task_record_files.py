@@ -5,9 +5,9 @@ import datasets
 import pytest
 from PIL import Image
 
+from poise.processing.records.task_record import TaskRecordError
+from poise.processing.records.task_record_files import TaskRecords, load_task_records, write_task_records
 from poise.processing.tags import Tag
-from poise.processing.task_record import TaskRecordError
-from poise.processing.task_record_files import TaskRecords, load_task_records, write_task_records
 
 VQA = {"id": "a", "image": "dog.png", "task": "vqa", "question": "what ?", "answers": ["dog"], "tags": [["dog", 0.5]]}
 GROUNDING = {"id": "g", "image": "dog.png", "task": "grounding", "question": "the dog", "bbox": [10, 5, 30, 20]}

@@ -5,11 +5,10 @@ from collections import Counter
 import pytest
 from small_vlms import object_records
 
-from poise.evaluation.degraded_records import CLEAN, DegradedRecords
-from poise.evaluation.sample_donors import donor_index
-from poise.evaluation.tag_prior import TagPrior
-from poise.processing.degradations import DEGRADATION_STREAMS
-from poise.processing.scenes import Scenes
+from poise.evaluation.robustness.degraded_records import CLEAN, DegradedRecords
+from poise.evaluation.sample_donors import TagPrior, donor_index
+from poise.processing.degradations.degradations import DEGRADATION_STREAMS
+from poise.processing.scenes.scenes import Scenes
 
 NAMED = {
     "image": {"noise", "blur", "jpeg", "occlusion", "low_light", "blank", "swapped_image"},

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 from small_vlms import object_records, small_vlm
 
-from poise.evaluation.robustness_command import main
-from poise.evaluation.run_outputs import output_folder
+from poise.commands.robustness import main
 from poise.hub_cards.card.data import CardData, add_evaluation_file
+from poise.model_loading import output_folder
 from poise.processing import write_task_records
 
 

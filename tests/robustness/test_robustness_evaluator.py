@@ -8,8 +8,8 @@ from small_vlms import object_records, small_vlm
 
 from poise.evaluation.evaluator import Evaluator
 from poise.evaluation.generation_evaluator import GenerationEvaluator
-from poise.evaluation.robustness import RobustnessEvaluator
-from poise.evaluation.robustness_report import robustness_table
+from poise.evaluation.robustness.evaluator import RobustnessEvaluator
+from poise.evaluation.robustness.report import robustness_table
 
 pytestmark = pytest.mark.numerics
 
@@ -153,13 +153,10 @@ def every_evaluator(kind=Evaluator):
 
 
 def test_evaluators_share_one_habit():
-    from poise.evaluation import (
-        attention_dominance,
-        attention_knockout,
-        coalition_dominance,
-        router_weights,
-        token_ablation,
-    )
+    from poise.evaluation.dominance import attention as attention_dominance
+    from poise.evaluation.dominance import coalitions as coalition_dominance
+    from poise.evaluation.interpretability import attention_knockout, token_ablation
+    from poise.evaluation.robustness import router_weights
 
     assert attention_dominance and attention_knockout and coalition_dominance and router_weights and token_ablation
     found = {kind for kind in every_evaluator() if kind.__module__.startswith("poise.")}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from poise.processing.degradations import (
+from poise.processing.degradations.degradations import (
     DEGRADATION_STREAMS,
     SEVERITIES,
     degrade,
@@ -12,10 +12,10 @@ from poise.processing.degradations import (
     degrade_question,
     degrade_tags,
 )
-from poise.processing.image_degradations import IMAGE_DEGRADATIONS
-from poise.processing.question_corruption import QUESTION_CORRUPTIONS
-from poise.processing.scenes import Scenes
-from poise.processing.tag_corruption import TAG_CORRUPTIONS
+from poise.processing.degradations.image_degradations import IMAGE_DEGRADATIONS
+from poise.processing.degradations.question_corruption import QUESTION_CORRUPTIONS
+from poise.processing.degradations.tag_corruption import TAG_CORRUPTIONS
+from poise.processing.scenes.scenes import Scenes
 
 
 @pytest.fixture(scope="module")

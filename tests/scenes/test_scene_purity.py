@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from poise.processing.scenes import Scenes
-from poise.processing.scenes_layout import SPLITS
-from poise.processing.scenes_random import random_bytes, random_ranks, random_uniforms
+from poise.processing.degradations.stateless_random import random_bytes, random_ranks, random_uniforms
+from poise.processing.scenes.layout import SPLITS
+from poise.processing.scenes.scenes import Scenes
 
 
 def fingerprint(record: dict) -> str:

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from poise.processing import scenes_layout
-from poise.processing.scenes import Scenes
-from poise.processing.scenes_drawing import draw_images, object_boxes
-from poise.processing.scenes_layout import COLORS, PRIOR_COLOR_OF_SHAPE, QUESTION_TYPES, SHAPES, SPLITS
+from poise.processing.scenes import layout as scenes_layout
+from poise.processing.scenes.drawing import draw_images, object_boxes
+from poise.processing.scenes.layout import COLORS, PRIOR_COLOR_OF_SHAPE, QUESTION_TYPES, SHAPES, SPLITS
+from poise.processing.scenes.scenes import Scenes
 
 COUNT = 1500
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from poise.processing.scenes import Scenes
-from poise.processing.scenes_layout import PRIOR_COLOR_OF_SHAPE
-from poise.processing.scenes_tags import beta_from_uniform
+from poise.processing.scenes.layout import PRIOR_COLOR_OF_SHAPE
+from poise.processing.scenes.scenes import Scenes
+from poise.processing.scenes.tags import beta_from_uniform
 
 COUNT = 2000
 

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from poise.processing.scenes import Scenes
-from poise.processing.scenes_contact_sheet import draw_contact_sheet
+from poise.processing.scenes.contact_sheet import draw_contact_sheet
+from poise.processing.scenes.scenes import Scenes
 
 
 @pytest.mark.parametrize(

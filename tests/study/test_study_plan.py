@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from poise.training.study_plan import AXES, Cell, cells_of, load_plan
+from poise.training.study.plan import AXES, Cell, cells_of, load_plan
 
 PLAN = {
     "recipe": "demo",

@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
-from poise.processing.scenes import Scenes
-from poise.training.study_features import DegradedScenes
-from poise.training.study_grid import finished_runs, run_file, run_grid, runs_of
-from poise.training.study_plan import Cell, load_plan
-from poise.training.study_run import StudyInputs, measure, router_held_open, run_cell
+from poise.processing.scenes.scenes import Scenes
+from poise.training.study.grid import finished_runs, run_file, run_grid, runs_of
+from poise.training.study.inputs import DegradedScenes
+from poise.training.study.plan import Cell, load_plan
+from poise.training.study.run import StudyInputs, measure, router_held_open, run_cell
 
 from .test_study_plan import PLAN
 

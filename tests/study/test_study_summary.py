@@ -4,9 +4,8 @@ import math
 
 import pytest
 
-from poise.training.study_plan import load_plan
-from poise.training.study_report import write_results
-from poise.training.study_summary import Estimate, cell_of, estimates, gains, judging, scores
+from poise.training.study.plan import load_plan
+from poise.training.study.report import Estimate, cell_of, estimates, gains, judging, scores, write_results
 
 
 def run_of(router, seed, clean, blank, removed=0.2, blank_held_open=None):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from poise.training.tag_encoder_recipe import load_tag_encoder_recipe
+from poise.training.tag_encoder.recipe import load_tag_encoder_recipe
 
 SMALL = {
     "data.scenes": {"size": 200},
@@ -30,7 +30,7 @@ def small_tag_recipe():
 @pytest.fixture(scope="session")
 def finished_tag_run(small_tag_recipe, tmp_path_factory):
     """(folder of the run, folder of its tag encoder, results)."""
-    from poise.training.tag_encoder_stage import run_tag_encoder
+    from poise.training.tag_encoder.stage import run_tag_encoder
 
     folder = tmp_path_factory.mktemp("tags")
     return (folder, *run_tag_encoder(small_tag_recipe(folder, score_encoding="embedding")))

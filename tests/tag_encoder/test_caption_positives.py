@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from poise.training.caption_positives import centroid_caption, positive_captions
+from poise.training.tag_encoder.data import centroid_caption, positive_captions
 
 VECTORS = {"north": [0, 1], "north east": [0.7, 0.7], "east": [1, 0], "south": [0, -1], "alone": [-1, 0]}
 

@@ -7,11 +7,10 @@ from transformers import AutoTokenizer
 from poise.modeling import PoiseConfig
 from poise.modeling.soft_prompt import DynamicSoftPrompt
 from poise.processing.tags import Tag
-from poise.training.tag_embedder import TagEmbedder
-from poise.training.tag_encoder_folder import load_tag_encoder
-from poise.training.tagged_captions import TaggedCaptions
-from poise.training.tiny_backbones import tiny_backbone_path
-from poise.training.triplet_batches import TripletCollator
+from poise.training.backbone_loading import load_tag_encoder
+from poise.training.tag_encoder.data import TaggedCaptions, TripletCollator
+from poise.training.tag_encoder.model import TagEmbedder
+from poise.training.tiny_backbones.build import tiny_backbone_path
 
 IMAGES = [
     TaggedCaptions("a", [Tag("red square", 0.9), Tag("blue star", 0.2)], ["a red square", "one red square"]),

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from poise.processing.tags import Tag
-from poise.training.tag_encoder_scores import tag_encoder_scores
-from poise.training.tagged_captions import TaggedCaptions
+from poise.training.tag_encoder.data import TaggedCaptions
+from poise.training.tag_encoder.scores import tag_encoder_scores
 
 IMAGES = [TaggedCaptions(str(i), [Tag(f"tag {i}", 0.5)], [f"{i} first", f"{i} second"]) for i in range(3)]
 ANCHORS = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.6, 0, 0.8]])

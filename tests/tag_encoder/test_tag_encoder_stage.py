@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from poise.modeling import PoiseForConditionalGeneration
-from poise.training import tag_encoder_stage
-from poise.training.tag_encoder_folder import load_score_embedding, load_tag_encoder
-from poise.training.tag_encoder_recipe import load_tag_encoder_recipe
-from poise.training.tag_encoder_stage import check_resumable, main, run_tag_encoder
-from poise.training.tiny_backbones import tiny_backbone_path
+from poise.training.backbone_loading import load_score_embedding, load_tag_encoder
+from poise.training.tag_encoder import stage as tag_encoder_stage
+from poise.training.tag_encoder.recipe import load_tag_encoder_recipe
+from poise.training.tag_encoder.stage import check_resumable, main, run_tag_encoder
+from poise.training.tiny_backbones.build import tiny_backbone_path
 
 pytestmark = pytest.mark.numerics
 
@@ -51,8 +51,8 @@ def test_the_folder_is_a_backbone(finished_tag_run):
 
 
 def test_an_sft_recipe_can_name_the_folder(finished_tag_run, tmp_path):
-    from poise.training.assembly import assemble
-    from poise.training.recipe import load_recipe
+    from poise.training.sft.assembly import assemble
+    from poise.training.sft.recipe import load_recipe
 
     _, folder, _ = finished_tag_run
     recipe = load_recipe("demo", {"model.tag_encoder": str(folder), "align_words": False, "output_dir": str(tmp_path)})

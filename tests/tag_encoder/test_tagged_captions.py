@@ -7,7 +7,7 @@ from PIL import Image
 
 from poise.processing import write_task_records
 from poise.processing.tags import Tag
-from poise.training.tagged_captions import load_tagged_captions, split_held_out
+from poise.training.tag_encoder.data import load_tagged_captions, split_held_out
 
 
 @pytest.fixture

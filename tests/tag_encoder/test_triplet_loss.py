@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from poise.training.triplet_loss import choose_negatives, triplet_margin_loss
+from poise.training.tag_encoder.model import choose_negatives, triplet_margin_loss
 
 pytestmark = pytest.mark.numerics
 

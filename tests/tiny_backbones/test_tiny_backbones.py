@@ -15,11 +15,11 @@ from transformers import (
     AutoTokenizer,
 )
 
-from poise.processing.scenes import Scenes
-from poise.processing.scenes_layout import COLORS, PRIOR_COLOR_OF_SHAPE, SHAPES
-from poise.training.tiny_backbones import STEPS, check_backbone, main, tiny_backbone_path
-from poise.training.tiny_corpus import prompt_words
-from poise.training.tiny_language_models import answers
+from poise.processing.scenes.layout import COLORS, PRIOR_COLOR_OF_SHAPE, SHAPES
+from poise.processing.scenes.scenes import Scenes
+from poise.training.tiny_backbones.build import STEPS, check_backbone, main, tiny_backbone_path
+from poise.training.tiny_backbones.corpus import prompt_words
+from poise.training.tiny_backbones.language_models import answers
 
 LANGUAGE_MODELS = {"causal_lm": AutoModelForCausalLM, "seq2seq_lm": AutoModelForSeq2SeqLM}
 

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from poise.training.recipe import load_recipe  # noqa: E402
+from poise.training.sft.recipe import load_recipe  # noqa: E402
 
 SMALL = {
     "data.scenes": {"size": 64, "tasks": ["vqa"], "question_types": ["color"]},
@@ -33,7 +33,7 @@ def small_recipe():
 @pytest.fixture(scope="session")
 def finished_run(small_recipe, tmp_path_factory):
     """(folder of the run, folder of its model, metrics) of four steps with checkpoints after two and four."""
-    from poise.training.sft import run_sft
+    from poise.training.sft.stage import run_sft
 
     folder = tmp_path_factory.mktemp("run")
     recipe = small_recipe(folder, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2)

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from poise.command_line import main as poise
+from poise.commands.merge import main as merge
 from poise.hub_cards.publishing.publishable_folder import write_publishable_folder
 from poise.modeling import PoiseForConditionalGeneration
 from poise.processing import GenerationCollator, Scenes
-from poise.training.assembly import assemble
-from poise.training.checkpoints import last_checkpoint, load_trained
-from poise.training.merge_command import main as merge
-from poise.training.merging import merged_model, trained_folder
-from poise.training.sft import run_sft
+from poise.training.run_files import last_checkpoint
+from poise.training.sft.assembly import assemble
+from poise.training.sft.checkpoints import load_trained, merged_model, trained_folder
+from poise.training.sft.stage import run_sft
 
 KINDS = {
     "lora": {},

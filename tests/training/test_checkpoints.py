@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from poise.training.checkpoints import check_resumable, last_checkpoint, load_trained
-from poise.training.sft import run_sft, training_arguments
+from poise.training.run_files import last_checkpoint
+from poise.training.sft.checkpoints import check_resumable, load_trained
+from poise.training.sft.stage import run_sft, training_arguments
 
 pytestmark = pytest.mark.numerics
 

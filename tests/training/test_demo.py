@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import Image
 
-from poise.demo import main
-from poise.evaluation.conditions import DEMO_CONDITIONS
+from poise.commands.demo import main
+from poise.evaluation.robustness.conditions import DEMO_CONDITIONS
 from poise.hub_cards.publishing.run_folder import RunFolder
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from poise.modeling.modeling_poise import PoiseModel
-from poise.training.gradient_check import GradientCheck
-from poise.training.sft import run_sft
+from poise.training.first_step_checks import GradientCheck
+from poise.training.sft.stage import run_sft
 
 FIRST = SimpleNamespace(global_step=0, is_world_process_zero=True)
 

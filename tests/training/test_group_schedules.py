@@ -7,9 +7,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from poise.training.group_schedules import scheduler_by_group, warmup_steps
-from poise.training.parameter_groups import optimizer_groups
-from poise.training.sft import run_sft
+from poise.training.parameter_groups import optimizer_groups, scheduler_by_group, warmup_steps
+from poise.training.sft.stage import run_sft
 
 pytestmark = pytest.mark.numerics
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from poise.training.assembly import assemble, prepare_for_training
-from poise.training.gradient_check import modules_without_gradient
+from poise.training.first_step_checks import modules_without_gradient
 from poise.training.parameter_groups import count_parameters, group_of, optimizer_groups
+from poise.training.sft.assembly import assemble, prepare_for_training
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from poise.processing.scenes import COLORS, Scenes
-from poise.training.assembly import assemble
-from poise.training.picture_alignment import align_pictures, feature_batches
-from poise.training.recipe import load_recipe
+from poise.processing.scenes.layout import COLORS
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.assembly import assemble
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.ridge_initialization import align_pictures, feature_batches
 
 PICTURES = 512
 

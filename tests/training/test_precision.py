@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from poise.processing import Scenes, TrainingCollator
-from poise.training.assembly import assemble, prepare_for_training
-from poise.training.checkpoints import load_trained
-from poise.training.module_table import module_rows, module_table
-from poise.training.sft import run_sft
+from poise.training.first_step_checks import module_rows, module_table
+from poise.training.sft.assembly import assemble, prepare_for_training
+from poise.training.sft.checkpoints import load_trained
+from poise.training.sft.stage import run_sft
 
 pytestmark = pytest.mark.numerics
 

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from poise.training.recipe import load_recipe, parse_overrides, recipe_path, source_override
+from poise.training.recipe_loading import parse_overrides, recipe_path, source_override
+from poise.training.sft.recipe import load_recipe
 
 SHIPPED = ("demo", "photos", "siglip2_smollm2_minilm", "clip_flan_t5_bert")
 
@@ -132,7 +133,7 @@ def test_a_rate_of_null_is_taken_back():
 
 
 def test_a_model_that_checks_tags_knows_where_each_ends():
-    from poise.training.assembly import assemble
+    from poise.training.sft.assembly import assemble
 
     model, processor = assemble(load_recipe("demo", {"align_words": False}))
     lines = processor.tag_tokenizer(["red square, blue star, ring"], return_tensors="pt")

@@ -7,11 +7,11 @@ import hub_layout
 import pytest
 import torch
 
-from poise.processing.scenes import Scenes
-from poise.processing.task_record_files import write_task_records
-from poise.training.checkpoints import load_trained
-from poise.training.recipe import load_recipe
-from poise.training.sft import run_sft
+from poise.processing.records.task_record_files import write_task_records
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.checkpoints import load_trained
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import run_sft
 
 RECIPES = {
     "siglip2_smollm2_minilm": ({"vision": "siglip2_base", "text": "smollm2_135m", "tag_encoder": "minilm"}, {}),

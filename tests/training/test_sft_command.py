@@ -5,10 +5,10 @@ import logging
 import pytest
 
 from poise.processing import load_task_records, write_task_records
-from poise.processing.scenes import Scenes
-from poise.training import assembly
-from poise.training.checkpoints import load_trained
-from poise.training.sft import main, run_sft
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft import assembly
+from poise.training.sft.checkpoints import load_trained
+from poise.training.sft.stage import main, run_sft
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_records_without_pictures_train_beside_records_with(small_recipe, tmp_pa
 
 @pytest.mark.slow
 def test_real_photos_train_and_answer(shared_folder, tmp_path):
-    from poise.training.recipe import load_recipe
+    from poise.training.sft.recipe import load_recipe
 
     overrides = {
         "data.train": str(shared_folder / "data"), "output_dir": str(tmp_path), "max_steps": 4, "eval_steps": 4,

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from poise.training.side_by_side import run_side_by_side
+from poise.commands.demo import run_side_by_side
 
 
 def double(number, report):

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 from poise.modeling.task_routed_adapters import ADAPTER_TASKS, AdapterHook
 from poise.processing import Scenes, TrainingCollator
-from poise.training.assembly import assemble, prepare_for_training
-from poise.training.checkpoints import base_of, last_checkpoint, load_trained
 from poise.training.parameter_groups import optimizer_groups
-from poise.training.sft import run_sft
+from poise.training.run_files import base_of, last_checkpoint
+from poise.training.sft.assembly import assemble, prepare_for_training
+from poise.training.sft.checkpoints import load_trained
+from poise.training.sft.stage import run_sft
 
 pytestmark = pytest.mark.numerics
 

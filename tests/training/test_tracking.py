@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.processing import Scenes
-from poise.training.checkpoints import last_checkpoint
-from poise.training.router_curves import CONDITIONS, RouterCurves
-from poise.training.sft import run_sft
+from poise.training.run_files import last_checkpoint
+from poise.training.sft.router_curves import CONDITIONS, RouterCurves
+from poise.training.sft.stage import run_sft
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
@@ -41,7 +41,7 @@ def test_the_best_generated_answers_choose_the_model_and_end_the_run(use_dora, s
 def test_every_epoch_draws_other_captions_and_a_resumed_one_the_same(small_recipe, tmp_path):
     from transformers import TrainerCallback
 
-    from poise.training.trainer import CaptionOfTheEpoch
+    from poise.training.sft.trainer import CaptionOfTheEpoch
 
     epochs = []
 
@@ -64,7 +64,7 @@ def test_every_epoch_draws_other_captions_and_a_resumed_one_the_same(small_recip
 
 
 def test_the_routers_weights_by_condition(finished_run):
-    from poise.training.checkpoints import load_trained
+    from poise.training.sft.checkpoints import load_trained
 
     model, processor = load_trained(finished_run[1])
     records = Scenes("test", size=6, tasks=("vqa",)).__getitems__(range(6))

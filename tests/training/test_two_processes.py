@@ -12,8 +12,8 @@ import yaml
 from safetensors.torch import load_file
 
 from poise.processing import write_task_records
-from poise.processing.scenes import Scenes
-from poise.training.sft import run_sft
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.stage import run_sft
 
 CPU_DDP = yaml.safe_load((files("poise.training") / "accelerate" / "cpu_ddp.yaml").read_text())
 

@@ -5,8 +5,8 @@ import torch
 
 from poise.processing import Tag
 from poise.processing.tag_tokens import tokenize_tags
-from poise.training.assembly import assemble
-from poise.training.word_alignment import align_words, word_targets
+from poise.training.sft.assembly import assemble
+from poise.training.sft.ridge_initialization import align_words, word_targets
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from loopback_hub import READ_TOKEN, WRITE_TOKEN
 from PIL import Image
 from without_poise import without_poise
 
+from poise.commands.publish import main
 from poise.hub_cards.card.data import CARD_DATA_FILE, CardData, EvaluationRow
-from poise.hub_cards.publish_command import main
 from poise.hub_cards.publishing import publishable_folder
 from poise.hub_cards.publishing.self_check import SelfCheckError
 
@@ -220,7 +220,7 @@ def test_a_file_that_is_named_and_found_counts_once(run):
 
 
 def test_push_to_hub_makes_the_same_repository(online, built, run, unchecked, monkeypatch):
-    from poise.training.checkpoints import load_trained
+    from poise.training.sft.checkpoints import load_trained
 
     measure(run)
     assert main([str(run), "--repo", "user/name"]) == 0

@@ -9,14 +9,14 @@ from peft import PeftModel
 from safetensors.torch import load
 from without_poise import without_poise
 
-from poise.hub_cards.publish_command import main
+from poise.commands.publish import main
 from poise.hub_cards.publishing import publishable_folder
 from poise.hub_cards.publishing.adapter_folder import save_adapter
 from poise.hub_cards.publishing.card_collector import CardCollector
 from poise.modeling import PoiseForConditionalGeneration
-from poise.training.checkpoints import load_trained
-from poise.training.recipe import load_recipe
-from poise.training.sft import run_sft
+from poise.training.sft.checkpoints import load_trained
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import run_sft
 
 NAMES = {"vision": "acme/tower", "text": "acme/words", "tag_encoder": "acme/tags"}
 NAMES_IN_ORDER = ("acme/words", "acme/tower", "acme/tags")

@@ -32,8 +32,8 @@ sys.meta_path.insert(0, clean_process.PoiseIsNotInstalled)
 @pytest.fixture(scope="module")
 def demo_model(tmp_path_factory):
     """The demo's model after two steps: tiny backbones, reliability router."""
-    from poise.training.recipe import load_recipe
-    from poise.training.sft import run_sft
+    from poise.training.sft.recipe import load_recipe
+    from poise.training.sft.stage import run_sft
 
     run = tmp_path_factory.mktemp("run")
     settings = {
@@ -222,7 +222,7 @@ def tagger(tmp_path):
 
     from poise.modeling import PoiseDualEncoder
     from poise.processing.taggers import DualEncoderTagger
-    from poise.training.tiny_backbones import tiny_backbone_path
+    from poise.training.tiny_backbones.build import tiny_backbone_path
 
     vision, text = tiny_backbone_path("vision"), tiny_backbone_path("tag_encoder")
     torch.manual_seed(0)

@@ -1,0 +1,202 @@
+"""One object of a picture, where it is, and the three ways to ask whether a model sees it: let it describe the picture
+(generative), ask whether the object is there (polling), ask about it (VQA). Neo et al., arXiv 2410.07149, ablation.
+
+Box → patches: which image tokens cover an object, after everything that the image processor does to the picture.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...processing.grounding_text import check_box
+from ...processing.prompts import Prompts
+from ...processing.scenes.text import CAPTION_QUESTION, question_text
+from ..metrics.pope import YES, read_yes_no
+from ..metrics.vqa_answers import vqa_accuracy
+from .picture_geometry import PictureGeometry, picture_geometry
+
+FORMS = ("generative", "polling", "vqa")
+
+
+@dataclass(frozen=True)
+class ObjectProbe:
+    """
+    Attributes:
+        id, image, tags: of the record.
+        box: [x, y, w, h] of the object in pixels of the stored picture.
+        name: what a description must mention; empty where only a question about the object is known.
+        questions: form → what to ask.
+        answers: what counts as right in the form "vqa".
+    """
+
+    id: str
+    image: Image.Image
+    box: tuple[float, ...]
+    name: str = ""
+    tags: Sequence[Any] = ()
+    questions: Mapping[str, str] = field(default_factory=dict)
+    answers: Sequence[str] = ()
+
+    def is_identified(self, form: str, answer: str) -> bool:
+        """Whether an answer shows that the model sees the object."""
+        if form == "generative":
+            return mention(self.name, answer) is not None
+        if form == "polling":
+            return read_yes_no(answer) == YES
+        return vqa_accuracy(answer, self.answers, always_normalize=True) >= 0.5
+
+
+def mention(name: str, text: str) -> tuple[int, int] | None:
+    """Where `text` first mentions `name` (whole words, any case, a plural counts): start and end, or `None`."""
+    words = r"\s+".join(re.escape(word) for word in name.lower().split())
+    found = re.search(rf"(?<!\w){words}(?:e?s)?(?!\w)", text.lower()) if words else None
+    return found.span() if found else None
+
+
+def object_probe(record: Mapping[str, Any], prompts: Prompts | None = None) -> ObjectProbe | None:
+    """
+    The probe of a task record, or `None` where its object cannot be told apart or is not known.
+
+    Of a scene: an object whose shape occurs once, the question's target first; the VQA form asks for its colour. Of any
+    other record: its `bbox`; the name is `metadata["object"]` or the expression of a grounding record; a vqa record's
+    own question is taken to be about the box.
+
+    Raises:
+        ValueError: the record has a box but no opened image.
+    """
+    metadata = record.get("metadata") or {}
+    if "scene" in metadata and metadata.get("objects"):
+        return _scene_probe(record, metadata)
+    if not record.get("bbox"):
+        return None
+    if not isinstance(record["image"], Image.Image):
+        raise ValueError(f"record {record['id']!r} has a bbox but its image is not opened: load it with TaskRecords.")
+    name = metadata.get("object") or (record["question"] if record["task"] == "grounding" else "")
+    name = re.sub(r"^(the|a|an)\s+", "", name.lower())
+    questions = {}
+    if name:
+        questions["generative"] = (prompts or Prompts()).caption
+        questions["polling"] = f"Is there {'an' if name[0] in 'aeiou' else 'a'} {name} in this image?"  # as POPE asks
+    if record["task"] == "vqa":
+        questions["vqa"] = record["question"]
+    return ObjectProbe(
+        id=str(record["id"]),
+        image=record["image"],
+        box=tuple(record["bbox"]),
+        name=name,
+        tags=record.get("tags") or (),
+        questions=questions,
+        answers=tuple(record.get("answers") or ()),
+    )
+
+
+def _scene_probe(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> ObjectProbe | None:
+    objects = metadata["objects"]
+    count = Counter(item["shape"] for item in objects)
+    target = metadata.get("target")
+    order = [] if target is None else [objects[target]]
+    alone = [item for item in [*order, *objects] if count[item["shape"]] == 1]
+    if not alone:
+        return None
+    shape, color = alone[0]["shape"], alone[0]["color"]
+    return ObjectProbe(
+        id=str(record["id"]),
+        image=record["image"],
+        box=tuple(alone[0]["bbox"]),
+        name=f"{color} {shape}",
+        tags=record.get("tags") or (),
+        questions={
+            "generative": CAPTION_QUESTION,
+            "polling": question_text("presence", shape, color),
+            "vqa": question_text("color", shape, color),
+        },
+        answers=(color,),
+    )
+
+
+# Rounding of floating point numbers is not an overlap. In pixels.
+SMALLEST_OVERLAP = 1e-6
+
+
+class NoPatchError(ValueError):
+    """A box that maps to no patch."""
+
+
+class ObjectPatches:
+    """The patches under a box; a patch counts if any part of the box lies on it.
+
+    Args:
+        image_processor: the model's.
+        grid (`tuple[int, int]`): rows and columns of patches.
+    """
+
+    def __init__(self, image_processor: Any, grid: tuple[int, int]):
+        self.image_processor, self.grid = image_processor, grid
+        self._geometries: dict[tuple[int, int], PictureGeometry] = {}
+
+    def geometry(self, image: Image.Image) -> PictureGeometry:
+        """How the processor maps this picture; worked out once for every size."""
+        if image.size not in self._geometries:
+            self._geometries[image.size] = picture_geometry(self.image_processor, *image.size)
+        return self._geometries[image.size]
+
+    def seen_picture(self, image: Image.Image) -> Image.Image:
+        """The part of the stored picture that the model sees, in its own resolution; black where it was padded."""
+        return image.convert("RGB").crop(tuple(round(edge) for edge in self.geometry(image).seen_region()))
+
+    def __call__(self, image: Image.Image, box: Sequence[float], buffer: int = 0) -> np.ndarray:
+        """
+        Args:
+            image: the stored picture.
+            box: [x, y, w, h] in its pixels.
+            buffer (`int`, *optional*, defaults to 0): how many patches around are added, corners included (the vision
+                tower mixes an object into its neighbourhood; Neo et al., arXiv 2410.07149, take 1 or 2).
+
+        Returns:
+            `np.ndarray` (rows, columns) of bool.
+
+        Raises:
+            NoPatchError: the box lies in a part that the processor crops away.
+            ValueError: the box is not inside the picture, or the buffer is negative.
+        """
+        if buffer < 0:
+            raise ValueError(f"buffer={buffer} must be 0 or more patches.")
+        check_box(box, *image.size)
+        geometry = self.geometry(image)
+        left, top, right, bottom = geometry.seen_corners(box)
+        rows = _touched(top, bottom, geometry.seen[1] / self.grid[0], self.grid[0])  # (rows,)
+        columns = _touched(left, right, geometry.seen[0] / self.grid[1], self.grid[1])  # (columns,)
+        if not (rows.any() and columns.any()):
+            x1, y1, x2, y2 = (round(edge, 1) for edge in geometry.seen_region())
+            raise NoPatchError(
+                f"bbox={list(box)} maps to no patch: of the {image.width}×{image.height} picture the model sees only "
+                f"x {x1}–{x2}, y {y1}–{y2}; leave this object out, or use an image processor that does not crop."
+            )
+        return np.outer(_widened(rows, buffer), _widened(columns, buffer))
+
+
+def _touched(start: float, stop: float, side: float, count: int) -> np.ndarray:
+    """Which of `count` intervals of length `side` overlap [start, stop]."""
+    edges = np.arange(count + 1) * side
+    overlap = np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)
+    return overlap > SMALLEST_OVERLAP
+
+
+def _widened(touched: np.ndarray, buffer: int) -> np.ndarray:
+    near = np.flatnonzero(touched)
+    widened = np.zeros_like(touched)
+    widened[max(near.min() - buffer, 0) : near.max() + buffer + 1] = True
+    return widened
+
+
+def patches_or_none(patches: ObjectPatches, image: Image.Image, box: Sequence[float]) -> np.ndarray | None:
+    """As calling `patches`, but `None` for a box that maps to no patch: for data sets, where some always do."""
+    try:
+        return patches(image, box)
+    except NoPatchError:
+        return None

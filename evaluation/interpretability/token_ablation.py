@@ -1,0 +1,329 @@
+"""Object-token ablation: does a model still see an object after the image tokens under it are replaced?
+
+Neo et al., arXiv 2410.07149, ablation experiments: tokens are replaced by the mean image token of other pictures, where
+the language model reads them. Of the objects that a model identifies with nothing replaced, the share that it then no
+longer identifies is the drop; for LLaVA its authors report over 70 %.
+
+Integrated gradients over image tokens: how much each of them adds to the log-probability of an answer.
+
+Sundararajan et al., "Axiomatic Attribution for Deep Networks" (ICML 2017, section 3): the path runs from a baseline
+token in every place to the tokens that are there. The attributions of all tokens add up to the difference that they
+make together (completeness), but for the error of the sum that stands for the integral.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..evaluator import Evaluator, Record, Row
+from ..intervals import mean_with_interval
+from ..probing.answers import answer_log_probabilities, answer_texts, greedy_answers
+from ..probing.model_parts import model_parts
+from ..probing.token_groups import RIVALS, highest_tokens, random_tokens, tokens_of_patches
+from ..probing.visual_prompts import VisualPrompts, read_prompts
+from ..sample_donors import SwappableRecords, as_map_style
+from .objects import FORMS, ObjectPatches, ObjectProbe, mention, object_probe, patches_or_none
+
+
+def integrated_gradients(
+    prompts: VisualPrompts,
+    answers: Sequence[Sequence[int]],
+    baseline: torch.Tensor | None = None,
+    counted_from: Sequence[int] | None = None,
+    steps: int = 16,
+) -> torch.Tensor:
+    """
+    Attribution (B, P) of each image token, in nats.
+
+    Args:
+        prompts: B prompts.
+        answers: token ids of the answer to each.
+        baseline (D,) (*optional*): the token that stands for "nothing here"; zeros by default.
+        counted_from (*optional*): of each answer the first token that counts, see [`answer_log_probabilities`].
+        steps (`int`, *optional*, defaults to 16): points of the path, at the middles of equal parts.
+
+    Raises:
+        ValueError: fewer than one step, or an empty answer.
+    """
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be 1 or more; 16 to 64 are usual.")
+    tokens = prompts.image_tokens()  # (B, P, D)
+    start = torch.zeros_like(tokens) if baseline is None else baseline.to(tokens).expand_as(tokens)  # (B, P, D)
+    total = torch.zeros_like(tokens, dtype=torch.float32)  # (B, P, D)
+    for step in range(steps):
+        with torch.enable_grad():
+            point = torch.lerp(start, tokens, (step + 0.5) / steps).detach().requires_grad_()  # (B, P, D)
+            value = answer_log_probabilities(prompts, answers, prompts.with_image_tokens(point), counted_from)  # (B,)
+            total += torch.autograd.grad(value.sum(), point)[0].float()  # (B, P, D)
+    return ((tokens - start).float() * total / steps).sum(-1)
+
+
+OTHER_PICTURE = "other_picture"
+MAX_NEW_TOKENS = {"generative": 48, "polling": 8, "vqa": 16}
+
+
+@torch.no_grad()
+def mean_image_token(
+    model: nn.Module,
+    processor: Any,
+    records: Iterable[Record],
+    with_tags: bool = True,
+    batch_size: int = 16,
+    limit: int = 1000,
+    progress: bool = True,
+) -> torch.Tensor:
+    """
+    Mean (D,) of all image tokens of other pictures, as the language model reads them.
+
+    Args:
+        records: task records with images, disjoint from those that are ablated.
+        with_tags (`bool`, *optional*, defaults to `True`): whether the pictures' tags are given (a router may mix them
+            in).
+        limit (`int`, *optional*, defaults to 1000): pictures that are used at most.
+
+    Raises:
+        ValueError: no record has an image.
+    """
+    parts = model_parts(model)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    stream = (record for record in islice(records, limit) if record["image"] is not None)
+    with tqdm(desc="mean image token", unit="picture", disable=not progress) as bar:
+        while batch := list(islice(stream, batch_size)):
+            tags = [record.get("tags") or [] if with_tags else [] for record in batch]
+            prompts = read_prompts(parts, processor, [r["image"] for r in batch], ["?"] * len(batch), tags)
+            first = parts.num_prefix_tokens  # a class token is no part of the picture
+            tokens = prompts.image_tokens()[:, first:].double().cpu()  # (B, P, D)
+            total, count = total + tokens.sum((0, 1)), count + tokens.shape[0] * tokens.shape[1]
+            bar.update(len(batch))
+    if count == 0:
+        raise ValueError("records holds no picture to take a mean image token of: give some with images.")
+    return (total / count).float().to(parts.model.device)
+
+
+def ablated(prompts: VisualPrompts, chosen: torch.Tensor, replacement: torch.Tensor | None = None) -> torch.Tensor:
+    """Embeddings (B, T, D) with `chosen` (B, P) bool image tokens replaced by `replacement` (D,), zeros by default."""
+    tokens = prompts.image_tokens()  # (B, P, D)
+    vector = torch.zeros_like(tokens[0, 0]) if replacement is None else replacement.to(tokens)  # (D,)
+    return prompts.with_image_tokens(torch.where(chosen[..., None], vector, tokens))
+
+
+class TokenAblation(Evaluator):
+    """Replaces object tokens, and as many random, register and high-gradient tokens, and asks again.
+
+    Keys of the result, for each form of question F ("generative", "polling", "vqa"), each choice of tokens C (`object`,
+    `random`, `register`, `gradient`) and each buffer b of patches around the object, whose number of tokens the rivals
+    share:
+
+    * `F_clean`: share of objects identified with nothing replaced, with `_low` and `_high`; `F_samples`: how many were
+      asked about.
+    * `F_other_picture`: the same where another sample's picture stands in place of the own one, which is what guessing
+      is worth (tags and question stay). Only where there are two records or more.
+    * `F_drop_C_b`: of those identified, the share that is no longer, with `_low` and `_high`.
+    * `F_object_over_random_b`: the object's drop minus the random tokens', with its interval.
+    * `tokens_b`: mean number of tokens replaced. `skipped`: objects that the image processor crops away.
+
+    Args:
+        replacement (`torch.Tensor` (D,), *optional*): as of [`mean_image_token`]; zeros by default.
+        forms, rivals (`Sequence[str]`, *optional*): which of `FORMS` and `RIVALS`.
+        buffers (`Sequence[int]`, *optional*, defaults to `(0, 1, 2)`): patches around the object's own.
+        with_tags (`bool`, *optional*, defaults to `True`): whether the model is also told the tags, which name objects.
+        gradient_steps (`int`, *optional*, defaults to 16): of [`integrated_gradients`].
+        seed (`int`, *optional*, defaults to 0): draws the random tokens.
+        **options: of [`Evaluator`].
+
+    Raises:
+        ValueError: an unknown form or rival, or a negative buffer.
+    """
+
+    greater_is_better = True
+
+    def __init__(
+        self,
+        replacement: torch.Tensor | None = None,
+        forms: Sequence[str] = FORMS,
+        rivals: Sequence[str] = RIVALS,
+        buffers: Sequence[int] = (0, 1, 2),
+        with_tags: bool = True,
+        gradient_steps: int = 16,
+        seed: int = 0,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        for argument, values, known in (("forms", forms, FORMS), ("rivals", rivals, RIVALS)):
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"{argument} holds {value!r}: choose among {', '.join(known)}.")
+        if not forms or not buffers or min(buffers) < 0:
+            raise ValueError(
+                f"forms={list(forms)}, buffers={list(buffers)}: give at least one of each, buffers 0 or more."
+            )
+        self.replacement, self.forms, self.rivals = replacement, tuple(forms), tuple(rivals)
+        self.buffers, self.with_tags = tuple(buffers), with_tags
+        self.gradient_steps, self.seed = gradient_steps, seed
+
+    @property
+    def primary_metric(self) -> str:  # type: ignore[override]
+        return f"{self.forms[-1]}_drop_object_{self.buffers[0]}"
+
+    def describe(self) -> str:
+        return "token ablation"
+
+    def settings(self) -> dict[str, Any]:
+        vector = b"" if self.replacement is None else self.replacement.float().cpu().numpy().tobytes()
+        return {
+            **super().settings(),
+            "replacement": hashlib.sha256(vector).hexdigest()[:12] if vector else "zero",
+            "forms": self.forms,
+            "rivals": self.rivals,
+            "buffers": self.buffers,
+            "with_tags": self.with_tags,
+            "gradient_steps": self.gradient_steps,
+            "control": OTHER_PICTURE,
+            "seed": self.seed,
+        }
+
+    def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
+        some = as_map_style(records)
+        if len(some) > 1:
+            some = SwappableRecords(some, self.seed, what=("image",))
+        return super().__call__(model, processor, some)
+
+    def row(self, record: Record) -> Row | None:
+        probe = object_probe(record)
+        asked = [form for form in self.forms if probe is not None and form in probe.questions]
+        if probe is None or not asked:
+            return None
+        return {"id": probe.id, "object": probe.name, "box": list(probe.box), "forms": asked}
+
+    def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
+        parts = model_parts(model)
+        patches = ObjectPatches(processor.image_processor, parts.grid)
+        probes, others = [], {}
+        for record, row in zip(records, rows, strict=True):
+            probe = object_probe(record)
+            assert probe is not None  # `row` has left the others out
+            row |= {"answers": {}, "identified": {}, "tokens": {}}
+            row["skipped"] = patches_or_none(patches, probe.image, probe.box) is None
+            if not row["skipped"]:
+                probes.append((probe, row))
+                others[probe.id] = record.get("donors", {}).get("image")
+        for form in self.forms:
+            some = [(probe, row) for probe, row in probes if form in row["forms"]]
+            if some:
+                self._ask(parts, processor, patches, form, some)
+            moved = [(replace(probe, image=others[probe.id]), row) for probe, row in some if others[probe.id]]
+            if moved:
+                self._guess(parts, processor, form, moved)
+
+    def _guess(self, parts: Any, processor: Any, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]) -> None:
+        """Asks for the objects of one picture before another one: what is identified then was guessed."""
+        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
+        texts = answer_texts(prompts, greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form]))
+        self._note(form, OTHER_PICTURE, pairs, texts)
+
+    def _prompts(self, parts: Any, processor: Any, form: str, probes: Sequence[ObjectProbe]) -> VisualPrompts:
+        return read_prompts(
+            parts,
+            processor,
+            [probe.image for probe in probes],
+            [probe.questions[form] for probe in probes],
+            [probe.tags if self.with_tags else [] for probe in probes],
+        )
+
+    def _ask(
+        self, parts: Any, processor: Any, patches: ObjectPatches, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]
+    ) -> None:
+        """Asks in one form: with nothing replaced, then those that are identified with tokens replaced."""
+        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
+        answers = greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form])
+        self._note(form, "clean", pairs, answer_texts(prompts, answers))
+        seen = [place for place, (_, row) in enumerate(pairs) if row["identified"][form]["clean"]]
+        if not seen:
+            return
+        prompts, pairs = prompts.rows(seen), [pairs[place] for place in seen]
+        gradients = None
+        if "gradient" in self.rivals:
+            spans = [
+                self._target(processor.tokenizer, form, probe, answers[i])
+                for i, (probe, _) in zip(seen, pairs, strict=True)
+            ]
+            targets = [answers[i][:stop] for i, (_, stop) in zip(seen, spans, strict=True)]
+            gradients = integrated_gradients(
+                prompts, targets, self.replacement, [start for start, _ in spans], self.gradient_steps
+            )  # (B, P)
+        for buffer in self.buffers:
+            chosen = tokens_of_patches(
+                prompts, [patches(probe.image, probe.box, buffer) for probe, _ in pairs]
+            )  # (B, P)
+            counts = chosen.sum(-1)  # (B,)
+            choices = {"object": chosen}
+            for rival in self.rivals:
+                choices[rival] = self._rival(rival, prompts, counts, [probe.id for probe, _ in pairs], gradients)
+            for name, tokens in choices.items():
+                changed = greedy_answers(prompts, ablated(prompts, tokens, self.replacement), MAX_NEW_TOKENS[form])
+                self._note(form, f"{name}_{buffer}", pairs, answer_texts(prompts, changed))
+            for (_, row), count in zip(pairs, counts.tolist(), strict=True):
+                row["tokens"][str(buffer)] = count
+
+    def _rival(
+        self, rival: str, prompts: VisualPrompts, counts: torch.Tensor, ids: Sequence[str], gradients: Any
+    ) -> torch.Tensor:
+        if rival == "random":
+            return random_tokens(prompts, counts, ids, self.seed)
+        scores = prompts.vision_norms if rival == "register" else gradients  # (B, P)
+        return highest_tokens(scores, counts, prompts.parts.num_prefix_tokens)
+
+    def _note(self, form: str, condition: str, pairs: Sequence[tuple[ObjectProbe, Row]], texts: Sequence[str]) -> None:
+        for (probe, row), text in zip(pairs, texts, strict=True):
+            row["answers"].setdefault(form, {})[condition] = text
+            row["identified"].setdefault(form, {})[condition] = probe.is_identified(form, text)
+
+    def _target(self, tokenizer: Any, form: str, probe: ObjectProbe, answer: Sequence[int]) -> tuple[int, int]:
+        """Tokens of the answer that say what was identified: of a description the object's name, else all."""
+        if form != "generative":
+            return 0, len(answer)
+        ends = [len(tokenizer.decode(answer[:stop], skip_special_tokens=True)) for stop in range(len(answer) + 1)]
+        span = mention(probe.name, tokenizer.decode(answer, skip_special_tokens=True))
+        assert span is not None  # the description was found to mention it
+        start = max(place for place, end in enumerate(ends) if end <= span[0])
+        stop = min(place for place, end in enumerate(ends) if end >= span[1])
+        return start, max(stop, start + 1)
+
+    def score(self, rows: list[Row]) -> dict[str, float]:
+        asked = [row for row in rows if not row["skipped"]]
+        metrics: dict[str, float] = {"skipped": float(len(rows) - len(asked))}
+        for buffer in self.buffers:
+            counts = [row["tokens"][str(buffer)] for row in asked if str(buffer) in row["tokens"]]
+            metrics[f"tokens_{buffer}"] = float(np.mean(counts)) if counts else 0.0
+        for form in self.forms:
+            found = [row["identified"][form] for row in asked if form in row["identified"]]
+            metrics[f"{form}_samples"] = float(len(found))
+            metrics[f"{form}_clean"] = 0.0
+            for name in ("clean", OTHER_PICTURE):
+                if values := [seen[name] for seen in found if name in seen]:
+                    metrics |= mean_with_interval(f"{form}_{name}", values)
+            kept = [seen for seen in found if seen["clean"]]
+            if kept:
+                metrics |= self._drops(form, kept)
+        return metrics
+
+    def _drops(self, form: str, kept: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+        metrics = {}
+        for buffer in self.buffers:
+            lost = {
+                name: np.array([not seen[f"{name}_{buffer}"] for seen in kept], dtype=float)
+                for name in ("object", *self.rivals)
+            }
+            columns = {f"{form}_drop_{name}_{buffer}": values for name, values in lost.items()}
+            if "random" in lost:
+                columns[f"{form}_object_over_random_{buffer}"] = lost["object"] - lost["random"]
+            for key, values in columns.items():
+                metrics |= mean_with_interval(key, values)
+        return metrics

@@ -1,0 +1,115 @@
+"""What the router did: the weight it gave to each stream, picture by picture."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from ...processing import GenerationCollator
+from ...processing.degradations.degradations import DEGRADATION_STREAMS, check_degradation
+from ..evaluator import Evaluator, Record, Row
+from ..intervals import mean_with_interval
+from .degraded_records import CLEAN, DegradedRecords
+
+
+@torch.no_grad()
+def router_weights(model: Any, processor: Any, records: Sequence[Any], batch_size: int = 64) -> torch.Tensor | None:
+    """
+    Weights of the image stream and of the text stream for every record, (n, 2), or `None` without a router.
+
+    Args:
+        model: a Poise model in evaluation mode.
+        processor ([`PoiseProcessor`]): made for it.
+        records (`Sequence`): task records with pictures.
+        batch_size (`int`, *optional*, defaults to 64): records per forward pass.
+    """
+    collator = GenerationCollator(processor, is_encoder_decoder=model.config.is_encoder_decoder)
+    found = []
+    for start in range(0, len(records), batch_size):
+        inputs, _ = collator([records[index] for index in range(start, min(start + batch_size, len(records)))])
+        inputs = inputs.to(model.device)
+        if model.config.is_encoder_decoder:
+            begin = model.config.text_config.decoder_start_token_id
+            inputs["decoder_input_ids"] = torch.full(
+                (len(inputs["input_ids"]), 1), begin, device=model.device
+            )  # (B, 1)
+        weights = model(**inputs, logits_to_keep=1).router_weights  # (B, 2)
+        if weights is None:
+            return None
+        found.append(weights.float().cpu())
+    return torch.cat(found)  # (n, 2)
+
+
+class RouterByCondition(Evaluator):
+    """The router's weights with nothing degraded and under each degradation of picture and tags.
+
+    Keys of the result: `CONDITION_image_weight` and `CONDITION_text_weight` with `_low` and `_high`, where a condition
+    is `clean` or the name of a degradation; `samples`.
+
+    Args:
+        degradations (`Sequence[str]`, *optional*): by default all of the picture and of the tags.
+        severity (`int`, *optional*, defaults to 4)
+        degradation_seed (`int`, *optional*, defaults to 0)
+        **options: of [`Evaluator`].
+
+    Raises:
+        ValueError: an unknown degradation or severity; or, when called, a model without a router.
+    """
+
+    primary_metric = f"{CLEAN}_image_weight"
+    greater_is_better = True
+
+    def __init__(
+        self,
+        degradations: Sequence[str] | None = None,
+        severity: int = 4,
+        degradation_seed: int = 0,
+        **options: Any,
+    ):
+        super().__init__(**options)
+        streams = DEGRADATION_STREAMS
+        chosen = [name for name in streams if streams[name] != "question"] if degradations is None else degradations
+        for name in chosen:
+            check_degradation(name, severity)
+        self.degradations, self.severity, self.degradation_seed = tuple(chosen), severity, degradation_seed
+
+    def describe(self) -> str:
+        return "router weights"
+
+    def settings(self) -> dict[str, Any]:
+        names = ("degradations", "severity", "degradation_seed")
+        return {**super().settings(), **{name: getattr(self, name) for name in names}}
+
+    def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
+        if not has_router(model):
+            raise ValueError(
+                f"model={type(model).__name__} has no information router: give a Poise model whose router_type is not "
+                "'none'."
+            )
+        degraded = DegradedRecords(records, self.degradations, (self.severity,), self.degradation_seed)
+        return super().__call__(model, processor, degraded)
+
+    def row(self, record: Record) -> Row | None:
+        if record["cell"] is None or record.get("image") is None:
+            return None
+        return {"id": str(record["id"]), "degradation": record["cell"]["degradation"]}
+
+    def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
+        weights = router_weights(model, processor, records, len(records))  # (B, 2)
+        assert weights is not None
+        for row, pair in zip(rows, weights.tolist(), strict=True):
+            row["weights"] = [round(weight, 5) for weight in pair]
+
+    def score(self, rows: list[Row]) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name in (CLEAN, *self.degradations):
+            pairs = [row["weights"] for row in rows if row["degradation"] == name]
+            if pairs:
+                metrics |= mean_with_interval(f"{name}_image_weight", [image for image, _ in pairs])
+                metrics |= mean_with_interval(f"{name}_text_weight", [text for _, text in pairs])
+        return {**metrics, "samples": float(sum(row["degradation"] == CLEAN for row in rows))}
+
+
+def has_router(model: Any) -> bool:
+    """Whether a model routes between its streams."""
+    return getattr(model.config, "router_type", "none") != "none"

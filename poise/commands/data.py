@@ -1,0 +1,136 @@
+"""`poise data convert` and `poise data show`: published data as task records, and records as a model sees them."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  poise data convert coco-captions captions_val2017.json --images val2017 --output records/validation.jsonl
+  poise data convert refcoco "refs(unc).p" instances.json --images train2014 --split testA --output testA.jsonl
+  poise data convert photos FOLDER --output records
+  poise data show scenes:prior_broken --config demo
+  poise data show records/train.jsonl --model outputs/demo/reliability/model"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise data",
+        description="Convert published data sets into task records, and look at records.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{convert,show}")
+    convert = actions.add_parser("convert", help="published data → JSON lines of task records")
+    convert.add_argument("format", help="coco-captions, textcaps, okvqa, vqav2, aokvqa, refcoco(+|g), pope or photos")
+    convert.add_argument("source", nargs="+", help="published files; or a data set on disk or of the Hub; or a folder")
+    convert.add_argument("--images", metavar="FOLDER", help="where the pictures are that annotations name")
+    convert.add_argument("--output", required=True, metavar="FILE", help="JSON lines to write (photos: a folder)")
+    convert.add_argument("--split", help="only this split, where the source holds several")
+    convert.add_argument("--config", help="configuration of a data set of the Hub that has several")
+    convert.add_argument("--skip-missing", action="store_true", help="leave out records whose picture is not there")
+
+    show = actions.add_parser("show", help="a PNG sheet of what the model will see")
+    show.add_argument("source", nargs="?", help="as data.train, or scenes:SPLIT,name=value (default: the recipe's)")
+    made_for = show.add_mutually_exclusive_group()
+    made_for.add_argument("--config", default="demo", metavar="RECIPE", help="whose processor (default demo)")
+    made_for.add_argument("--model", metavar="FOLDER", help="a saved model, whose processor is taken instead")
+    show.add_argument("--split", default="train", help="which part of the source (default train)")
+    show.add_argument("--output", default="data.png", metavar="PNG", help="default data.png")
+    show.add_argument("--count", type=int, default=8, metavar="N", help="records, evenly over all (default 8)")
+    show.add_argument("--max-length", type=int, metavar="N", help="cut rows as training would (default: the recipe's)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    return _convert(arguments) if arguments.action == "convert" else _show(arguments)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    import logging
+
+    from poise.processing.records.photo_annotations import convert_photo_annotations
+    from poise.processing.records.published_formats import converted_records, converter_of, read_published
+    from poise.processing.records.record_sources import published_rows
+    from poise.processing.records.task_record_files import write_task_records
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.format == "photos":
+        counts = convert_photo_annotations(arguments.source[0], arguments.output)
+        for name, count in counts.items():
+            print(f"{count:,} records in {Path(arguments.output) / name}.jsonl")
+        return 0
+    converter_of(arguments.format)
+    split = arguments.split
+    if Path(arguments.source[0]).is_file() or Path(arguments.source[0]).suffix:
+        document: Any = read_published(arguments.source)
+    else:
+        document = published_rows(arguments.source[0], split or "train", arguments.config)
+        split = None
+    records = converted_records(arguments.format, document, arguments.images, split, arguments.skip_missing)
+    count = write_task_records(records, arguments.output)
+    print(f"{count:,} records in {arguments.output}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    if arguments.count < 1:
+        raise ValueError(f"--count is {arguments.count}; it must be at least 1")
+    folder = Path(arguments.output).parent
+    if not folder.is_dir():
+        raise ValueError(f"--output {arguments.output!r}: there is no folder {os.fspath(folder)!r}; make it first")
+    if Path(arguments.output).suffix.lower() != ".png" or Path(arguments.output).is_dir():
+        raise ValueError(f"--output {arguments.output!r}: the sheet is a PNG file; name one, such as data.png")
+    model = Path(arguments.model or "")
+    if arguments.model is not None and model.is_dir() and not (model / "processor_config.json").is_file():
+        raise ValueError(
+            f"--model {arguments.model!r} holds no processor_config.json: name the folder of a saved model"
+        )
+    from poise.evaluation.data_sources import load_data_source
+    from poise.processing.batching.collators import TrainingCollator
+    from poise.processing.batching.data_preview import draw_preview
+    from poise.processing.processing_poise import PoiseProcessor
+    from poise.processing.records.record_sources import open_records
+    from poise.training.sft.assembly import processor_of
+    from poise.training.sft.recipe import load_recipe
+    from poise.training.sft.records import load_records, record_sources
+
+    recipe = load_recipe(arguments.config)
+    name = arguments.source
+    if name is None:
+        records, _ = load_records(recipe)
+        name = f"recipe {arguments.config}"
+    elif name.startswith("scenes:"):
+        records = load_data_source(name)
+    else:
+        (source,) = record_sources(name, "train", recipe.data)
+        records = open_records(source, arguments.split)
+    count = min(arguments.count, len(records))
+    chosen = [records[place * len(records) // count] for place in range(count)]
+    if arguments.model is None:
+        processor, is_encoder_decoder = processor_of(recipe), _is_encoder_decoder(recipe)
+    else:
+        from transformers import AutoConfig
+
+        processor = PoiseProcessor.from_pretrained(arguments.model)
+        is_encoder_decoder = AutoConfig.from_pretrained(arguments.model).is_encoder_decoder
+    max_length = arguments.max_length or recipe.data["max_length"]
+    collator = TrainingCollator(processor, max_length, is_encoder_decoder, seed=recipe.training.get("seed", 42))
+    draw_preview(chosen, collator, arguments.output, f"{name}: {count} of {len(records):,} records")
+    print(arguments.output)
+    return 0
+
+
+def _is_encoder_decoder(recipe: Any) -> bool:
+    from transformers import AutoConfig
+
+    from poise.training.backbone_loading import resolve_backbone
+
+    return bool(AutoConfig.from_pretrained(resolve_backbone(recipe.model["text"])).is_encoder_decoder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

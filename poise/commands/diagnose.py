@@ -1,0 +1,138 @@
+"""`poise diagnose MODEL`: which modality the answers follow, by attention, by coalitions, and by the router itself."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+PARTS = ("attention", "coalitions", "router")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise diagnose",
+        description="Which modality dominates? MDI and AEI from the attention of the positions that generate; accuracy "
+        "and log-likelihood with every subset of picture, tags and question, with exact Shapley shares; answers where "
+        "the prior is wrong; the router's weights under degradations. Ends in a verdict.",
+        epilog="example: poise diagnose outputs/demo/reliability/model --samples 300",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository (Poise or LLaVA)")
+    parser.add_argument(
+        "--data",
+        default="scenes:prior_broken",
+        metavar="SOURCE",
+        help="JSON lines of vqa records, a folder of annotated photos, or scenes:SPLIT[,name=value...] "
+        "(default %(default)s, where the answer that shape suggests is always wrong)",
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="default: all that the model has")
+    parser.add_argument("--samples", type=int, default=300, metavar="N", help="vqa records at most (default 300)")
+    parser.add_argument(
+        "--baselines", nargs="+", choices=("mean", "swap"), default=["mean", "swap"], help="what takes the place of a "
+        "modality: mean tokens, another sample's (default: both)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration",
+        metavar="SOURCE",
+        help="records that mean tokens are taken of (default: scenes:validation for scenes, else the data itself)",
+    )
+    parser.add_argument(
+        "--severity", type=int, default=4, metavar="N", help="of the degradations that the router is shown (default 4)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of swaps and degradations (default 0)")
+    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default 16)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: diagnosis/ in the model's run, else outputs/diagnosis/MODEL"
+    )
+    parser.add_argument("--restart", action="store_true", help="forget what the folder already holds")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="records per batch (default 64)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints tables and the verdict. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.evaluation.data_sources import data_name, load_data_source
+    from poise.evaluation.dominance.attention import AttentionDominance
+    from poise.evaluation.dominance.coalitions import CoalitionDominance, players_of
+    from poise.evaluation.dominance.figure import draw_dominance
+    from poise.evaluation.dominance.report import (
+        attention_table,
+        coalition_table,
+        dominance_rows,
+        router_table,
+        verdict,
+    )
+    from poise.evaluation.evaluator import write_whole
+    from poise.evaluation.probing.mean_tokens import mean_tokens
+    from poise.evaluation.probing.model_parts import model_parts
+    from poise.evaluation.robustness.router_weights import RouterByCondition, has_router
+    from poise.model_loading import load_model, output_folder
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    folder = output_folder(arguments.model, "diagnosis", arguments.output)
+    progress = sys.stderr.isatty()
+    options: dict[str, Any] = {
+        "batch_size": arguments.batch_size,
+        "restart": arguments.restart,
+        "progress": progress,
+    }
+    attention = AttentionDominance(max_new_tokens=arguments.max_new_tokens, output_dir=folder / "attention", **options)
+    coalition = CoalitionDominance(
+        baselines=arguments.baselines,
+        seed=arguments.seed,
+        max_new_tokens=arguments.max_new_tokens,
+        output_dir=folder / "coalitions",
+        **options,
+    )
+    router = RouterByCondition(
+        severity=arguments.severity, degradation_seed=arguments.seed, output_dir=folder / "router", **options
+    )
+    records = load_data_source(arguments.data, arguments.samples, "vqa")
+    calibration = load_data_source(arguments.calibration or _default_calibration(arguments.data), task="vqa")
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    parts = model_parts(model)
+    players = players_of(parts)
+
+    scores: dict[str, dict[str, float]] = {}
+    tables = []
+    if "coalitions" in arguments.only:
+        if "mean" in arguments.baselines:
+            coalition.means = mean_tokens(model, processor, calibration, arguments.batch_size, progress=progress)
+        scores["coalitions"] = coalition(model, processor, records)
+        tables.append(coalition_table(scores["coalitions"], players))
+    if "attention" in arguments.only:
+        scores["attention"] = attention(model, processor, records)
+        tables.append(attention_table(scores["attention"]))
+    if "router" in arguments.only and has_router(model):
+        scores["router"] = router(model, processor, records)
+        tables.append(router_table(scores["router"], arguments.severity))
+    measured = scores.get("coalitions"), scores.get("attention"), scores.get("router")
+    sentences = verdict(*measured, players)
+    found = {
+        "model": arguments.model,
+        "data": arguments.data,
+        "settings": {name: getattr(arguments, name) for name in ("samples", "seed", "severity", "baselines")},
+        "players": list(players),
+        "verdict": sentences,
+        **scores,
+        "dominance": dominance_rows(*measured, players, data_name(arguments.data)),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = json.dumps(found, indent=2, ensure_ascii=False)
+    text = "\n\n".join([*tables, "Verdict: " + " ".join(sentences)])
+    write_whole(folder / "diagnosis.json", written + "\n")
+    write_whole(folder / "diagnosis.txt", text + "\n")
+    draw_dominance(*measured, players, sentences, folder / "diagnosis.png")
+    sys.stdout.write((written if arguments.json else text) + "\n")
+    sys.stderr.write(f"numbers, picture and answers are in {folder}\n")
+    return 0
+
+
+def _default_calibration(data: str) -> str:
+    return "scenes:validation" if data.partition(":")[0] == "scenes" else data

@@ -1,0 +1,141 @@
+"""`poise evaluate MODEL --data ...`: generates answers, scores them, writes predictions and scores."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from poise.model_loading import load_model
+
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise evaluate",
+        description="Score a model's answers to task records, with bootstrap intervals.",
+        epilog="example: poise evaluate outputs/demo/model --data scenes:prior_broken --group-by question_type",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a saved model, a run, a checkpoint, or a Hub repository"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        help="JSON lines of task records, a folder, a data set on disk or of the Hub (NAME or NAME:SPLIT), a source in "
+        "braces as in a recipe, or scenes:SPLIT[,name=value...]",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        help="score only this; pope and multiple_choice are ways to look at vqa records (default: each record's task)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="default: evaluation/SOURCE-TASK in the model's run, else outputs/evaluation/MODEL/SOURCE-TASK",
+    )
+    parser.add_argument("--restart", action="store_true", help="forget predictions that the folder already holds")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="records per batch (default 16)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: by task)")
+    parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams of the search (default 1: greedy)")
+    parser.add_argument(
+        "--iou", type=float, nargs="+", default=[0.1, 0.5, 0.75], metavar="T", help="IoU thresholds of grounding"
+    )
+    parser.add_argument("--group-by", metavar="FIELD", help="also score by this field of the records' metadata")
+    parser.add_argument(
+        "--cluster-by",
+        default="image_id",
+        metavar="FIELD",
+        help="metadata field of what belongs together, drawn together by the bootstrap (default image_id)",
+    )
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; 0 for none")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default 0)")
+    parser.add_argument(
+        "--tagger", metavar="NAME", help="whose tags replace the records': a dual encoder's folder, or a file of tags"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints the scores. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.evaluation.data_sources import load_data_source
+    from poise.evaluation.evaluator import write_whole
+    from poise.evaluation.generation_evaluator import GenerationEvaluator
+    from poise.evaluation.intervals import score_table
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    _check_options(arguments)
+    folder = _output_folder(arguments)
+    evaluator = GenerationEvaluator(
+        task=arguments.task,
+        max_new_tokens=arguments.max_new_tokens,
+        thresholds=arguments.iou,
+        group_by=arguments.group_by,
+        cluster_by=arguments.cluster_by,
+        tagger=arguments.tagger,
+        generation={} if arguments.num_beams == 1 else {"num_beams": arguments.num_beams},
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        output_dir=folder,
+        restart=arguments.restart,
+        progress=sys.stderr.isatty(),
+    )
+    records = load_data_source(arguments.data, arguments.limit)
+    if arguments.tagger is not None:
+        from poise.processing.records.tagged_records import TaggedRecords, load_tagger
+
+        records = TaggedRecords(records, load_tagger(arguments.tagger))
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    metrics = evaluator(model, processor, records)
+
+    summary = {
+        "model": arguments.model,
+        "data": arguments.data,
+        "task": arguments.task,
+        **({} if arguments.tagger is None else {"tagger": arguments.tagger}),
+        **({} if arguments.group_by is None else {"group_by": arguments.group_by}),
+        "primary_metric": evaluator.primary_metric,
+        "greater_is_better": evaluator.greater_is_better,
+        "metrics": metrics,
+    }
+    written = json.dumps(summary, indent=2, ensure_ascii=False)
+    write_whole(folder / "metrics.json", written + "\n")
+    sys.stdout.write((written if arguments.json else score_table(metrics)) + "\n")
+    sys.stderr.write(f"scores in {folder / 'metrics.json'}, predictions in {folder / 'predictions.jsonl'}\n")
+    return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("resamples", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+    from poise.model_loading import chosen_device, chosen_dtype
+
+    for threshold in arguments.iou:
+        if not 0.0 < threshold <= 1.0:
+            raise ValueError(f"--iou {threshold} is no share of an area: write numbers above 0 and at most 1.")
+    chosen_device(arguments.device)
+    chosen_dtype(arguments.dtype)
+
+
+def _output_folder(arguments: argparse.Namespace) -> Path:
+    """One folder for each source: several evaluations of a run stand side by side on its card."""
+    from poise.model_loading import output_folder
+
+    folder = output_folder(arguments.model, "evaluation", arguments.output)
+    if arguments.output:
+        return folder
+    return folder / re.sub(r"[^\w.=-]+", "-", f"{Path(arguments.data).stem}-{arguments.task or 'tasks'}")

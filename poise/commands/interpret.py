@@ -1,0 +1,201 @@
+"""`poise interpret MODEL`: where does the model keep what it sees? Logit lens, token ablation and attention knockout
+over scenes or task records with boxes; numbers as JSON, pictures as PNG, the lens as one HTML page.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+STUDIES = ("lens", "ablation", "knockout")
+FORMS = ("generative", "polling", "vqa")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise interpret",
+        description="Where does the model keep what it sees? Reads visual tokens through the logit lens, replaces the "
+        "tokens of objects, blocks attention in windows of layers.",
+        epilog="example: poise interpret outputs/demo/reliability/model --samples 200 --tags drop",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository (Poise or LLaVA)")
+    parser.add_argument(
+        "--data",
+        default="scenes:prior_broken",
+        metavar="SOURCE",
+        help="JSON lines of task records with boxes, a folder of annotated photos, or scenes:SPLIT[,name=value...] "
+        "(default scenes:prior_broken, where a right colour cannot come from the shape)",
+    )
+    parser.add_argument("--only", nargs="+", choices=STUDIES, default=list(STUDIES), help="default: all three")
+    parser.add_argument("--samples", type=int, default=200, metavar="N", help="records at most (default 200)")
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=list(FORMS), help="how ablation asks (default: all)"
+    )
+    parser.add_argument("--form", choices=FORMS, default="vqa", help="how lens and knockout ask (default vqa)")
+    parser.add_argument(
+        "--tags",
+        choices=("keep", "drop"),
+        default="keep",
+        help="drop: do not tell the model the tags, which name objects too (default keep)",
+    )
+    lens = parser.add_argument_group("logit lens")
+    lens.add_argument("--pictures", type=int, default=8, metavar="N", help="pictures on the page (default 8)")
+    lens.add_argument("--top-k", type=int, default=5, metavar="N", help="words a token and layer (default 5)")
+    lens.add_argument("--words", nargs="+", metavar="WORD", help="words to map (default: those of the object's name)")
+    ablation = parser.add_argument_group("token ablation")
+    ablation.add_argument(
+        "--buffers",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="N",
+        help="patches around the object (default 0 1 2)",
+    )
+    ablation.add_argument(
+        "--replacement", choices=("mean", "zero"), default="mean", help="what stands in for a token (default mean)"
+    )
+    ablation.add_argument(
+        "--calibration",
+        metavar="SOURCE",
+        help="pictures that the mean token is taken of (default: scenes:validation for scenes, else the data itself)",
+    )
+    ablation.add_argument(
+        "--calibration-pictures", type=int, default=500, metavar="N", help="how many of them at most (default 500)"
+    )
+    knockout = parser.add_argument_group("attention knockout")
+    knockout.add_argument(
+        "--window", type=int, metavar="N", help="layers blocked at a time (default: a quarter of them)"
+    )
+    knockout.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="FIRST-LAST",
+        help="windows by their layers, counted from 0, in place of --window",
+    )
+    knockout.add_argument("--buffer", type=int, default=1, metavar="N", help="patches around the object (default 1)")
+    parser.add_argument("--output", metavar="FOLDER", help="default: outputs/interpret/MODEL")
+    parser.add_argument("--restart", action="store_true", help="forget what the folder already holds")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="records per batch (default 16)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random tokens (default 0)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints what was found. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.evaluation.data_sources import load_data_source
+    from poise.evaluation.evaluator import write_whole
+    from poise.evaluation.interpretability.attention_knockout import AttentionKnockout
+    from poise.evaluation.interpretability.lens_study import study_lens
+    from poise.evaluation.interpretability.report import (
+        ablation_table,
+        draw_ablation,
+        draw_knockout,
+        knockout_table,
+        lens_table,
+    )
+    from poise.evaluation.interpretability.token_ablation import TokenAblation, mean_image_token
+    from poise.evaluation.probing.model_parts import model_parts
+    from poise.model_loading import load_model
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    for name in ("samples", "pictures", "calibration_pictures"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1.")
+    windows = None if arguments.layers is None else [read_window(text) for text in arguments.layers]
+    folder = Path(arguments.output or _default_folder(arguments.model))
+    with_tags, progress = arguments.tags == "keep", sys.stderr.isatty()
+    options = {"batch_size": arguments.batch_size, "restart": arguments.restart, "progress": progress}
+    knockout = AttentionKnockout(
+        window=arguments.window,
+        windows=windows,
+        form=arguments.form,
+        buffer=arguments.buffer,
+        with_tags=with_tags,
+        output_dir=folder / "attention_knockout",
+        **options,
+    )
+    ablation = TokenAblation(
+        forms=arguments.forms,
+        buffers=arguments.buffers,
+        with_tags=with_tags,
+        seed=arguments.seed,
+        output_dir=folder / "token_ablation",
+        **options,
+    )
+    records = load_data_source(arguments.data, arguments.samples)
+    calibration = load_data_source(arguments.calibration or _default_calibration(arguments.data))
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    parts = model_parts(model)
+    if "knockout" in arguments.only:
+        knockout.check_windows(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    found: dict[str, Any] = {"model": arguments.model, "data": arguments.data, "settings": _settings(arguments)}
+    tables = []
+    if "lens" in arguments.only:
+        found["logit_lens"] = study_lens(
+            model,
+            processor,
+            records,
+            folder,
+            form=arguments.form,
+            pictures=arguments.pictures,
+            words=arguments.words,
+            top_k=arguments.top_k,
+            with_tags=with_tags,
+            progress=progress,
+        )
+        tables.append(lens_table(found["logit_lens"]))
+    if "ablation" in arguments.only:
+        if arguments.replacement == "mean":
+            ablation.replacement = mean_image_token(
+                model, processor, calibration, with_tags, arguments.batch_size, arguments.calibration_pictures, progress
+            )
+        metrics = found["token_ablation"] = ablation(model, processor, records)
+        draw_ablation(metrics, ablation.forms, ablation.buffers, folder / "token_ablation.png")
+        tables.append(ablation_table(metrics, ablation.forms, ablation.buffers))
+    if "knockout" in arguments.only:
+        metrics = found["attention_knockout"] = knockout(model, processor, records)
+        draw_knockout(metrics, knockout.pairs, folder / "attention_knockout.png")
+        tables.append(knockout_table(metrics, knockout.pairs))
+    written = json.dumps(found, indent=2, ensure_ascii=False)
+    write_whole(folder / "interpret.json", written + "\n")
+    sys.stdout.write((written if arguments.json else "\n\n".join(tables)) + "\n")
+    sys.stderr.write(f"numbers, pictures and the page are in {folder}\n")
+    return 0
+
+
+def read_window(text: str) -> tuple[int, int]:
+    """ "8-15" or "8" as (first, last) layer.
+
+    Raises:
+        ValueError: it is neither, or ends before it begins.
+    """
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if match is None or int(match[2] or match[1]) < int(match[1]):
+        raise ValueError(f"--layers holds {text!r}; write windows as FIRST-LAST, such as 8-15.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _default_folder(model: str) -> Path:
+    parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
+    return Path("outputs", "interpret", re.sub(r"[^\w.=-]+", "-", "-".join(parts)) or "model")
+
+
+def _default_calibration(data: str) -> str:
+    return "scenes:validation" if data.partition(":")[0] == "scenes" else data
+
+
+def _settings(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    left_out = ("model", "data", "output", "restart", "device", "json", "trust_remote_code", "batch_size")
+    return {name: value for name, value in vars(arguments).items() if name not in left_out}

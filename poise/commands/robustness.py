@@ -1,0 +1,99 @@
+"""`poise robustness MODEL`: how the answers hold up while the picture, the tags or the question are damaged."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise robustness",
+        description="Asks every sample as it is and in fifteen degradations of picture, tags and question, five "
+        "severities each: scores relative to clean, area under the severity curve, with bootstrap intervals.",
+        epilog="example: poise robustness outputs/demo/reliability/model --samples 300",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository")
+    parser.add_argument(
+        "--data",
+        default="scenes:prior_broken",
+        metavar="SOURCE",
+        help="JSON lines of task records, a folder of annotated photos, or scenes:SPLIT[,name=value...] "
+        "(default %(default)s)",
+    )
+    parser.add_argument("--task", choices=TASKS, default="vqa", help="which records, and how they are scored (vqa)")
+    parser.add_argument(
+        "--samples", type=int, default=300, metavar="N", help="records of the task at most (default 300)"
+    )
+    parser.add_argument("--degradations", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument(
+        "--severities", type=int, nargs="+", default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5 (default: all)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the damage (default 0)")
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; 0 for none")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="default: robustness/ in the model's run, else outputs/robustness/MODEL"
+    )
+    parser.add_argument("--restart", action="store_true", help="forget predictions that the folder already holds")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="records per batch (default 128)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: by task)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.evaluation.data_sources import data_name, load_data_source
+    from poise.evaluation.evaluator import write_whole
+    from poise.evaluation.robustness.evaluator import RobustnessEvaluator
+    from poise.evaluation.robustness.report import draw_robustness, robustness_rows, robustness_table
+    from poise.model_loading import load_model, output_folder
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    folder = output_folder(arguments.model, "robustness", arguments.output)
+    evaluator = RobustnessEvaluator(
+        task=arguments.task,
+        degradations=arguments.degradations,
+        severities=arguments.severities,
+        degradation_seed=arguments.seed,
+        max_new_tokens=arguments.max_new_tokens,
+        resamples=arguments.resamples,
+        batch_size=arguments.batch_size,
+        output_dir=folder,
+        restart=arguments.restart,
+        progress=sys.stderr.isatty(),
+    )
+    # Two of the tasks are ways to look at vqa records.
+    task = "vqa" if arguments.task in ("pope", "multiple_choice") else arguments.task
+    records = load_data_source(arguments.data, arguments.samples, task)
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    scores = evaluator(model, processor, records)
+
+    names, severities = evaluator.degradations, evaluator.severities
+    metric = "cider_d" if arguments.task == "caption" else f"{arguments.task}_accuracy"
+    found = {
+        "model": arguments.model,
+        "data": arguments.data,
+        "task": arguments.task,
+        "seed": arguments.seed,
+        "primary_metric": evaluator.primary_metric,
+        "greater_is_better": evaluator.greater_is_better,
+        "scores": scores,
+        "robustness": robustness_rows(scores, names, severities, metric, data_name(arguments.data)),
+    }
+    written = json.dumps(found, indent=2, ensure_ascii=False)
+    write_whole(Path(folder) / "robustness.json", written + "\n")
+    draw_robustness(scores, names, severities, metric, Path(folder) / "robustness.png")
+    table = robustness_table(scores, names, severities)
+    write_whole(Path(folder) / "robustness.txt", table + "\n")
+    sys.stdout.write((written if arguments.json else table) + "\n")
+    sys.stderr.write(f"numbers, picture and predictions are in {folder}\n")
+    return 0

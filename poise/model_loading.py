@@ -1,0 +1,140 @@
+"""The model, device, number format and output folder that a command line names, or one line on why there is none."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def load_run(name: str) -> tuple[Any, Any] | None:
+    """Model with its adapters merged and processor of a local run, or `None` for anything else."""
+    if not Path(name).is_dir():
+        return None
+    from poise.training.sft.checkpoints import is_run, merged_model
+
+    return merged_model(name) if is_run(name) else None
+
+
+def chosen_device(name: str | None = None) -> torch.device:
+    """
+    Args:
+        name (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`).
+
+    Raises:
+        ValueError: torch knows no such device, or this machine has none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device={name!r} is no device of torch: write cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={name!r}: torch sees {torch.cuda.device_count()} such devices here; write cpu")
+    return device
+
+
+def chosen_dtype(name: str) -> torch.dtype | str:
+    """
+    Args:
+        name (`str`): such as `"bfloat16"`; `"auto"` stays what it is.
+
+    Raises:
+        ValueError: it names no floating-point format of torch.
+    """
+    found = "auto" if name == "auto" else getattr(torch, name, None)
+    if found != "auto" and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype={name!r} is no floating-point format of torch: write auto, float32 or bfloat16")
+    return found
+
+
+def load_model(
+    name: str, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """Model in evaluation mode, and its processor.
+
+    Args:
+        name (`str`): folder of a saved model, Hub repository, run of `poise sft`, or one of its checkpoints.
+        device (`str`, *optional*, defaults to `"cuda"` where there is one, else `"cpu"`); a quantized model stays where
+            its library puts it.
+        dtype (`str`, *optional*, defaults to `"auto"`): of the weights; `"auto"` is as they are stored.
+
+    Raises:
+        ValueError: a folder without a model, or one that takes no images; an unknown device or format.
+    """
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
+
+    place, number_format = chosen_device(device), chosen_dtype(dtype)
+    loaded = load_run(name)
+    if loaded is not None:
+        model, processor = loaded
+        model = model.to(place)
+        return (model if number_format == "auto" else model.to(number_format)).eval(), processor
+    folder = Path(name)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if folder.is_dir() and not is_adapter and not (folder / "config.json").is_file():
+        raise ValueError(f"model={name!r} is a folder without config.json; name the folder of a saved model.")
+    if not is_adapter:
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except OSError as error:  # transformers does not say whose files it misses
+            raise OSError(
+                f"model={name!r} could not be loaded: name a folder that is there, or a repository of the Hub within "
+                f"reach ({' '.join(str(error).split())[:200]})"
+            ) from error
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not getattr(config, "auto_map", None):
+            raise ValueError(
+                f"model={name!r} is a {config.model_type!r} model, which takes no images; name one that does."
+            )
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype=number_format, trust_remote_code=trust_remote_code)
+    if not getattr(model, "is_quantized", False):
+        model = model.to(place)
+    return model.eval(), processor
+
+
+# What `poise sft` leaves in the folder of a run.
+_MARKS = ("card_data.json", "recipe.yaml")
+_MODELS = ("config.json", "adapter_config.json")
+
+
+def output_folder(model: str, what: str, chosen: str | None = None) -> Path:
+    """
+    `chosen`, or `RUN/WHAT` for a training run or its finished model, where the model card finds it, or
+    `outputs/WHAT/MODEL`.
+
+    Raises:
+        ValueError: that is a file.
+    """
+    folder = Path(chosen) if chosen else _default(model, what)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {str(folder)!r} is a file: name a folder.")
+    return folder
+
+
+def run_of(model: str) -> Path | None:
+    """
+    The folder of the training run that a model belongs to, if it names the run itself or its finished model.
+
+    A checkpoint of a run is none: what is measured on it does not describe what the run ended with.
+    """
+    path = Path(model)
+    if path.name == "model" and path.is_dir() and any((path.parent / mark).is_file() for mark in _MARKS):
+        return path.parent
+    is_model = any((path / name).is_file() for name in _MODELS)
+    holds_one = any((path / "model" / name).is_file() for name in _MODELS) or any(path.glob("checkpoint-*"))
+    return path if holds_one and not is_model else None
+
+
+def _default(model: str, what: str) -> Path:
+    run = run_of(model)
+    if run is not None:
+        return run / what
+    parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
+    return Path("outputs", what, re.sub(r"[^\w.=-]+", "-", "-".join(parts)) or "model")

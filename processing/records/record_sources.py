@@ -1,0 +1,351 @@
+"""Task records by name: a JSON-lines file, a folder, drawn scenes, a `datasets` table on disk or on the Hub.
+
+A source is a name or a mapping, as a recipe writes it:
+
+    {name: user/dataset, split: train, weight: 2, columns: {question: query, answers: labels}, task: vqa}
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..image_loading import image_size
+from ..scenes.scenes import Scenes
+from .endless_records import StreamedRows, rows_of_dataset
+from .photo_annotations import SOURCES, records_from_annotations, split_by_photo
+from .published_formats import converted_records, converter_of, undecoded_image
+from .task_record import TASKS, TaskRecordError, check_task_record
+from .task_record_files import TaskRecords, load_task_records, opened_record, text_lines
+
+SCENES = "scenes"
+FIRST_CHECKED = 16  # records of a stream that are looked at before anything else happens
+_LISTS = ("answers", "captions")
+_KINDS = "give a file, a folder, a data set on the Hub or 'scenes'"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSource:
+    """
+    One source of task records.
+
+    Attributes:
+        name (`str`): a JSON-lines file; a folder with `train.jsonl` and `validation.jsonl`, with annotated photos, or
+            with a data set that `datasets` saved or can read; a data set on the Hub; or `scenes`.
+        weight (`float`, *optional*): its share in a mixture, relative to the others; by default its number of records.
+        split (`str`, *optional*): which part of it.
+        columns (`Mapping[str, str]`, *optional*): field of the record → name of the column that holds it.
+        task (`str`, *optional*): of all records, where no column says it.
+        format (`str`, *optional*): a published form that its rows have, see `published_formats`.
+        config (`str`, *optional*): of a data set on the Hub with several.
+        image_folder (`str`, *optional*): what image paths are relative to.
+        scenes (`Mapping`, *optional*): settings of drawn scenes.
+    """
+
+    name: str
+    weight: float | None = None
+    split: str | None = None
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    task: str | None = None
+    format: str | None = None
+    config: str | None = None
+    image_folder: str | None = None
+    scenes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(
+                f"name={self.name!r} is no source: give a file, a folder, a data set on the Hub or 'scenes'."
+            )
+        weight = self.weight
+        if weight is not None and (
+            isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf
+        ):
+            raise ValueError(
+                f"weight={weight!r} of {self.name!r} must be a number above 0; leave the source out for none."
+            )
+        if not isinstance(self.columns, Mapping) or not all(isinstance(c, str) for c in self.columns.values()):
+            raise ValueError(
+                f"columns={self.columns!r} of {self.name!r} must say for each field which column holds it: "
+                "{question: query}."
+            )
+        if self.task is not None and self.task not in TASKS:
+            raise ValueError(f"task={self.task!r} of {self.name!r} is not known: write {', '.join(TASKS)}.")
+        if self.format is not None:
+            converter_of(self.format)
+
+
+def parse_source(entry: Any) -> RecordSource:
+    """A source as a recipe writes it: a name, or a mapping of [`RecordSource`]'s fields.
+
+    Raises:
+        ValueError: neither, an unknown field, or a bad value.
+    """
+    if isinstance(entry, RecordSource):
+        return entry
+    if isinstance(entry, str):
+        return RecordSource(entry)
+    if not isinstance(entry, Mapping):
+        raise ValueError(
+            f"source {entry!r} is neither a name nor a mapping such as {{name: records.jsonl, weight: 2}}."
+        )
+    known = [field.name for field in dataclasses.fields(RecordSource)]
+    for field in entry:
+        if field not in known:
+            near = get_close_matches(str(field), known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"source field {field!r} is not known: use {', '.join(known)}.{hint}")
+    if "name" not in entry:
+        raise ValueError(
+            f"source {dict(entry)!r} has no name: give a file, a folder, a data set on the Hub or 'scenes'."
+        )
+    return RecordSource(**{name: value for name, value in entry.items() if value is not None})
+
+
+def open_records(source: RecordSource, split: str = "train", seed: int = 0) -> Any:
+    """A map-style data set of the source's records, pictures opened when they are asked for.
+
+    Args:
+        split (`str`, *optional*, defaults to `"train"`): where the source names none itself.
+        seed (`int`, *optional*, defaults to 0): of drawn scenes and of the split of annotated photos.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such source, or a record is wrong.
+    """
+    split = source.split or split
+    if source.name == SCENES:
+        return _scenes(source, split, seed)
+    path = Path(source.name)
+    if path.is_dir() and any((path / name).is_file() for name in SOURCES.values()) and (path / "images").is_dir():
+        parts = split_by_photo(records_from_annotations(path, seed=seed), seed=seed)
+        if split not in parts:
+            raise ValueError(f"split={split!r} is none of {source.name!r}: annotated photos have {', '.join(parts)}.")
+        return TaskRecords(parts[split], path.name)
+    file = _json_lines(source, split)
+    if file is None:
+        return _table_records(source, _table(source, split), split)
+    if source.columns or source.task or source.format:
+        rows = [(number, line) for number, line in text_lines(file)]
+        return TaskRecords(
+            [_renamed(_parsed(file, *row), source) for row in rows],
+            file.name, source.image_folder or file.parent, line_numbers=[number for number, _ in rows],
+        )  # fmt: skip
+    return load_task_records(file, image_folder=source.image_folder)
+
+
+def published_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a data set on disk or of the Hub, pictures undecoded, as converters of published forms take them.
+
+    Raises:
+        ValueError: there is no such data set, or no such split of it.
+    """
+    return iter(_table(RecordSource(name, config=config), split))
+
+
+def stream_records(source: RecordSource, split: str = "train", seed: int = 0) -> StreamedRows:
+    """The source for [`EndlessRecords`]: read row by row, pictures not opened; the first records are checked now.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such source, it holds nothing, or a first record is wrong.
+    """
+    split = source.split or split
+    path = Path(source.name)
+    if source.name == SCENES or (path.is_dir() and (path / "images").is_dir()):
+        return rows_of_dataset(source.name, open_records(source, split, seed))
+    if source.format:
+        raise ValueError(
+            f"format={source.format!r} of {source.name!r} cannot be streamed, for its records may need several rows: "
+            "convert it first (poise data convert), or set streaming to false."
+        )
+    file = _json_lines(source, split)
+    if file is not None:
+        folder = Path(source.image_folder or file.parent)
+        stream = StreamedRows(file.name, lambda: text_lines(file), lambda raw: _line_record(raw, file, folder, source))
+    else:
+        stream = _table_stream(source, split)
+    count = 0
+    for count, raw in zip(range(1, FIRST_CHECKED + 1), stream.rows(), strict=False):  # noqa: B007
+        opened_record(stream.record(raw))
+    if not count:
+        raise ValueError(f"{source.name!r} holds no record of split {split!r}: check the file or the split.")
+    return stream
+
+
+def _scenes(source: RecordSource, split: str, seed: int) -> Scenes:
+    settings = dict(source.scenes)
+    size = settings.pop("size", None)
+    return Scenes(split, size=size if split == "train" else None, seed=settings.pop("seed", seed), **settings)
+
+
+def _json_lines(source: RecordSource, split: str) -> Path | None:
+    """The JSON-lines file that a source names, by itself or as a folder with one for each split."""
+    path = Path(source.name)
+    if path.is_dir():
+        file = path / f"{split}.jsonl"
+        if file.is_file():
+            return file
+        if (path / "train.jsonl").is_file():
+            raise FileNotFoundError(f"{str(path)!r} holds no {split}.jsonl: write that file, or name another split.")
+        return None
+    looks_like_a_file = path.suffix in (".jsonl", ".json") or source.name.startswith((".", "/", "~"))
+    if path.is_file() or looks_like_a_file or not _HUB_NAME.fullmatch(source.name):
+        if not path.is_file():
+            raise FileNotFoundError(f"data={source.name!r}: there is no such file of task records; check the path.")
+        return path
+    return None
+
+
+def _parsed(path: Path, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TaskRecordError(
+            f"{path.name} line {number}", "(all)", f"not JSON ({error.msg} at column {error.colno})."
+        ) from None
+
+
+def _line_record(raw: tuple[int, str], file: Path, folder: Path, source: RecordSource) -> dict[str, Any]:
+    number, line = raw
+    where = f"{file.name} line {number}"
+    record = check_task_record(_renamed(_parsed(file, number, line), source), where, f"{file.stem}-{number}")
+    if record["image"] is None and "bbox" in record:
+        raise TaskRecordError(where, "image", "null, but a box lies in a picture; name the file.")
+    if isinstance(record["image"], str):
+        record["image"] = os.fspath(folder / record["image"])
+    return record
+
+
+def _renamed(row: Any, source: RecordSource) -> Any:
+    """A row with the fields of a task record, out of the columns that the source names."""
+    if not isinstance(row, Mapping):
+        return row
+    renamed = dict(row)
+    for field, column in source.columns.items():
+        if column not in row:
+            raise ValueError(
+                f"columns: {source.name!r} has no column {column!r} for {field!r}: it has {', '.join(map(str, row))}."
+            )
+        renamed[field] = row[column]
+    if source.task is not None:
+        renamed["task"] = source.task
+    for field in _LISTS:
+        if isinstance(renamed.get(field), str):
+            renamed[field] = [renamed[field]]
+    return renamed
+
+
+def _load(source: RecordSource, split: str, streaming: bool) -> Any:
+    """A `datasets` table: saved on disk, a folder that `datasets` reads, or a repository of the Hub."""
+    import datasets
+
+    path = Path(source.name)
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        table = _saved(path, split)
+        return table.to_iterable_dataset() if streaming else table
+    try:
+        return datasets.load_dataset(source.name, source.config, split=split, streaming=streaming)
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"data={source.name!r} is no file or folder here and could not be loaded as a data set ({reason}): check "
+            "the name, and the connection if it is one of the Hub."
+        ) from None
+    except ValueError as error:  # a split or a configuration that is not there; datasets names those that are
+        reason = " ".join(str(error).split())
+        raise ValueError(f"split={split!r} of {source.name!r} could not be read: {reason}") from None
+
+
+def _saved(path: Path, split: str) -> Any:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise ValueError(f"split={split!r} is none of {str(path)!r}: it has {', '.join(loaded)}.")
+    return loaded[split]
+
+
+def _table(source: RecordSource, split: str) -> Any:
+    import datasets
+
+    table = _load(source, split, streaming=False)
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table
+
+
+def _table_records(source: RecordSource, table: Any, split: str) -> TaskRecords:
+    """Checked records of a table whose pictures stay in it, undecoded, until they are asked for."""
+    column = source.columns.get("image", "image")
+    inside = _holds_images(table, column)
+    light = table.remove_columns(column) if inside else table
+    rows = (
+        {**row, column: _PictureOfRow(table, column, number)} if inside else row for number, row in enumerate(light)
+    )
+    if source.format:
+        records: Any = list(converted_records(source.format, rows, source.image_folder, None))
+    else:
+        records = [_renamed(row, source) for row in rows]
+    numbers = [record["image"].number for record in records] if inside else None
+    for record in records if inside else ():
+        record["image"] = None
+    pictures = None if numbers is None else _Pictures(table, column, numbers)
+    return TaskRecords(records, source.name, source.image_folder, picture_rows=pictures)
+
+
+class _PictureOfRow:
+    """Stands for the picture of a row while records are made of it; its size is read when a box asks for it."""
+
+    def __init__(self, table: Any, column: str, number: int):
+        self.table, self.column, self.number = table, column, number
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return image_size(undecoded_image(self.table[self.number][self.column]))
+
+
+class _Pictures:
+    """Pictures of records in a table that keeps them encoded; several records may share one."""
+
+    def __init__(self, table: Any, column: str, numbers: list[int]):
+        self.table, self.column, self.numbers = table.select_columns(column), column, numbers
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        stored = self.table[self.numbers[index]][self.column]
+        return {"image": None if stored is None else undecoded_image(stored)}
+
+
+def _holds_images(table: Any, column: str) -> bool:
+    import datasets
+
+    return isinstance((table.features or {}).get(column), datasets.Image)
+
+
+def _table_stream(source: RecordSource, split: str) -> StreamedRows:
+    import datasets
+
+    table = _load(source, split, streaming=True)
+    column = source.columns.get("image", "image")
+    if _holds_images(table, column):
+        table = table.cast_column(column, datasets.Image(decode=False))
+
+    def check(raw: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+        number, row = raw
+        row = _renamed(row, source)
+        if isinstance(row.get("image"), Mapping):
+            row = {**row, "image": undecoded_image(row["image"])}
+        stem = re.sub(r"\W+", "-", source.name).strip("-")
+        record = check_task_record(row, f"{source.name} row {number}", f"{stem}-{number}")
+        if isinstance(record["image"], str):
+            record["image"] = os.fspath(Path(source.image_folder or ".") / record["image"])
+        return record
+
+    return StreamedRows(source.name, lambda: enumerate(table), check)

@@ -1,0 +1,50 @@
+"""Task records with the tags of a tagger in place of their own."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..taggers import DualEncoderTagger
+from .precomputed_tags import PrecomputedTags
+from .task_record_files import TaskRecords
+
+
+class TaggedRecords(torch.utils.data.Dataset):
+    """Task records whose tags come from a tagger, at the moment they are read."""
+
+    def __init__(self, records: Any, tagger: Any):
+        self.records, self.tagger = records, tagger
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        read = getattr(self.records, "__getitems__", None)
+        records = [self.records[index] for index in indices] if read is None else read(list(indices))
+        written_down = isinstance(self.tagger, PrecomputedTags)
+        asked = [facts_of(self.records, index) for index in indices] if written_down else records
+        tags = self.tagger.tag_records([own or record for own, record in zip(asked, records, strict=True)])
+        return [{**record, "tags": own} for record, own in zip(records, tags, strict=True)]
+
+
+def facts_of(records: Any, index: int) -> Mapping[str, Any] | None:
+    """A record with its image still the name of a file, or `None` where a data set does not keep that."""
+    if isinstance(records, torch.utils.data.Subset):
+        return facts_of(records.dataset, records.indices[index])
+    return records.records[index] if isinstance(records, TaskRecords) else None
+
+
+def load_tagger(name: str | os.PathLike) -> Any:
+    """
+    The tagger that a word of a recipe or a command line means: a folder of a dual encoder, or a JSON-lines file.
+
+    Raises:
+        FileNotFoundError, ValueError: it is neither.
+    """
+    return DualEncoderTagger.from_pretrained(name) if Path(name).is_dir() else PrecomputedTags.from_file(name)

@@ -1,0 +1,245 @@
+"""Task records from JSON lines or `datasets` rows, opened when they are asked for, and written back."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageFile
+
+from ..grounding_text import check_box
+from ..image_loading import MAX_PIXELS, image_size, open_image
+from .task_record import TaskRecordError, check_task_record
+
+_ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # of images that are stored as they came
+
+
+class TaskRecords(torch.utils.data.Dataset):
+    """Map-style data set of checked task records; an image is decoded when its record is read.
+
+    Everything that can be told without decoding is checked at once: the schema, that each image file exists and its
+    header is readable and not too large, and that boxes lie inside. Read one as `records[i]`; the result is a dict as
+    [`TaskRecord`] whose image is an RGB PIL image (or `None`).
+
+    Args:
+        rows (`Sequence[Mapping]`): the records, such as a list or a `datasets.Dataset`.
+        source (`str`, *optional*, defaults to `"records"`): names the rows in errors.
+        image_folder (`str`, *optional*): what relative image paths are relative to; the working directory by default.
+        max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
+        check_images (`bool`, *optional*, defaults to `True`): whether to read the header of every image file now.
+        line_numbers (`Sequence[int]`, *optional*): the line of a file that each row stands on, for errors.
+        picture_rows (`Sequence[Mapping]`, *optional*): where each row's picture is read as `["image"]` when it is asked
+            for, in place of the rows themselves.
+
+    Attributes:
+        lengths (`list[int]` or `None`): the rows' column `length`, where they have one: tokens of each record's row.
+
+    Raises:
+        TaskRecordError: a record breaks the schema, or its image is missing, unreadable, empty or too large; the
+            message names source, line and field. Damage that only decoding shows is raised when the record is read.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        source: str = "records",
+        image_folder: str | os.PathLike | None = None,
+        max_pixels: int = MAX_PIXELS,
+        check_images: bool = True,
+        line_numbers: Sequence[int] | None = None,
+        picture_rows: Any = None,
+    ):
+        self.source, self.image_folder = source, Path(image_folder or ".")
+        self.max_pixels, self.line_numbers = max_pixels, line_numbers
+        # A row of a `datasets` table decodes its picture when it is touched: only the other columns are checked now.
+        table: Any = rows
+        decodes = type((getattr(table, "features", None) or {}).get("image")).__name__ == "Image"
+        self.image_rows = table if decodes else picture_rows
+        lengths: list[Any] = []
+        self.records: list[dict[str, Any]] = []
+        sizes: dict[str, tuple[int, int]] = {}
+        for number, row in enumerate(table.remove_columns("image") if decodes else table):
+            row = {**row, "image": None} if decodes else row
+            record = check_task_record(row, self._where(number), default_id=f"{Path(source).stem}-{number}")
+            if check_images and isinstance(record["image"], str):
+                self._check_image(record, number, sizes)
+            elif record["image"] is None and self.image_rows is None and "bbox" in record:
+                raise TaskRecordError(self._where(number), "image", "null, but a box lies in a picture; name the file.")
+            self.records.append(record)
+            lengths.append(row.get("length"))
+        self.lengths = lengths if lengths and all(isinstance(length, int) for length in lengths) else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = range(len(self.records))[index]  # also turns a negative index round, and raises IndexError
+        record = dict(self.records[number])
+        image = record["image"] if self.image_rows is None else self.image_rows[number]["image"]
+        if image is not None:
+            record["image"] = self._opened(image, record, number)
+        return record
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[number] for number in range(len(self)))
+
+    def _where(self, number: int) -> str:
+        return (
+            f"{self.source} row {number}"
+            if self.line_numbers is None
+            else f"{self.source} line {self.line_numbers[number]}"
+        )
+
+    def _path(self, image: str) -> Path:
+        return self.image_folder / image
+
+    def _check_image(self, record: dict[str, Any], number: int, sizes: dict[str, tuple[int, int]]) -> None:
+        image = record["image"]
+        try:
+            if image not in sizes:
+                sizes[image] = image_size(self._path(image), self.max_pixels)
+        except (OSError, ValueError) as error:
+            raise TaskRecordError(self._where(number), "image", str(error)) from None
+        self._check_box(record, number, sizes[image])
+
+    def _check_box(self, record: dict[str, Any], number: int, size: tuple[int, int]) -> None:
+        if "bbox" in record:
+            try:
+                check_box(record["bbox"], *size)
+            except ValueError as error:
+                raise TaskRecordError(self._where(number), "bbox", str(error)) from None
+
+    def _opened(self, image: str | Image.Image, record: dict[str, Any], number: int) -> Image.Image:
+        source = self._path(image) if isinstance(image, str) else image
+        try:
+            # A box is in pixels of the stored image, so that one must not be turned.
+            opened = open_image(source, self.max_pixels, turn_upright="bbox" not in record)
+        except (OSError, ValueError) as error:
+            raise TaskRecordError(self._where(number), "image", str(error)) from None
+        self._check_box(record, number, opened.size)
+        return opened
+
+
+def opened_record(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record whose picture is decoded: itself, or a copy where the picture still was a file or undecoded bytes.
+
+    Streams hand pictures on unopened, so that places which are passed over cost nothing.
+
+    Raises:
+        TaskRecordError: the picture is missing or damaged, or the box reaches outside of it.
+    """
+    image = record["image"]
+    if not isinstance(image, str | ImageFile.ImageFile):
+        return record
+    try:
+        opened = open_image(image, turn_upright="bbox" not in record)
+        if "bbox" in record:
+            check_box(record["bbox"], *opened.size)
+    except (OSError, ValueError) as error:
+        raise TaskRecordError(f"record {record.get('id')!r}", "image", str(error)) from None
+    return {**record, "image": opened}
+
+
+def load_task_records(
+    path: str | os.PathLike,
+    image_folder: str | os.PathLike | None = None,
+    max_pixels: int = MAX_PIXELS,
+    check_images: bool = True,
+) -> TaskRecords:
+    """Loads task records from JSON lines, one object a line; empty lines are skipped.
+
+    Args:
+        path: the file.
+        image_folder (*optional*): what relative image paths are relative to; the file's folder by default.
+        max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
+        check_images (`bool`, *optional*, defaults to `True`): whether to read the header of every image now.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TaskRecordError: a line is no JSON object, or as [`TaskRecords`]; the message names file, line and field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path={str(path)!r}: there is no such file of task records; check the path.")
+    rows, line_numbers = _read_json_lines(path)
+    if not rows:
+        raise TaskRecordError(path.name, "(all)", "the file holds no record; write one JSON object a line.")
+    return TaskRecords(rows, path.name, image_folder or path.parent, max_pixels, check_images, line_numbers)
+
+
+def _read_json_lines(path: Path) -> tuple[list[Any], list[int]]:
+    """The objects of a JSON-lines file and the number of the line each stands on."""
+    rows, line_numbers = [], []
+    for number, line in text_lines(path):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise TaskRecordError(
+                f"{path.name} line {number}", "(all)", f"not JSON ({error.msg} at column {error.colno})."
+            ) from None
+        line_numbers.append(number)
+    return rows, line_numbers
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not empty, with their numbers.
+
+    Raises:
+        TaskRecordError: it is no text.
+    """
+    with open(path, encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, line
+        except UnicodeDecodeError:
+            raise TaskRecordError(path.name, "(all)", "no text in UTF-8; give JSON lines.") from None
+
+
+def write_task_records(records: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> int:
+    """Writes task records as JSON lines that `load_task_records` reads; returns how many.
+
+    Image files are not copied: their paths are written relative to the file's folder (paths in the records are relative
+    to the working directory, as everywhere). PIL images go into a folder beside the file, named after it: as PNG, or
+    byte for byte where they were not decoded yet. The file appears only when it is complete.
+
+    Raises:
+        TaskRecordError: a record breaks the schema; nothing is written then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    count = 0
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            for count, record in enumerate(records, start=1):  # noqa: B007
+                checked = check_task_record(record, f"record {count - 1}", default_id=f"{path.stem}-{count - 1}")
+                checked["image"] = _stored_image(checked["image"], checked["id"], path)
+                checked["tags"] = [list(tag) for tag in checked.get("tags", [])]
+                file.write(json.dumps(checked, ensure_ascii=False) + "\n")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def _stored_image(image: Image.Image | str | None, record_id: str, path: Path) -> str | None:
+    if image is None:
+        return None
+    if isinstance(image, str):
+        return os.path.relpath(image, path.parent)
+    folder = path.with_name(path.stem + "_images")
+    folder.mkdir(exist_ok=True)
+    name = re.sub(r"[^\w.-]", "_", record_id)
+    encoded = getattr(image, "fp", None)  # an image that was never decoded is stored as it came
+    if isinstance(encoded, BytesIO) and image.format in _ENDINGS:
+        file = folder / (name + _ENDINGS[image.format])
+        file.write_bytes(encoded.getvalue())
+    else:
+        file = folder / (name + ".png")
+        image.save(file)
+    return os.path.relpath(file, path.parent)

@@ -1,0 +1,1 @@
+"""Alignment of two frozen encoders by their projectors alone: `poise align`."""

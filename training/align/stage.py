@@ -1,0 +1,214 @@
+"""`poise align`: train the projectors of a dual encoder on frozen features, calibrate it as a tagger, measure it."""
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    TrainerCallback,
+    VisionTextDualEncoderProcessor,
+    set_seed,
+)
+from transformers import logging as transformers_logging
+
+from ...modeling import PoiseDualEncoder
+from ...processing.taggers import DualEncoderTagger
+from ..atomic_folders import finished_folder
+from ..backbone_loading import read_config, resolve_backbone
+from ..recipe_loading import parse_overrides, source_override
+from ..run_files import resumable_checkpoint, write_versions
+from .caption_pairs import CaptionPairs, load_pairs
+from .pair_features import pair_features
+from .recipe import AlignRecipe, load_align_recipe, load_vocabulary, training_arguments
+from .report import calibrate, measure, quick_retrieval
+from .trainer import RECIPE_FILE, AlignTrainer
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.json"
+RELIABILITY_PLOT = "reliability.png"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise align",
+        description="Align frozen encoders: train a dual encoder's projectors on cached features, and calibrate it.",
+        epilog="Every field of the recipe can be overridden: --loss_type sigmoid --fusemix_alpha 1 --max_steps 200",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe file, or the name of a shipped one: align")
+    parser.add_argument("--data", metavar="SOURCE", help="'scenes', a JSON-lines file or a folder (data.train)")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
+    )
+    return parser
+
+
+def load_alignment_data(recipe: AlignRecipe) -> tuple[CaptionPairs, CaptionPairs | None]:
+    """
+    Pairs to learn from, and pairs to calibrate and measure on (or `None`).
+
+    Raises:
+        ValueError: a source is not there or holds no pictures with captions.
+    """
+    data = recipe.data
+    scenes = dict(data["scenes"] or {})
+    train = load_pairs(data["train"], "train", scenes, data["image_folder"], recipe.seed)
+    if data["evaluation"] is None:
+        return train, None
+    held_out = {**scenes, "size": int(data["evaluation_size"])}
+    return train, load_pairs(data["evaluation"], "validation", held_out, data["image_folder"], recipe.seed)
+
+
+def build_dual_encoder(recipe: AlignRecipe) -> tuple[PoiseDualEncoder, VisionTextDualEncoderProcessor]:
+    """Frozen encoders with a new head drawn from `training.seed`, and their processor."""
+    set_seed(recipe.seed)
+    dtype = getattr(torch, recipe.model["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"model.dtype={recipe.model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
+    names = {part: recipe.model[part] for part in ("vision", "text")}
+    folders = {part: resolve_backbone(name) for part, name in names.items()}
+    model = PoiseDualEncoder.from_backbones(folders["vision"], folders["text"], dtype=dtype, **recipe.head_fields)
+    model.head.float()  # what is trained is trained in full precision
+    model.config.backbones = names  # as the recipe gives them: a folder of this machine is no help elsewhere
+    tokenizer = AutoTokenizer.from_pretrained(folders["text"])
+    if "attention_mask" not in tokenizer.model_input_names:  # SigLIP's; padding would be averaged like words
+        tokenizer.model_input_names = [*tokenizer.model_input_names, "attention_mask"]
+    image_processor = AutoImageProcessor.from_pretrained(folders["vision"])
+    return model, VisionTextDualEncoderProcessor(image_processor, tokenizer)
+
+
+def run_align(
+    recipe: AlignRecipe, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[Path, dict[str, Any]]:
+    """
+    Train as the recipe says; write the dual encoder with its processor, and the tagger where there is a vocabulary.
+
+    Args:
+        recipe ([`AlignRecipe`]): checked already.
+        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+
+    Returns:
+        The folder of the finished model, and what was measured, as it stands in `metrics.json`.
+
+    Raises:
+        ValueError: bad data, or a checkpoint that does not fit.
+    """
+    args = training_arguments(recipe)
+    checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
+    train, held_out = load_alignment_data(recipe)
+    for part in ("vision", "text"):
+        read_config(f"model.{part}", str(resolve_backbone(recipe.model[part])))
+    model, processor = build_dual_encoder(recipe)
+    model.to(args.device)
+    storage = {
+        "folder": recipe.data["feature_cache"],
+        "dtype": getattr(torch, recipe.data["feature_dtype"]),
+        "batch_size": int(recipe.data["feature_batch_size"]),
+    }
+    learned = pair_features(model, processor, train, parts=bool(recipe.data["caption_parts"]), **storage)
+    watched = None if held_out is None else pair_features(model, processor, held_out, **storage)
+    logger.info("%s pictures with %s texts to learn from", f"{len(train):,}", f"{len(learned):,}")
+    trainer = AlignTrainer(
+        model.head,
+        args,
+        recipe,
+        learned,
+        watched,
+        score=None if watched is None else lambda head: quick_retrieval(head, watched),
+        callbacks=list(callbacks),
+    )
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    trainer.accelerator.wait_for_everyone()
+    folder = Path(args.output_dir) / "model"
+    metrics: dict[str, Any] = {
+        "train_loss": result.training_loss,
+        "steps": result.global_step,
+        "seconds": result.metrics.get("train_runtime"),
+        "parameters": sum(parameter.numel() for parameter in model.head.parameters()),
+        "inverse_temperature": model.head.inverse_temperature().item(),
+    }
+    if trainer.is_world_process_zero():
+        model.eval()
+        metrics.update(finish(model, processor, recipe, held_out, folder))
+    return folder, metrics
+
+
+def finish(
+    model: PoiseDualEncoder, processor: Any, recipe: AlignRecipe, held_out: CaptionPairs | None, folder: Path
+) -> dict[str, Any]:
+    """Write the model with tagger, recipe and versions; calibrate and measure it where there is held-out data."""
+    vocabulary = load_vocabulary(recipe.tagger["vocabulary"])
+    metrics: dict[str, Any] = {}
+    tagger = None
+    if vocabulary:
+        settings = {name: recipe.tagger[name] for name in ("templates", "threshold", "max_tags")}
+        tagger = DualEncoderTagger(model, processor, vocabulary, **settings)
+    if held_out is not None:
+        halves = [range(0, len(held_out), 2), range(1, len(held_out), 2)]
+        if tagger is not None:
+            try:
+                metrics["calibration"] = calibrate(tagger, held_out, halves[0])
+            except ValueError as error:  # too short a run, or tags in other words: no reason to lose what was trained
+                logger.warning("the tagger stays uncalibrated: %s", error)
+        metrics.update(measure(model, processor, tagger, held_out, halves[1], folder.parent / RELIABILITY_PLOT))
+    with finished_folder(folder) as written:
+        if tagger is None:
+            model.save_pretrained(written)
+            processor.save_pretrained(written)
+        else:
+            tagger.save_pretrained(written)
+        recipe.save(written / RECIPE_FILE)
+        write_versions(written)
+    (folder.parent / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def check_resumable(checkpoint: str | os.PathLike, recipe: AlignRecipe) -> Path:
+    """
+    The checkpoint folder, if a run with this recipe can go on from it.
+
+    Raises:
+        ValueError: it is no complete checkpoint of this stage, or of other encoders, layers or losses.
+    """
+    folder = resumable_checkpoint(checkpoint, "poise align")
+    path = folder / RECIPE_FILE
+    saved = load_align_recipe(str(path)) if path.is_file() else None
+    if saved is None:
+        raise ValueError(f"resume={str(folder)!r} was not written by poise align: it holds no {RECIPE_FILE}")
+    for section in ("model", "regularization"):
+        before, now = getattr(saved, section), getattr(recipe, section)
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise ValueError(
+                    f"resume={str(folder)!r} was trained with {section}.{key}={before.get(key)!r}, the recipe says "
+                    f"{now.get(key)!r}: use the recipe.yaml beside the checkpoint, or start without --resume"
+                )
+    return folder
+
+
+def main(argv: Sequence[str]) -> int:
+    """`poise align --config RECIPE [--data SOURCE] [--resume [CHECKPOINT]] [--key value …]`."""
+    known, rest = build_parser().parse_known_args(list(argv))
+    overrides = parse_overrides(rest)
+    if known.data is not None:
+        overrides["data.train"] = source_override(known.data)
+    recipe = load_align_recipe(known.config, overrides)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()  # of loading and saving a few megabytes
+    folder, metrics = run_align(recipe, known.resume)
+    for section, values in metrics.items():
+        parts = values.items() if isinstance(values, dict) else [("", values)]
+        for name, value in parts:
+            if isinstance(value, int | float):
+                logger.info("%s: %.4g", f"{section} {name}".strip(), value)
+    logger.info("model: %s", folder)
+    return 0

@@ -1,0 +1,204 @@
+"""`poise preference`: prefer what the picture shows to what the prior or an invented tag says (DPO, through TRL)."""
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import logging as transformers_logging
+
+from ...evaluation.data_sources import load_data_source
+from ...processing.scenes.scenes import Scenes
+from ..recipe_loading import made_arguments, parse_overrides, source_override
+from ..run_files import RECIPE_FILE, resumable_checkpoint
+from ..sft.checkpoints import export_model, load_trained
+from ..sft.recipe import load_recipe
+from .pairs import PreferenceRecords, ScenePairs
+from .prior_following import PriorFollowing
+from .recipe import PREFERENCE_RECIPE_FILE, SCENES, TRAINING_DEFAULTS, PreferenceRecipe, load_preference_recipe
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise preference",
+        description="Prefer what the picture shows to what the prior or an invented tag says (DPO, through TRL).",
+        epilog="Every field of the recipe can be overridden: --beta 0.2 --training.max_steps 100 --lora.r 4",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe file, or a shipped one: preference_scenes")
+    parser.add_argument("--model", metavar="FOLDER", help="the finished model to start from (model.folder)")
+    parser.add_argument("--data", metavar="SOURCE", help="'scenes' or a JSON-lines file of pairs (data.train)")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
+    )
+    return parser
+
+
+def run_preference(
+    recipe: PreferenceRecipe, resume: str | None = None, callbacks: Sequence[Any] = ()
+) -> tuple[Path, dict[str, Any]]:
+    """
+    Train as the recipe says and write the finished model below the run's folder.
+
+    Args:
+        recipe ([`PreferenceRecipe`]): checked already.
+        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+
+    Returns:
+        The folder of the model, and `steps`, `train_loss`, and `before` and `after`: the scores on `data.evaluation`.
+
+    Raises:
+        ValueError: an encoder-decoder or a quantized model, bad pairs, or a checkpoint that does not fit.
+        ImportError: TRL is not installed.
+    """
+    folder = check_model(recipe.model["folder"])
+    args = preference_arguments(recipe)
+    checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
+    pairs = load_pairs(recipe)
+    questions = None if recipe.data["evaluation"] is None else load_questions(recipe)
+    from .trainer import PreferenceTrainer
+
+    loaded, processor = load_trained(folder)
+    model = loaded.merge_and_unload() if hasattr(loaded, "merge_and_unload") else loaded
+    logger.info("%d preference pairs", len(pairs))
+    trainer = PreferenceTrainer(
+        model, args, processor, recipe, pairs, _scorer(questions, processor, recipe), callbacks=callbacks
+    )
+    metrics: dict[str, Any] = {}
+    if questions is not None and checkpoint is None:
+        with trainer.accelerator.unwrap_model(trainer.model).disable_adapter():
+            metrics["before"] = trainer.evaluate()
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    metrics.update(steps=result.global_step, train_loss=result.training_loss)
+    if questions is not None:
+        metrics["after"] = trainer.evaluate()
+    trainer.accelerator.wait_for_everyone()
+    output = Path(args.output_dir) / "model"
+    if trainer.is_world_process_zero():
+        export_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, None)
+        recipe.save(output / PREFERENCE_RECIPE_FILE)
+        if (folder / RECIPE_FILE).is_file():
+            shutil.copy(folder / RECIPE_FILE, output / RECIPE_FILE)
+    return output, metrics
+
+
+def check_model(name: str) -> Path:
+    """
+    The folder of a model that TRL's DPO can train, told from its configuration before any weight is read.
+
+    Raises:
+        ValueError: no Poise model, an encoder-decoder, or one whose language model is quantized.
+    """
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"model.folder={name!r} holds no config.json: name the finished model of a fine-tuning run")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "poise":
+        raise ValueError(f"model.folder={name!r} holds a {config.get('model_type')!r} model, not a 'poise' one")
+    if (config.get("text_config") or {}).get("is_encoder_decoder") or config.get("is_encoder_decoder"):
+        raise ValueError(
+            f"model.folder={name!r} has an encoder-decoder language model, which TRL's DPO cannot train: it scores an "
+            "answer in the row of its prompt; start from a decoder-only language model, or stay with poise sft"
+        )
+    recipe = folder / RECIPE_FILE
+    quantization = load_recipe(os.fspath(recipe)).model["quantization"] if recipe.is_file() else "none"
+    if config.get("quantization_config") or quantization != "none":
+        raise ValueError(f"model.folder={name!r} is quantized: merge it into full precision first, with poise merge")
+    return folder
+
+
+def preference_arguments(recipe: PreferenceRecipe) -> Any:
+    """TRL's `DPOConfig` of a recipe; the learning rate of the arguments is only the loggers' headline.
+
+    Raises:
+        ImportError: TRL is not installed.
+    """
+    if importlib.util.find_spec("trl") is None:
+        raise ImportError("poise preference needs TRL: pip install 'poise[preference]'")
+    from trl import DPOConfig
+
+    settings = {**TRAINING_DEFAULTS, **recipe.training}
+    rates = [value["rate"] if isinstance(value, dict) else value for value in recipe.learning_rates.values()]
+    settings.setdefault("learning_rate", max(rates))
+    return made_arguments(
+        DPOConfig,
+        settings,
+        beta=float(recipe.dpo["beta"]),
+        loss_type=recipe.dpo["loss_type"],
+        loss_weights=recipe.dpo["loss_weights"],
+        label_smoothing=float(recipe.dpo["label_smoothing"]),
+        disable_dropout=not recipe.dpo["drop_streams"],
+        max_length=None,  # the collator cuts, and knows what must not be cut
+    )
+
+
+def load_pairs(recipe: PreferenceRecipe) -> Any:
+    """The pairs that a recipe names. Raises as [`ScenePairs`] and [`PreferenceRecords`]."""
+    if recipe.data["train"] != SCENES:
+        return PreferenceRecords(recipe.data["train"], recipe.data["image_folder"])
+    settings = {"split": "train", "tasks": ("vqa",), "question_types": ("color", "shape"), **recipe.data["scenes"]}
+    return ScenePairs(Scenes(**{"seed": recipe.seed, **settings}), recipe.data["kinds"], recipe.seed)
+
+
+def load_questions(recipe: PreferenceRecipe) -> list[Any]:
+    """The task records that are asked before and after."""
+    records = load_data_source(recipe.data["evaluation"], limit=recipe.data["evaluation_samples"])
+    return [records[index] for index in range(len(records))]
+
+
+def check_resumable(checkpoint: str | os.PathLike, recipe: PreferenceRecipe) -> Path:
+    """
+    The checkpoint folder, if a run with this recipe can go on from it.
+
+    Raises:
+        ValueError: it is no complete checkpoint of this stage, or of another model, adapter or loss.
+    """
+    folder = resumable_checkpoint(checkpoint, "poise preference")
+    path = folder / PREFERENCE_RECIPE_FILE
+    if not path.is_file():
+        raise ValueError(f"resume={str(folder)!r} has no {path.name}: resume only from what poise preference wrote")
+    saved = load_preference_recipe(os.fspath(path))
+    for section in ("model", "lora", "dpo"):
+        for key, value in getattr(recipe, section).items():
+            found = getattr(saved, section)[key]
+            if found != value:
+                raise ValueError(
+                    f"resume={str(folder)!r} was trained with {section}.{key}={found!r}, the recipe says {value!r}: "
+                    f"use the {path.name} beside the checkpoint, or start without --resume"
+                )
+    return folder
+
+
+def _scorer(questions: Any, processor: Any, recipe: PreferenceRecipe) -> Any:
+    if questions is None:
+        return None
+    evaluator = PriorFollowing(max_new_tokens=recipe.data["max_new_tokens"], batch_size=64, progress=False)
+    return lambda model: evaluator(model, processor, questions)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`poise preference --config RECIPE [--model FOLDER] [--data SOURCE] [--resume [CHECKPOINT]] [--key value …]`."""
+    known, rest = build_parser().parse_known_args(list(argv))
+    overrides = parse_overrides(rest)
+    if known.data is not None:
+        overrides["data.train"] = source_override(known.data)
+    if known.model is not None:
+        overrides["model.folder"] = known.model
+    recipe = load_preference_recipe(known.config, overrides)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_warning()
+    folder, metrics = run_preference(recipe, known.resume)
+    for moment in ("before", "after"):
+        if moment in metrics:
+            shown = ("vqa_accuracy", "prior_following", "other_wrong")
+            scores = {name: metrics[moment].get(f"eval_{name}") for name in shown}
+            logger.info("%s: %s", moment, ", ".join(f"{n} {v:.3f}" for n, v in scores.items() if v is not None))
+    logger.info("model: %s", folder)
+    return 0

@@ -1,0 +1,177 @@
+"""TRL's DPO trainer on a Poise model: router, soft prompt and tags take part, and the reference stays what it was.
+
+TRL calls `base_model` in place of the model's outer `forward`, so what learns must act inside of what that returns; in
+Poise it does. What TRL cannot know is done here: rates by parameter group, and which parts behave as at inference.
+
+Batches for TRL's DPO trainer out of preference pairs, with the tags.
+
+TRL's own collator renders chats to text before the processor sees them, which loses the tags of image entries. This one
+makes rows exactly as fine-tuning and evaluation do, once with the chosen and once with the rejected answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from peft.utils import ModulesToSaveWrapper
+from trl import DPOConfig, DPOTrainer
+
+from ...modeling.reliability_router import ReliabilityRouter
+from ...processing import TrainingCollator
+from ...processing.batching.collators import IGNORED
+from ..first_step_checks import GradientCheck
+from ..parameter_groups import NEW_MODULES, optimizer_groups, set_trainable
+from ..run_files import write_run_files
+from ..sft.assembly import keep_trained_in_float32, targets_of
+from ..stage_trainer import SafeTraining
+from .recipe import PREFERENCE_RECIPE_FILE, PreferenceRecipe
+
+
+class PreferenceCollator:
+    """
+    Args:
+        processor ([`PoiseProcessor`]): made for a decoder-only model.
+        max_length (`int`, *optional*): longest row; text is cut, placeholders never.
+        with_prompt_mask (`bool`, *optional*, defaults to `False`): say where the prompt ends, which a router of scope
+            `"prompt"` asks for and TRL does not know.
+
+    Returns `input_ids`, `attention_mask`, `completion_mask` (2B, T), B chosen rows and then B rejected ones, with the
+    pictures and tags of 2B rows. An example may be a pair, or hold one under `"pair"`.
+    """
+
+    def __init__(self, processor: Any, max_length: int | None = None, with_prompt_mask: bool = False):
+        self.rows = TrainingCollator(processor, max_length=max_length, return_prompt_mask=with_prompt_mask)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        pairs = [example.get("pair", example) for example in examples]
+        records = [answered(pair, pair[choice]) for choice in ("chosen", "rejected") for pair in pairs]
+        batch = dict(self.rows(records))
+        batch["completion_mask"] = (batch.pop("labels") != IGNORED).long()  # (2B, T)
+        return batch
+
+
+def answered(pair: Mapping[str, Any], answer: str) -> dict[str, Any]:
+    """The pair as a task record with one answer."""
+    return {**pair, "captions" if pair["task"] == "caption" else "answers": [answer]}
+
+
+class PreferenceTrainer(SafeTraining, DPOTrainer):
+    """
+    Args:
+        model ([`PoiseForConditionalGeneration`]): decoder-only, without adapters; the reference is this model with the
+            new adapter switched off.
+        args (`DPOConfig`): as `preference_arguments` makes it.
+        processor ([`PoiseProcessor`]): made for the model.
+        recipe ([`PreferenceRecipe`]): its `lora`, `learning_rates` and `dpo.drop_streams`; written beside checkpoints.
+        pairs (`Sequence`): preference pairs.
+        score (`Callable`, *optional*): `(model) -> dict[str, float]`, called by `evaluate`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: DPOConfig,
+        processor: Any,
+        recipe: PreferenceRecipe,
+        pairs: Any,
+        score: Any = None,
+        callbacks: Sequence[Any] = (),
+    ):
+        self.recipe, self.score = recipe, score
+        collator = PreferenceCollator(
+            processor, recipe.data["max_length"], with_prompt_mask=model.config.router_scope == "prompt"
+        )
+        rows = as_dataset(pairs)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            # The Trainer asks for an evaluation set before it evaluates; what is asked is `score`'s affair.
+            eval_dataset=None if score is None else rows,
+            data_collator=collator,
+            processing_class=processor,
+            peft_config=adapter_config(model, recipe.lora, recipe.learning_rates),
+            callbacks=list(callbacks),
+        )
+        set_trainable(self.model, recipe.learning_rates)
+        keep_trained_in_float32(self.model)
+        self.add_callback(GradientCheck())
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = optimizer_groups(model or self.model, self.recipe.learning_rates, self.args.weight_decay)
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+            settings.pop("lr", None)
+            self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        behave_as_at_inference(model, routers=not self.recipe.dpo["drop_streams"])
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """What `score` says; every process computes all of it."""
+        scores = self.score(self.accelerator.unwrap_model(self.model))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None here: `poise publish` writes the card, from what was measured."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+            write_run_files(folder, self.accelerator.unwrap_model(self.model), None)
+            self.recipe.save(folder / PREFERENCE_RECIPE_FILE)
+
+
+def behave_as_at_inference(model: torch.nn.Module, routers: bool) -> None:
+    """
+    Evaluation mode, inside a model that trains, for the reference's modules and, if wanted, for reliability routers.
+
+    A reference that drops streams at random would be another model at every step. A router that drops them would ask
+    the policy to prefer the picture's answer where it was not shown the picture, and one that went on observing would
+    learn from invented tags what sound tags look like.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.original_module.eval()
+        elif routers and isinstance(module, ReliabilityRouter):
+            module.eval()
+
+
+def adapter_config(model: Any, lora: Mapping[str, Any], learning_rates: Mapping[str, Any]) -> LoraConfig:
+    """LoRA on the language model, and copies of the new modules that learn beside originals that stay."""
+    modules = []
+    if {"new_modules", "soft_prompt"} & set(learning_rates):
+        modules = [f"model.{name}" for name in NEW_MODULES if getattr(model.model, name, None) is not None]
+    if "new_modules" not in learning_rates:
+        modules = [name for name in modules if name == "model.soft_prompt"]
+    if "tag_encoder" in learning_rates:
+        modules.append("model.tag_encoder")
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=targets_of(model, lora),
+        modules_to_save=modules or None,
+    )
+
+
+def as_dataset(pairs: Any) -> Dataset:
+    """Pairs behind a `datasets.Dataset`, the only thing TRL takes; pictures are opened when a row is read."""
+
+    def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [pairs[index] for index in batch["index"]]
+        # TRL asks the first row for "images" to know that there are pictures; the collator reads "pair".
+        return {"pair": rows, "images": [[] if row["image"] is None else [row["image"]] for row in rows]}
+
+    return Dataset.from_dict({"index": list(range(len(pairs)))}).with_transform(read)

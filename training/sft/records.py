@@ -1,0 +1,128 @@
+"""The records that a recipe names: one source or a mixture of several, read by row number or as a stream."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import ConcatDataset, Subset
+
+from ...processing.records.endless_records import EndlessRecords
+from ...processing.records.photo_annotations import SOURCES
+from ...processing.records.precomputed_tags import PrecomputedTags
+from ...processing.records.record_mixture import RecordMixture
+from ...processing.records.record_sources import SCENES, RecordSource, open_records, parse_source, stream_records
+from ...processing.records.tagged_records import TaggedRecords, facts_of
+from ..feature_cache.computed_tags import with_tags_of
+from ..recipe_loading import check_scenes
+from .recipe import Recipe
+
+
+def load_records(recipe: Recipe) -> tuple[Any, Any]:
+    """
+    Training records and evaluation records (or `None`).
+
+    Training records are a map-style data set, or with `data.streaming` a stream without an end; evaluation records are
+    always a map-style data set. Pictures are opened when they are asked for.
+
+    Raises:
+        ValueError: a source holds nothing, or a record is wrong; the message names file, line and field.
+    """
+    seed, data = recipe.training.get("seed", 42), recipe.data
+    sources = record_sources(data["train"], "train", data)
+    if data["streaming"]:
+        _check_streaming(recipe)
+        weights = [1.0 if source.weight is None else source.weight for source in sources]
+        streams = [stream_records(source, "train", seed) for source in sources]
+        train: Any = EndlessRecords(streams, weights, seed, data["shuffle_buffer"])
+    else:
+        train = _mixed([open_records(source, "train", seed) for source in sources], sources, seed)
+    evaluation = _evaluation(sources, recipe, seed)
+    limit = data["evaluation_samples"]
+    if evaluation is not None and limit is not None and len(evaluation) > limit:
+        # Evenly over the whole: the first records of a file are often all of one task.
+        evaluation = Subset(evaluation, [index * len(evaluation) // limit for index in range(limit)])
+    return _tagged(train, recipe), _tagged(evaluation, recipe)
+
+
+def record_sources(entries: Any, key: str, data: Mapping[str, Any]) -> list[RecordSource]:
+    """The sources of `data.train` or `data.evaluation`: a name, a mapping, or a list of either.
+
+    Raises:
+        ValueError: an entry that is no source, or an empty list.
+    """
+    entries = entries if isinstance(entries, list | tuple) else [entries]
+    if not entries:
+        raise ValueError(f"data.{key} is an empty list: name at least one source")
+    sources = []
+    for entry in entries:
+        try:
+            source = parse_source(entry)
+        except ValueError as error:
+            raise ValueError(f"data.{key}: {error}") from None
+        changes: dict[str, Any] = {}
+        if source.image_folder is None:
+            changes["image_folder"] = data["image_folder"]
+        if source.name == SCENES and not source.scenes:
+            changes["scenes"] = data["scenes"] or {}
+        sources.append(RecordSource(**{**vars(source), **changes}))
+        if source.name == SCENES:
+            check_scenes(sources[-1].scenes, "data.scenes" if "scenes" in changes else f"data.{key}: scenes")
+    return sources
+
+
+def _mixed(parts: Sequence[Any], sources: Sequence[RecordSource], seed: int) -> Any:
+    for part, source in zip(parts, sources, strict=True):
+        if len(part) == 0:
+            raise ValueError(f"data.train={source.name!r} holds no records: nothing to train on")
+    if len(parts) == 1:
+        return parts[0]
+    weights = [source.weight for source in sources]
+    if all(weight is None for weight in weights):
+        return RecordMixture(parts, None, seed)
+    # Among weights a source without one counts once.
+    return RecordMixture(parts, [1.0 if weight is None else weight for weight in weights], seed)
+
+
+def _evaluation(train: Sequence[RecordSource], recipe: Recipe, seed: int) -> Any:
+    entries = recipe.data["evaluation"]
+    if entries is not None:
+        sources = record_sources(entries, "evaluation", recipe.data)
+    else:
+        # Annotated photos bring their own held-out part.
+        sources = [source for source in train if _is_annotated(source)]
+    parts = [open_records(source, "validation", seed) for source in sources]
+    return None if not parts else parts[0] if len(parts) == 1 else ConcatDataset(parts)
+
+
+def _is_annotated(source: RecordSource) -> bool:
+    path = Path(source.name)
+    return (path / "images").is_dir() and any((path / name).is_file() for name in SOURCES.values())
+
+
+def _check_streaming(recipe: Recipe) -> None:
+    if int(recipe.training.get("max_steps") or 0) <= 0:
+        raise ValueError("data.streaming=true has no end: set training.max_steps")
+    for key in ("feature_cache", "tagger"):
+        if recipe.data[key]:
+            raise ValueError(f"data.streaming=true has no row numbers, which data.{key} needs: drop one of them")
+    if recipe.model.get("align_pictures"):
+        raise ValueError("data.streaming=true has no row numbers, which model.align_pictures needs: set it to 0")
+
+
+def _tagged(records, recipe: Recipe):
+    """The records with the tags of `data.tagger`, where the recipe names one."""
+    tagger = recipe.data["tagger"]
+    if tagger is None or records is None:
+        return records
+    tagged = with_tags_of(tagger, records, Path(recipe.training.get("output_dir", "outputs/sft")) / "tags")
+    _check_written_tags(tagged)
+    return tagged
+
+
+def _check_written_tags(records: Any) -> None:
+    """Raises a `ValueError` for the first record that a file of tags leaves out, where no picture must be opened."""
+    for part in [*getattr(records, "parts", []), *getattr(records, "datasets", [])]:
+        _check_written_tags(part)
+    if isinstance(records, TaggedRecords) and isinstance(records.tagger, PrecomputedTags):
+        known = (facts_of(records.records, index) for index in range(len(records)))
+        records.tagger.tag_records([record for record in known if record is not None])

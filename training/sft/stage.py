@@ -1,0 +1,165 @@
+"""`poise sft`: fine-tune projector, soft prompt, router and LoRA adapters on task records."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import logging as transformers_logging
+
+from ...evaluation.generation_evaluator import GenerationEvaluator
+from ..feature_cache.frozen_towers import cached_records
+from ..first_step_checks import module_table
+from ..parameter_groups import count_parameters, group_settings
+from ..recipe_loading import made_arguments, parse_overrides, source_override
+from .assembly import assemble, check_backbones, check_length, prepare_for_training
+from .checkpoints import check_resumable, export_model
+from .recipe import Recipe, load_recipe
+from .records import load_records
+from .ridge_initialization import align_pictures, feature_batches
+from .router_curves import RouterCurves
+from .trainer import PoiseTrainer
+
+logger = logging.getLogger(__name__)
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "output_dir": "outputs/sft",
+    "report_to": "none",
+    "logging_steps": 50,
+    "save_total_limit": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "seed": 42,
+    "ddp_find_unused_parameters": False,
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise sft",
+        description="Fine-tune projector, soft prompt, router and LoRA adapters on task records.",
+        epilog="Every field of the recipe can be overridden: --router_type gate --training.max_steps 200 --lora.r 4",
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="a recipe file, or the name of a shipped one")
+    parser.add_argument("--data", metavar="SOURCE", help="'scenes', a JSON-lines file or a folder (data.train)")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
+    )
+    return parser
+
+
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """`TrainingArguments` of a recipe, checked; the learning rate of the arguments is only the loggers' headline."""
+    settings = {**TRAINING_DEFAULTS, **recipe.training}
+    settings.setdefault("learning_rate", max(group.rate for group in group_settings(recipe.learning_rates).values()))
+    if recipe.early_stopping["patience"] is not None:
+        settings.setdefault("load_best_model_at_end", True)
+    return made_arguments(TrainingArguments, settings)
+
+
+def run_sft(
+    recipe: Recipe, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+) -> tuple[Path, dict[str, Any]]:
+    """
+    Train as the recipe says and write the finished model.
+
+    Args:
+        recipe ([`Recipe`]): checked already.
+        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+
+    Returns:
+        The folder of the finished model, and the last evaluation's metrics with `train_loss`, `steps`, `seconds` and
+        the trained `parameters` by group.
+
+    Raises:
+        ValueError: bad records, a checkpoint that does not fit, or an output folder that is a file.
+    """
+    args = training_arguments(recipe)
+    checkpoint = None
+    if resume is not None:
+        checkpoint = check_resumable(resume or args.output_dir, recipe)
+    train, evaluation = load_records(recipe)
+    if evaluation is None and args.eval_strategy != "no":
+        raise ValueError(
+            f"training.eval_strategy={args.eval_strategy.value!r} has nothing to evaluate on: name data.evaluation, or "
+            "set it to 'no'"
+        )
+    check_backbones(recipe)
+    check_length(recipe)
+    model, processor = assemble(recipe)
+    if recipe.model["align_pictures"]:
+        explained = align_pictures(
+            model, processor, feature_batches(model, processor, train, recipe.model["align_pictures"])
+        )
+        logger.info("projector aligned to the words of tags: %.0f %% of their variance", 100 * explained)
+    trained = prepare_for_training(model, recipe)
+    parameters = count_parameters(trained)
+    if args.process_index == 0:
+        logger.info("%s", module_table(trained, recipe.learning_rates))
+    if recipe.data["feature_cache"]:
+        train = cached_records(train, trained, processor, args, recipe.data)
+    trainer = PoiseTrainer(
+        trained,
+        args,
+        processor,
+        recipe.learning_rates,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        score_answers=_answer_scorer(evaluation, processor, recipe),
+        recipe=recipe,
+        max_length=recipe.data["max_length"],
+        allow_without_gradient=recipe.checks["allow_without_gradient"],
+        packing=recipe.data["packing"],
+        callbacks=[*callbacks, *_early_stopping(recipe)],
+    )
+    if callbacks and args.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # the bar is off because somebody else shows how it goes
+    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    metrics = {"train_loss": result.training_loss, "steps": result.global_step,
+               "seconds": result.metrics.get("train_runtime"), "parameters": parameters}  # fmt: skip
+    if evaluation is not None and args.eval_strategy != "no":
+        metrics.update(trainer.evaluate())
+    trainer.accelerator.wait_for_everyone()
+    folder = Path(args.output_dir) / "model"
+    if trainer.is_world_process_zero():
+        export_model(trainer.accelerator.unwrap_model(trainer.model), processor, folder, recipe)
+    return folder, metrics
+
+
+def _early_stopping(recipe: Recipe) -> list[TrainerCallback]:
+    patience, threshold = recipe.early_stopping["patience"], recipe.early_stopping["threshold"]
+    return [] if patience is None else [EarlyStoppingCallback(patience, float(threshold))]
+
+
+def _answer_scorer(evaluation, processor, recipe: Recipe):
+    if evaluation is None:
+        return None
+    evaluator = GenerationEvaluator(max_new_tokens=recipe.data["max_new_tokens"])
+    if recipe.model.get("router_type", "none") == "none":
+        return lambda model: evaluator(model, processor, evaluation)
+    curves = RouterCurves(processor, evaluation)
+    return lambda model: {**evaluator(model, processor, evaluation), **curves(model)}
+
+
+def main(argv: Sequence[str], callbacks: Callable[[Recipe], Sequence[TrainerCallback]] = lambda recipe: ()) -> int:
+    """`poise sft --config RECIPE [--data SOURCE] [--resume [CHECKPOINT]] [--key value …]`.
+
+    `callbacks` makes further callbacks of the trainer for the checked recipe.
+    """
+    known, rest = build_parser().parse_known_args(list(argv))
+    overrides = parse_overrides(rest)
+    if known.data is not None:
+        overrides["data.train"] = source_override(known.data)
+    recipe = load_recipe(known.config, overrides)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_warning()
+    folder, metrics = run_sft(recipe, known.resume, callbacks(recipe))
+    for name, value in metrics.items():
+        if isinstance(value, int | float) and not name.endswith(("_low", "_high")):
+            logger.info("%s: %.4g", name, value)
+    logger.info("model: %s", folder)
+    return 0

@@ -1,0 +1,201 @@
+"""What every stage's trainer shares so that nothing is lost: put `SafeTraining` before a transformers Trainer.
+
+    class PoiseTrainer(SafeTraining, Trainer): ...
+    class PreferenceTrainer(SafeTraining, DPOTrainer): ...
+
+A checkpoint is complete or invisible; a full disk leaves the former one and says how much is missing; Ctrl-C (and
+SIGTERM, which clusters send before they take a machine away) saves after the current step and says how to go on;
+rotation keeps the best and the newest; the first step checks that the processes run as they were launched.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from .atomic_folders import ASIDE, clear_aside, move_into_place, remove, room_for, seal, size_of
+from .first_step_checks import check_launch
+from .run_files import complete_checkpoints, write_versions
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 1.0  # seconds after Ctrl-C in which another one is an echo of the first, not a new wish
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped from outside, and saved; the message says where and how to go on."""
+
+
+class SafeTraining:
+    """Comes before a `Trainer` among the bases of a class; see the module's docstring."""
+
+    state: Any
+    args: Any
+    control: Any
+    model: Any
+    accelerator: Any
+    optimizer: Any
+
+    _aside: Path | None = None
+    _launch_checked = False
+    _written: str | None = None
+
+    def train(self, *args, **kwargs):
+        stop = StopOnSignal()
+        self.add_callback(stop)
+        try:
+            result = super().train(*args, **kwargs)
+        finally:
+            stop.forget()
+            self.remove_callback(stop)
+        if stop.wanted:
+            raise Interrupted(self._how_to_go_on())
+        return result
+
+    def _how_to_go_on(self) -> str:
+        saved = complete_checkpoints(self.args.output_dir)
+        if not saved:
+            return "interrupted before the first step; nothing to save"
+        return f"interrupted; saved {saved[-1]}. Go on with the same command and --resume"
+
+    def training_step(self, model, *args, **kwargs):
+        if not self._launch_checked:
+            self._launch_checked = True
+            check_launch(model, self.args)
+        return super().training_step(model, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        # Resumed from its last step, a run that counts steps would make one more before it looks.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    def _get_output_dir(self, trial):
+        run = super()._get_output_dir(trial)
+        return run if self._aside is None else os.fspath(self._aside)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if self._aside is not None:
+            self._written = checkpoint_folder  # an upload in the background must not see the folder move
+        else:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial))
+        folder = run / f"checkpoint-{self.state.global_step}"
+        written = run / ASIDE / folder.name
+        if self.args.should_save:
+            clear_aside(run)
+        self.accelerator.wait_for_everyone()
+        with room_for(written, self._bytes_needed(run), self._what_is_left(run)):
+            self._aside = run / ASIDE
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._aside = None
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = os.fspath(folder)
+            if self.args.should_save:
+                self.state.save_to_json(os.fspath(written / TRAINER_STATE_NAME))
+                write_versions(written)
+            self.accelerator.wait_for_everyone()
+            self._publish(written, folder)
+        if self.args.should_save:
+            rotate(run, self.args.save_total_limit, self.state.best_global_step)
+            clear_aside(run)
+        self.accelerator.wait_for_everyone()
+        if self._written is not None:
+            self._written = None
+            self._push_from_checkpoint(os.fspath(folder))
+
+    def _publish(self, written: Path, folder: Path) -> None:
+        """Seal and rename: by the first process, and by the first of each machine that does not see its disk."""
+        if self.args.process_index == 0:
+            seal(written)
+            move_into_place(written, folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.process_index != 0 and self.args.local_process_index == 0 and written.is_dir():
+            seal(written)
+            move_into_place(written, folder)
+
+    def _bytes_needed(self, run: Path) -> int:
+        """Size of the checkpoint to come: that of the last one, or what parameters and optimizer hold."""
+        saved = complete_checkpoints(run)
+        if saved:
+            return size_of(saved[-1])
+        tensors = [p for p in self.model.parameters() if p.requires_grad or not isinstance(self.model, PeftModel)]
+        optimizer = self.optimizer
+        for state in getattr(getattr(optimizer, "optimizer", optimizer), "state", {}).values():
+            tensors += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _what_is_left(self, run: Path) -> str:
+        saved = complete_checkpoints(run)
+        kept = f"{saved[-1].name} is untouched: make" if saved else "make"
+        again = "go on with the same command and --resume" if saved else "start again"
+        return f"{kept} room and {again}"
+
+
+def rotate(run: Path, limit: int | None, best_step: int | None) -> None:
+    """Keep the newest checkpoint, the best one, and of the others the newest up to `limit` in all."""
+    if not limit or limit < 0:
+        return
+    saved = complete_checkpoints(run)
+    protected = {saved[-1].name, f"checkpoint-{best_step}"} if saved else set()
+    others = [path for path in saved if path.name not in protected]
+    room = max(0, limit - sum(path.name in protected for path in saved))
+    for path in others[: len(others) - room]:
+        remove(path)
+
+
+class StopOnSignal(TrainerCallback):
+    """After Ctrl-C or SIGTERM the current step is finished, a checkpoint saved and training stopped, everywhere."""
+
+    def __init__(self):
+        self.wanted = False
+        self.process = os.getpid()
+        self.former: dict[int, Callable | int | None] = {}
+        self.asked_at = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.former[number] = signal.signal(number, self.ask)
+
+    def ask(self, number, frame):
+        # Workers that load data inherit this; they go on until the process that feeds on them is done.
+        if os.getpid() != self.process:
+            return
+        echo = time.monotonic() - self.asked_at < PATIENCE
+        if self.wanted and number == signal.SIGINT and not echo and not torch.distributed.is_initialized():
+            self.forget()
+            raise KeyboardInterrupt
+        if not self.wanted:
+            logger.warning("stopping after this step, with a checkpoint (Ctrl-C again: at once, without)")
+        self.wanted, self.asked_at = True, time.monotonic()
+
+    def forget(self):
+        """Give the signals back."""
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+        self.former = {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            # One process that stops alone leaves the others waiting for it forever.
+            wanted = torch.tensor(float(self.wanted), device=args.device)
+            torch.distributed.all_reduce(wanted, op=torch.distributed.ReduceOp.MAX)
+            self.wanted = bool(wanted)
+        if self.wanted:
+            control.should_save = control.should_training_stop = True
+        return control

@@ -1,0 +1,119 @@
+"""The grid of the study as work for several processes: one JSON file a run, finished runs are never repeated."""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import logging as transformers_logging
+
+from .plan import Cell, StudyPlan
+from .run import StudyInputs, run_cell
+
+logger = logging.getLogger(__name__)
+Run = dict[str, Any]
+
+
+class Worker:
+    """What a process of the pool keeps between runs: the inputs of each prompt that it has met."""
+
+    current: "Worker"
+
+    def __init__(self, plan: StudyPlan, folder: Path):
+        self.plan, self.folder = plan, folder
+        self.inputs: dict[str, StudyInputs] = {}
+
+    def run(self, cell: Cell, seed: int) -> Run:
+        if cell.prompt not in self.inputs:
+            self.inputs[cell.prompt] = StudyInputs(self.plan, cell.prompt, self.folder / "features")
+        result = run_cell(self.plan, cell, seed, self.inputs[cell.prompt])
+        write_run(self.folder, cell, seed, result)
+        return result
+
+
+def _start(plan: StudyPlan, folder: Path) -> None:
+    # Models this small gain nothing from a second thread, and the parent's bar owns the terminal.
+    torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger().setLevel(logging.WARNING)
+    Worker.current = Worker(plan, folder)
+
+
+def _work(cell: Cell, seed: int) -> Run:
+    return Worker.current.run(cell, seed)
+
+
+def run_file(folder: Path, cell: Cell, seed: int) -> Path:
+    return folder / "runs" / f"{cell.run_name(seed)}.json"
+
+
+def write_run(folder: Path, cell: Cell, seed: int, result: Run) -> None:
+    """The result of a run, complete or not there at all."""
+    path = run_file(folder, cell, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".json.part")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def finished_runs(plan: StudyPlan, folder: Path) -> dict[tuple[Cell, int], Run]:
+    """
+    Runs of this plan that a folder holds already.
+
+    Raises:
+        ValueError: a run there was made with other steps or conditions.
+    """
+    found = {}
+    for cell, seed in runs_of(plan):
+        path = run_file(folder, cell, seed)
+        if not path.is_file():
+            continue
+        run = json.loads(path.read_text(encoding="utf-8"))
+        names = [condition.name for condition in plan.conditions]
+        if run["steps"] != plan.steps or list(run["conditions"]) != names:
+            raise ValueError(
+                f"{path} was made with {run['steps']} steps and {len(run['conditions'])} conditions, the plan says "
+                f"{plan.steps} and {len(names)}: choose another --output, or delete the folder"
+            )
+        found[cell, seed] = run
+    return found
+
+
+def runs_of(plan: StudyPlan) -> Iterator[tuple[Cell, int]]:
+    """Every (cell, seed): clean training first, and seed by seed, so that a study that is stopped has whole grids."""
+    for clean in (True, False):
+        for seed in plan.seeds:
+            for cell in plan.cells:
+                if (cell.training == "clean") == clean:
+                    yield cell, seed
+
+
+def run_grid(plan: StudyPlan, folder: Path, jobs: int) -> list[Run]:
+    """
+    Do what is missing of the grid, `jobs` runs at a time, and return all runs in the plan's order.
+
+    Raises:
+        RuntimeError: a run failed; those that were finished stay.
+    """
+    done = finished_runs(plan, folder)
+    missing = [(cell, seed) for cell, seed in runs_of(plan) if (cell, seed) not in done]
+    context = multiprocessing.get_context("spawn")
+    bar = tqdm(total=len(plan.cells) * len(plan.seeds), initial=len(done), desc="study", unit="run", disable=None)
+    with bar, ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(plan, folder)) as pool:
+        waiting = {pool.submit(_work, cell, seed): (cell, seed) for cell, seed in missing}
+        try:
+            for future in as_completed(waiting):
+                done[waiting[future]] = future.result()
+                bar.update()
+        except BaseException:
+            # What runs cannot be stopped in the middle, but nothing new begins.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [done[key] for key in runs_of(plan)]

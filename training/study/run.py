@@ -1,0 +1,196 @@
+"""One run of the study: train a cell on cached features, then ask it under every condition."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import get_cosine_schedule_with_warmup, set_seed
+
+from ...evaluation.robustness.conditions import Condition
+from ...modeling.reliability_router import ReliabilityRouter
+from ...processing.scenes.scenes import Scenes
+from ..feature_cache.cache import FeatureCache
+from ..parameter_groups import count_parameters, optimizer_groups
+from ..sft.assembly import assemble, prepare_for_training
+from ..sft.ridge_initialization import align_pictures
+from .inputs import DegradedScenes, batch_of, frozen_features, token_rows
+from .plan import Cell, StudyPlan
+
+WARMUP = 0.05  # share of the steps
+MAX_GRAD_NORM = 1.0
+EVALUATION_BATCH = 100
+Report = Callable[[str, int, int], None]
+
+
+class StudyInputs:
+    """Cached inputs of one prompt: training sets by name, test sets by condition."""
+
+    def __init__(self, plan: StudyPlan, prompt: str, folder: Path):
+        cell = Cell("reliability", prompt, "frozen", "clean")  # of all routers this one reads most of the tower
+        self.model, self.processor = assemble(plan.recipe_of(cell, plan.seeds[0]))
+        self.plan, self.folder = plan, folder
+        self.tags: dict[str, list] = {}
+        self.opened: dict[str, tuple[FeatureCache, FeatureCache]] = {}
+
+    def training(self, name: str) -> tuple[FeatureCache, FeatureCache]:
+        """Inputs of the training called "clean", "degraded" or "unaligned" (clean, too)."""
+        return self._open(*self._training_data(name))
+
+    def _training_data(self, name: str) -> tuple[Any, str]:
+        plan = self.plan
+        scenes = Scenes("train", plan.train_scenes, plan.scene_seed, **plan.scenes)
+        key = f"train {plan.scene_seed} {dict(plan.scenes)}"
+        if name != "degraded":
+            return scenes, key
+        with_ = dict(plan.degraded_with)
+        return DegradedScenes(scenes, **with_), f"{key} degraded {with_}"
+
+    def tagged_pictures(self, name: str, count: int) -> Iterator:
+        """Features and tags of the first `count` training scenes, as `align_pictures` reads them."""
+        if name not in self.tags:
+            records = self._training_data(name)[0].__getitems__(range(min(count, self.plan.train_scenes)))
+            self.tags[name] = [record["tags"] for record in records]
+        features, _ = self.training(name)
+        for start in range(0, len(self.tags[name]), EVALUATION_BATCH):
+            upto = min(start + EVALUATION_BATCH, len(self.tags[name]))
+            rows = [row for row in range(start, upto) if self.tags[name][row]]
+            yield features.batch(rows)["vision_features"], [self.tags[name][row] for row in rows]
+
+    def testing(self, condition: Condition) -> tuple[FeatureCache, FeatureCache]:
+        """The questions of a condition; scenes keep their prior strength of 0.9 in the split "test"."""
+        plan = self.plan
+        knobs = {name: plan.scenes[name] for name in ("tasks", "question_types") if name in plan.scenes}
+        scenes = condition.scenes(plan.samples, plan.scene_seed, **knobs)
+        return self._open(scenes, f"{condition.split} {plan.scene_seed} {knobs} {dict(condition.settings)}")
+
+    def _open(self, data: Any, key: str) -> tuple[FeatureCache, FeatureCache]:
+        if key not in self.opened:
+            self.opened[key] = (
+                frozen_features(self.model, self.processor, data, key, self.folder),
+                token_rows(self.model, self.processor, data, key, self.folder),
+            )
+        return self.opened[key]
+
+
+def run_cell(
+    plan: StudyPlan, cell: Cell, seed: int, inputs: StudyInputs, report: Report | None = None
+) -> dict[str, Any]:
+    """
+    Train one model and measure it.
+
+    Args:
+        plan ([`StudyPlan`]), cell ([`Cell`]), seed (`int`): which run.
+        inputs ([`StudyInputs`]): of the cell's prompt.
+        report (`Callable`, *optional*): told `(stage, done, total)`.
+
+    Returns:
+        The cell's settings with `seed`, `steps`, `seconds`, trained `parameters`, the mean `loss` of the last tenth of
+        the steps, and `conditions`: by name `accuracy`, `prior` (share of answers that follow the prior),
+        `log_likelihood` (of the right answer) and the mean `weights` of the router. `held_open` has the same for a
+        reliability router that does not judge: the difference is what judging brings.
+    """
+    report = report or (lambda stage, done, total: None)
+    recipe = plan.recipe_of(cell, seed)
+    model, processor = assemble(recipe)
+    if recipe.model["align_pictures"]:
+        align_pictures(model, processor, inputs.tagged_pictures(cell.training, recipe.model["align_pictures"]))
+    set_seed(seed)
+    trained = prepare_for_training(model, recipe)
+    started = time.monotonic()
+    losses = train(trained, recipe.learning_rates, inputs.training(cell.training), plan, seed, report)
+    seconds = time.monotonic() - started
+    trained.eval()
+    report("measuring", 0, 1)
+    rows = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
+    held_open = {}
+    if recipe.model["router_type"] == "reliability":
+        with router_held_open(trained):
+            held_open = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
+    return {
+        **asdict(cell),
+        "seed": seed,
+        "steps": plan.steps,
+        "seconds": round(seconds, 1),
+        "parameters": sum(count for group, count in count_parameters(trained).items() if group != "total"),
+        "loss": round(sum(losses[-plan.steps // 10 :]) / max(1, len(losses[-plan.steps // 10 :])), 4),
+        "conditions": rows,
+        "held_open": held_open,
+    }
+
+
+@contextmanager
+def router_held_open(model: torch.nn.Module) -> Iterator[None]:
+    """Within this context a reliability router trusts everything: what is left is what dropped streams taught."""
+    routers = [module for module in model.modules() if isinstance(module, ReliabilityRouter)]
+    for router in routers:
+        router.weigh = lambda streams: streams.image.new_ones(streams.num_items, 2)
+        router.read_scores = lambda patches, profile, ids, mask, tag_scores: tag_scores  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for router in routers:
+            del router.weigh, router.read_scores
+
+
+def train(
+    model: torch.nn.Module,
+    learning_rates: dict[str, Any],
+    data: tuple[FeatureCache, FeatureCache],
+    plan: StudyPlan,
+    seed: int,
+    report: Report,
+) -> list[float]:
+    """Losses of `plan.steps` steps of AdamW with a cosine schedule; the seed draws the order of the samples."""
+    model.train()
+    optimizer = torch.optim.AdamW(optimizer_groups(model, learning_rates, 0.0))
+    schedule = get_cosine_schedule_with_warmup(optimizer, round(WARMUP * plan.steps), plan.steps)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat(
+        [torch.randperm(len(data[0]), generator=generator)
+         for _ in range(-(-plan.steps * plan.batch_size // len(data[0])))]
+    )  # fmt: skip
+    losses = []
+    for step in range(plan.steps):
+        rows = order[step * plan.batch_size : (step + 1) * plan.batch_size].tolist()
+        batch = batch_of(*data, rows)
+        del batch["prior_answer"]
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if step % 20 == 0:
+            report("training", step, plan.steps)
+    return losses
+
+
+@torch.no_grad()
+def measure(model: torch.nn.Module, data: tuple[FeatureCache, FeatureCache]) -> dict[str, Any]:
+    """Answers to one test set, by what the model finds likeliest as the answer's (only) token."""
+    right, prior, likelihood, weights = [], [], [], []
+    for start in range(0, len(data[0]), EVALUATION_BATCH):
+        batch = batch_of(*data, range(start, min(start + EVALUATION_BATCH, len(data[0]))))
+        priors, labels = batch.pop("prior_answer"), batch.pop("labels")  # (B,), (B, T)
+        first = (labels != -100).int().argmax(-1)  # (B,) where the answer stands
+        output = model(**batch)
+        each = torch.arange(len(first))
+        logits = output.logits[each, first - 1].float()  # (B, V) what is said there
+        truth, said = labels[each, first], logits.argmax(-1)  # (B,), (B,)
+        right.append(said == truth)
+        prior.append(said == priors)
+        likelihood.append(logits.log_softmax(-1)[each, truth])
+        if output.router_weights is not None:
+            weights.append(output.router_weights)
+    return {
+        "accuracy": torch.cat(right).float().mean().item(),
+        "prior": torch.cat(prior).float().mean().item(),
+        "log_likelihood": torch.cat(likelihood).mean().item(),
+        "weights": torch.cat(weights).float().mean(0).tolist() if weights else None,
+    }

@@ -1,0 +1,1 @@
+"""The sentence encoder of tags with scores: `poise tag-encoder`."""

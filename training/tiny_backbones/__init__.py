@@ -1,0 +1,1 @@
+"""The tiny backbones that ship with Poise, and how they are made: `poise backbones`."""
