@@ -22,7 +22,7 @@ def draw_report(
     Write the report as PNG.
 
     Args:
-        rows_by_model: `condition_table.evaluate_conditions` of each model, by the name of its router.
+        rows_by_model: `conditions.evaluate_conditions` of each model, by the name of its router.
         examples: dicts with `image` (PIL), `title`, `question`, `tags` and `answers` ({router: text}), `truth`.
         path: the PNG file.
         chance: accuracy of guessing, drawn as a line.

@@ -79,9 +79,11 @@ def test_what_a_tab_offers(press_tab, line, offered):
 
 
 def test_what_is_shipped_is_what_the_parsers_say():
-    builder = pytest.importorskip("poise.completion_builder", reason="shtab is not installed: pip install shtab")
+    builder = pytest.importorskip(
+        "poise.commands.completion_builder", reason="shtab is not installed: pip install shtab"
+    )
     scripts = builder.build_scripts()
-    again = "an option has changed: run `python -m poise.completion_builder`"
+    again = "an option has changed: run `python -m poise.commands.completion_builder`"
     # bash's script holds no help texts, so that a reworded one changes nothing here.
     assert scripts["bash"] == (FOLDER / "poise.bash").read_text(encoding="utf-8"), again
     for shell in ("zsh", "fish"):

@@ -25,7 +25,7 @@ def tree(tmp_path_factory) -> Path:
 def test_the_tree_holds_every_room_and_follows_edits(tree):
     for file in (
         "__init__.py",
-        "ask.py",
+        "commands/ask.py",
         "modeling/modeling_poise.py",
         "training/__init__.py",
         "hub_cards/__init__.py",

@@ -334,7 +334,7 @@ class Recipe:
         Hub; or a list of `{name, weight, split, columns}`, see `RecordSource`), `streaming` with its `shuffle_buffer`,
         `packing` (short samples in rows of so many tokens), `tagger`
         (a dual encoder's folder or a file of tags, in place of the records' own tags), `feature_cache` (a folder, or
-        `true` for one beside the run: frozen towers run once, see `sft_features`), knobs.
+        `true` for one beside the run: frozen towers run once, see `frozen_towers`), knobs.
     lora: rank and so on, or `None` to leave the language model untouched; `task_routed` makes two of them, see
         `modeling/task_routed_adapters.py`.
     learning_rates: by group a rate, or `{rate, weight_decay, schedule, warmup}`; a group that is not named is not

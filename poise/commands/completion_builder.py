@@ -1,4 +1,4 @@
-"""Writes the completion scripts that `poise completion` prints: `python -m poise.completion_builder`.
+"""Writes the completion scripts that `poise completion` prints: `python -m poise.commands.completion_builder`.
 
 They are made here, once, and not when a shell asks: most parsers come with torch, and nobody waits five seconds for a
 TAB. A test compares what is shipped with what the parsers say. shtab turns a parser into a script.
