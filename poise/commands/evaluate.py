@@ -6,8 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-from poise.model_loading import load_model
-
 TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
 
 
@@ -71,6 +69,7 @@ def main(argv: list[str]) -> int:
     from poise.evaluation.evaluator import write_whole
     from poise.evaluation.generation_evaluator import GenerationEvaluator
     from poise.evaluation.intervals import score_table
+    from poise.model_loading import load_model
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     _check_options(arguments)

@@ -133,8 +133,11 @@ def test_packages_are_small_and_lie_at_most_two_levels_deep():
 
 def test_imports_of_our_own_code_are_relative_and_absolute_in_poise():
     # Relative ones are found by a type checker in a bare clone, where nothing maps the folders into `poise`.
+    # `evaluate` copies the metrics out of the package before it loads them.
     wrong = []
     for path in SOURCE:
+        if path.parent.name == "metrics":
+            continue
         for line, dots, module, _ in imports(path):
             absolute = not dots and module.split(".")[0] == "poise"
             if absolute if package_of(path)[1:2] and path.parts[len(REPOSITORY.parts)] != "poise" else dots:
