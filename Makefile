@@ -8,18 +8,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.poise-installed
 WORKERS ?= 2
+SEED ?= 0
 # Nothing here downloads from the Hub. Workers share the cores, so each stays on one thread.
 export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow lint docs format clean
+.PHONY: help install demo test test-slow mutants lint docs format clean
 
 help:
 	@echo "make install    make $(VENV) with everything in it, which the others do too"
 	@echo "make demo       fine-tune two tiny models on drawn scenes, compare them, publish one (about 4 minutes)"
 	@echo "make test       every test but the slow ones (at most 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests marked slow"
+	@echo "make mutants    change 200 lines, one at a time, and count how many changes the tests notice (within an hour)"
 	@echo "make lint       ruff check, ruff format --check, mypy over the public API"
 	@echo "make docs       build the documentation site, strictly, into build/site"
 	@echo "make format     let ruff rewrite what it can"
@@ -44,6 +46,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile
+
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
+	$(BIN)/python tests/mutants.py --seed $(SEED) --workers $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
