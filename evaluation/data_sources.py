@@ -82,7 +82,8 @@ def _records(source: RecordSource) -> Any:
     path = Path(source.name)
     annotated = (path / "images").is_dir() and any((path / name).is_file() for name in SOURCES.values())
     if annotated and source.split is None:
-        return TaskRecords(records_from_annotations(source.name), path.name)
+        records = records_from_annotations(source.name)
+        return TaskRecords(records, path.name, places=[record["metadata"]["annotation"] for record in records])
     return open_records(source, SPLIT)
 
 

@@ -49,7 +49,7 @@ def image_size(source: str | os.PathLike | Image.Image, max_pixels: int = MAX_PI
 def _open(source: str | os.PathLike, argument: str) -> ImageFile.ImageFile:
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"{argument}={str(source)!r}: there is no such file; check the path.")
+        raise FileNotFoundError(f"{argument}={str(source)!r}{_no_file(path)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{argument}={str(source)!r} is an empty file; copy or download it again.")
     try:
@@ -57,13 +57,41 @@ def _open(source: str | os.PathLike, argument: str) -> ImageFile.ImageFile:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` says it better
             return Image.open(path)
     except UnidentifiedImageError:
-        raise ValueError(
-            f"{argument}={str(source)!r} is not an image in a known format; give JPEG, PNG or WebP."
-        ) from None
+        raise ValueError(f"{argument}={str(source)!r} is {_kind_of(path)}; give JPEG, PNG or WebP.") from None
     except (OSError, SyntaxError, EOFError) as error:  # it ends within its header
         raise ValueError(_damaged(argument, repr(str(source)), error)) from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{argument}={str(source)!r} is far too large to decode safely: {error}") from None
+
+
+def _no_file(path: Path) -> str:
+    """What stands at a path that is no file, and what to do."""
+    if path.is_dir():
+        return " is a folder: name a file in it."
+    if path.exists():
+        return " is no ordinary file (a pipe, a socket or a device): copy the image into a file."
+    if str(path).partition(":")[0].lower() in ("http", "https", "ftp", "s3", "gs", "hf"):
+        return " is an address: download the image and name the file."
+    return ": there is no such file; check the path."
+
+
+def _kind_of(path: Path) -> str:
+    """What a file that is no image seems to be."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        return 'a HEIC photo, which Pillow does not read: convert it (heif-convert, or the phone\'s "most compatible")'
+    if b"<svg" in start:
+        return "an SVG drawing, which has no pixels: render it to PNG"
+    if start.startswith(b"%PDF"):
+        return "a PDF: render the page to PNG"
+    if start.startswith((b"version https://git-lfs", b"oid sha256")):
+        return "a Git LFS pointer and not the image itself: run git lfs pull"
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, as a failed download leaves it: download the image again"
+    if b"\0" not in start:
+        return "not an image in a known format but text"
+    return "not an image in a known format"
 
 
 def _damaged(argument: str, name: str, error: Exception) -> str:

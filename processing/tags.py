@@ -1,9 +1,12 @@
 """A tag: a name and how sure the tagger is of it. Checking, parsing and ordering; no tokenizer here."""
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
+
+DIRECTION_MARKS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class Tag(NamedTuple):
@@ -22,7 +25,8 @@ def check_tag(entry: Any, argument: str = "tag") -> Tag:
 
     Raises:
         TypeError: not a pair, the name is no string, or the score no number.
-        ValueError: the name is empty, or the score is NaN or outside [0, 1].
+        ValueError: the name is empty or holds a control character or a mark of direction, or the score is NaN or
+            outside [0, 1].
     """
     pair = (entry.get("name"), entry.get("score")) if isinstance(entry, Mapping) else entry
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
@@ -35,6 +39,11 @@ def check_tag(entry: Any, argument: str = "tag") -> Tag:
     name, score = " ".join(name.split()), float(score)
     if not name:
         raise ValueError(f"{argument}={entry!r}: the name is empty; leave the tag out.")
+    # NUL ends texts in other programs, half a surrogate pair cannot be stored, and marks of direction turn around what
+    # a reader sees of a card or a page.
+    unseen = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs") or c in DIRECTION_MARKS), None)
+    if unseen is not None:
+        raise ValueError(f"{argument}={name!a}: the name holds the invisible character {unseen!a}; remove it.")
     if math.isnan(score) or not 0.0 <= score <= 1.0:
         raise ValueError(f"{argument}={entry!r}: the score must lie in [0, 1]; turn logits into probabilities first.")
     return Tag(name, score)

@@ -16,16 +16,16 @@ of questions read: `answer_scores`, `choices`, `correct_choice_idx`.
 """
 
 import argparse
-import json
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..grounding_text import clipped_box
 from ..image_loading import image_size
+from .json_lines import json_lines
 from .task_record import TASKS, TaskRecordError
 from .task_record_files import write_task_records
 
@@ -78,17 +78,18 @@ def records_from_annotations(
         wanted = ", ".join(SOURCES[task] for task in tasks)
         raise FileNotFoundError(f"folder={str(folder)!r} holds none of {wanted}; give the folder of the annotations.")
 
-    labels = {row["image"]: row["labels"] for row in _lines(folder / "tags.jsonl", ("image", "labels"))}
+    labels = {row["image"]: row["labels"] for _, row in _lines(folder / "tags.jsonl", ("image", "labels"))}
     vocabulary = sorted({label for names in labels.values() for label in names})
     records = []
     for task, path in files.items():
-        for number, row in enumerate(_lines(path, _fields(task))):
+        for number, (line, row) in enumerate(_lines(path, _fields(task))):
             record: dict[str, Any] = {
                 "id": f"{path.stem}-{number}",
                 "image": str(folder / "images" / row["image"]),
                 "task": task,
             }
-            metadata = {"source": row.get("source", path.name), "image_id": row["image"]}
+            metadata = {"source": row.get("source", path.name), "image_id": row["image"],
+                        "annotation": f"{path.name} line {line}"}  # fmt: skip
             if row["image"] in labels:
                 record["tags"] = simulated_tags(labels[row["image"]], vocabulary, row["image"], seed, invented)
                 metadata["tag_scores"] = "simulated"
@@ -148,15 +149,14 @@ def _fields(task: str) -> tuple[str, ...]:
     return ("image", *own[task])
 
 
-def _lines(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        row = json.loads(line)
+    for number, row in json_lines(path):
         for field in fields:
-            if field not in row:
+            if not isinstance(row, Mapping) or field not in row:
                 raise TaskRecordError(f"{path.name} line {number}", field, "missing in the published annotation.")
-        yield row
+        yield number, row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,12 +1,12 @@
 """Tags that another tagger (such as RAM) wrote down: looked up, not computed."""
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..tags import Tag, check_tags
+from .json_lines import json_lines
 
 
 class PrecomputedTags:
@@ -42,15 +42,10 @@ class PrecomputedTags:
         Raises:
             FileNotFoundError, ValueError: no such file, or a line that is no such object.
         """
-        path, rows = Path(path), []
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"tagger={str(path)!r}: there is no such file of tags; check the path.")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name} line {number}: not JSON ({error.msg}).") from None
-        return cls.from_rows(rows, path.name)
+        return cls.from_rows([row for _, row in json_lines(path)], path.name)
 
     def tag_records(self, records: Sequence[Mapping[str, Any]]) -> list[list[Tag]]:
         """

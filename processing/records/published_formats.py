@@ -17,7 +17,7 @@ from ..image_loading import image_size
 from .published_captions import coco_captions, textcaps
 from .published_expressions import PlainUnpickler, refcoco
 from .published_images import ImageFolder
-from .published_questions import aokvqa, okvqa, pope
+from .published_questions import aokvqa, conversations, okvqa, pope
 from .task_record import NEEDED_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ FORMATS: dict[str, Converter] = {
     "refcoco+": refcoco,
     "refcocog": refcoco,
     "pope": pope,
+    "conversations": conversations,
 }
 
 

@@ -1,10 +1,13 @@
-"""Questions as they are published: OK-VQA and VQA v2 (one form), A-OKVQA, POPE; original JSON and Hub tables."""
+"""
+Questions as they are published: OK-VQA and VQA v2 (one form), A-OKVQA, POPE, and conversations; JSON and Hub tables.
+"""
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .published_images import coco_file_name
+from .task_record import PLACEHOLDER
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -74,6 +77,51 @@ def pope(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
             record["id"] = f"pope-{category}-{row['question_id']}"
             record["metadata"]["category"] = category
         yield record
+
+
+def conversations(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of visual instruction data: one for each question that is answered.
+
+    Every question stands alone in its record, without the turns before it; a system message is left out.
+
+    Args:
+        document: rows with `conversations` as LLaVA writes them (`from`: human or gpt, `value`), or with `messages` as
+            chat templates read them (`role`, `content`), their image in `image`, in `images`, or among the content.
+        split (`str`, *optional*): not used.
+
+    Raises:
+        ValueError: a row with several images, or turns that do not alternate.
+    """
+    for number, row in enumerate(document):
+        name = str(row.get("id", row.get("question_id", number)))
+        turns = [_turn(turn) for turn in row.get("conversations") or row["messages"]]
+        images = [image for _, _, own in turns for image in own]
+        outside = row.get("images") or row.get("image") or []
+        images += outside if isinstance(outside, list) else [outside]
+        if len(images) > 1:
+            raise ValueError(f"row {name!r} holds {len(images)} images: a record has one; leave such rows out.")
+        talk = [(role, text) for role, text, _ in turns if role != "system"]
+        pairs = list(zip(talk[::2], talk[1::2], strict=False))
+        if any((asked, answered) != ("user", "assistant") for (asked, _), (answered, _) in pairs):
+            raise ValueError(f"row {name!r}: questions and answers do not take turns; mend or leave the row out.")
+        for place, ((_, question), (_, answer)) in enumerate(pairs):
+            record = _record("chat", name, images[0] if images else None, name, question, [answer])
+            yield {**record, "id": name if len(pairs) == 1 else f"{name}-{place}"}
+
+
+ROLES = {"human": "user", "gpt": "assistant"}  # as LLaVA calls them
+
+
+def _turn(turn: Mapping[str, Any]) -> tuple[str, str, list[Any]]:
+    """(role, text without placeholders, images) of one message."""
+    role = turn.get("role", turn.get("from"))
+    content = turn.get("content", turn.get("value"))
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+    texts = [part["text"] for part in parts if part.get("type") == "text"]
+    images = [next((part[key] for key in ("image", "path", "url") if part.get(key)), None)
+              for part in parts if part.get("type") == "image"]  # fmt: skip
+    text = " ".join(texts).replace(PLACEHOLDER, "").strip()
+    return ROLES.get(str(role), str(role)), text, [image for image in images if image is not None]
 
 
 def _vqa_files(documents: Rows) -> Iterator[dict[str, Any]]:

@@ -5,8 +5,8 @@ A source is a name or a mapping, as a recipe writes it:
     {name: user/dataset, split: train, weight: 2, columns: {question: query, answers: labels}, task: vqa}
 """
 
+import csv
 import dataclasses
-import json
 import math
 import os
 import re
@@ -18,15 +18,18 @@ from typing import Any
 from ..image_loading import image_size
 from ..scenes.scenes import Scenes
 from .endless_records import StreamedRows, rows_of_dataset
+from .json_lines import json_lines, parse_json, text_lines
 from .photo_annotations import SOURCES, records_from_annotations, split_by_photo
 from .published_formats import converted_records, converter_of, undecoded_image
 from .task_record import TASKS, TaskRecordError, check_task_record
-from .task_record_files import TaskRecords, load_task_records, opened_record, text_lines
+from .task_record_files import TaskRecords, opened_record
 
 SCENES = "scenes"
 FIRST_CHECKED = 16  # records of a stream that are looked at before anything else happens
 _LISTS = ("answers", "captions")
 _KINDS = "give a file, a folder, a data set on the Hub or 'scenes'"
+FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+METADATA_KINDS = ("jsonl", "csv", "parquet")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -36,8 +39,10 @@ class RecordSource:
     One source of task records.
 
     Attributes:
-        name (`str`): a JSON-lines file; a folder with `train.jsonl` and `validation.jsonl`, with annotated photos, or
-            with a data set that `datasets` saved or can read; a data set on the Hub; or `scenes`.
+        name (`str`): a file of JSON lines, JSON, CSV, TSV or Parquet; a folder with `train.jsonl` and
+            `validation.jsonl`, with images and their `metadata.jsonl` or `.csv` (the ImageFolder form of `datasets`),
+            with annotated photos, or with a data set that `datasets` saved or can read; a data set on the Hub; or
+            `scenes`. Rows that hold `conversations` (LLaVA) or `messages` (chat) are taken apart into questions.
         weight (`float`, *optional*): its share in a mixture, relative to the others; by default its number of records.
         split (`str`, *optional*): which part of it.
         columns (`Mapping[str, str]`, *optional*): field of the record → name of the column that holds it.
@@ -46,6 +51,7 @@ class RecordSource:
         config (`str`, *optional*): of a data set on the Hub with several.
         image_folder (`str`, *optional*): what image paths are relative to.
         scenes (`Mapping`, *optional*): settings of drawn scenes.
+        strict (`bool`, *optional*): whether an empty text ends in an error, in place of costing its record.
     """
 
     name: str
@@ -57,6 +63,7 @@ class RecordSource:
     config: str | None = None
     image_folder: str | None = None
     scenes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -79,6 +86,8 @@ class RecordSource:
             raise ValueError(f"task={self.task!r} of {self.name!r} is not known: write {', '.join(TASKS)}.")
         if self.format is not None:
             converter_of(self.format)
+        if not isinstance(self.strict, bool):
+            raise ValueError(f"strict={self.strict!r} of {self.name!r} must be true or false.")
 
 
 def parse_source(entry: Any) -> RecordSource:
@@ -126,17 +135,85 @@ def open_records(source: RecordSource, split: str = "train", seed: int = 0) -> A
         parts = split_by_photo(records_from_annotations(path, seed=seed), seed=seed)
         if split not in parts:
             raise ValueError(f"split={split!r} is none of {source.name!r}: annotated photos have {', '.join(parts)}.")
-        return TaskRecords(parts[split], path.name)
-    file = _json_lines(source, split)
+        places = [record["metadata"]["annotation"] for record in parts[split]]
+        return TaskRecords(parts[split], path.name, places=places, strict=source.strict)
+    file = _file_of(source, split)
     if file is None:
         return _table_records(source, _table(source, split), split)
-    if source.columns or source.task or source.format:
-        rows = [(number, line) for number, line in text_lines(file)]
-        return TaskRecords(
-            [_renamed(_parsed(file, *row), source) for row in rows],
-            file.name, source.image_folder or file.parent, line_numbers=[number for number, _ in rows],
-        )  # fmt: skip
-    return load_task_records(file, image_folder=source.image_folder)
+    if file.suffix == ".parquet":
+        return _table_records(source, _parquet(file), split)
+    return _file_records(source, file)
+
+
+def _file_records(source: RecordSource, file: Path) -> TaskRecords:
+    """Checked records of a file whose rows are text: JSON lines, JSON, CSV or TSV."""
+    numbered = list(_numbered_rows(file))
+    if not numbered:
+        raise TaskRecordError(file.name, "(all)", "the file holds no record; write one JSON object a line.")
+    folder = source.image_folder or file.parent
+    rows = [_renamed(row, source, file) for _, row in numbered]
+    form = source.format or _form_of(rows[0])
+    if form is not None:
+        return TaskRecords(list(converted_records(form, rows, folder, None)), file.name, strict=source.strict)
+    places = [f"{file.name} line {number}" for number, _ in numbered]
+    return TaskRecords(rows, file.name, folder, places=places, strict=source.strict)
+
+
+def _numbered_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, row) of a file; of one JSON document (number in the list, row)."""
+    if file.suffix in (".csv", ".tsv"):
+        yield from _csv_rows(file)
+        return
+    if file.suffix == ".json":
+        start = next((line for _, line in text_lines(file)), "")
+        if start.lstrip().startswith("["):
+            document = parse_json(file.read_text(encoding="utf-8-sig"), file.name)
+            yield from enumerate(document, start=1)
+            return
+    yield from json_lines(file)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a table whose first line names the columns. Lists are cells of JSON; an empty cell is an absent field."""
+    with open(file, encoding="utf-8-sig", newline="") as text:
+        reader = csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",")
+        try:
+            for row in reader:
+                where = f"{file.name} line {reader.line_num}"
+                if None in row:
+                    raise TaskRecordError(
+                        where, "(all)", f"{len(row[None])} cells too many; put texts with commas in quotes."
+                    )
+                yield reader.line_num, {name: _cell(name, value, where) for name, value in row.items() if value}
+        except UnicodeDecodeError as error:
+            problem = f"not text in UTF-8 ({error.reason}); save the table in UTF-8."
+            raise TaskRecordError(file.name, "(all)", problem) from None
+        except csv.Error as error:
+            raise TaskRecordError(f"{file.name} line {reader.line_num}", "(all)", f"not CSV ({error}).") from None
+
+
+def _cell(name: str, value: str, where: str) -> Any:
+    return parse_json(value, f"{where}, column {name!r}") if value.lstrip().startswith(("[", "{")) else value
+
+
+def _form_of(row: Any) -> str | None:
+    """The published form of rows that are no task records but tell their form by a field."""
+    if isinstance(row, Mapping) and "task" not in row and ("conversations" in row or "messages" in row):
+        return "conversations"
+    return None
+
+
+def _parquet(file: Path) -> Any:
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return _undecoded(datasets.Dataset(parquet.read_table(file)))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(
+            f"data={str(file)!r} is no Parquet file ({' '.join(str(error).split())}); write it again."
+        ) from None
 
 
 def published_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
@@ -163,7 +240,9 @@ def stream_records(source: RecordSource, split: str = "train", seed: int = 0) ->
             f"format={source.format!r} of {source.name!r} cannot be streamed, for its records may need several rows: "
             "convert it first (poise data convert), or set streaming to false."
         )
-    file = _json_lines(source, split)
+    file = _file_of(source, split)
+    if file is not None and (file.suffix not in (".jsonl", ".json") or not _is_task_records(file, source)):
+        return rows_of_dataset(source.name, open_records(source, split, seed))
     if file is not None:
         folder = Path(source.image_folder or file.parent)
         stream = StreamedRows(file.name, lambda: text_lines(file), lambda raw: _line_record(raw, file, folder, source))
@@ -183,17 +262,26 @@ def _scenes(source: RecordSource, split: str, seed: int) -> Scenes:
     return Scenes(split, size=size if split == "train" else None, seed=settings.pop("seed", seed), **settings)
 
 
-def _json_lines(source: RecordSource, split: str) -> Path | None:
-    """The JSON-lines file that a source names, by itself or as a folder with one for each split."""
+def _is_task_records(file: Path, source: RecordSource) -> bool:
+    """Whether a file can be read line by line, as told by its first line."""
+    number, line = next(text_lines(file), (0, ""))
+    return not line.lstrip().startswith("[") and (
+        not number or _form_of(_renamed(parse_json(line, f"{file.name} line {number}"), source, file)) is None
+    )
+
+
+def _file_of(source: RecordSource, split: str) -> Path | None:
+    """The file that a source names: by itself, as a folder with one for each split, or as the metadata of images."""
     path = Path(source.name)
     if path.is_dir():
-        file = path / f"{split}.jsonl"
-        if file.is_file():
+        metadata = (folder / f"metadata.{kind}" for folder in (path / split, path) for kind in METADATA_KINDS)
+        file = next((file for file in (path / f"{split}.jsonl", *metadata) if file.is_file()), None)
+        if file is not None:
             return file
         if (path / "train.jsonl").is_file():
             raise FileNotFoundError(f"{str(path)!r} holds no {split}.jsonl: write that file, or name another split.")
         return None
-    looks_like_a_file = path.suffix in (".jsonl", ".json") or source.name.startswith((".", "/", "~"))
+    looks_like_a_file = path.suffix in FILE_KINDS or source.name.startswith((".", "/", "~"))
     if path.is_file() or looks_like_a_file or not _HUB_NAME.fullmatch(source.name):
         if not path.is_file():
             raise FileNotFoundError(f"data={source.name!r}: there is no such file of task records; check the path.")
@@ -201,31 +289,26 @@ def _json_lines(source: RecordSource, split: str) -> Path | None:
     return None
 
 
-def _parsed(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TaskRecordError(
-            f"{path.name} line {number}", "(all)", f"not JSON ({error.msg} at column {error.colno})."
-        ) from None
-
-
 def _line_record(raw: tuple[int, str], file: Path, folder: Path, source: RecordSource) -> dict[str, Any]:
     number, line = raw
     where = f"{file.name} line {number}"
-    record = check_task_record(_renamed(_parsed(file, number, line), source), where, f"{file.stem}-{number}")
+    record = check_task_record(_renamed(parse_json(line, where), source, file), where, f"{file.stem}-{number}")
     if record["image"] is None and "bbox" in record:
-        raise TaskRecordError(where, "image", "null, but a box lies in a picture; name the file.")
+        raise TaskRecordError(where, "image", "null, but a box lies in an image; name the file.")
     if isinstance(record["image"], str):
         record["image"] = os.fspath(folder / record["image"])
     return record
 
 
-def _renamed(row: Any, source: RecordSource) -> Any:
-    """A row with the fields of a task record, out of the columns that the source names."""
+def _renamed(row: Any, source: RecordSource, file: Path | None = None) -> Any:
+    """A row with the fields of a task record, out of the columns that the source, or the metadata of images, names."""
     if not isinstance(row, Mapping):
         return row
     renamed = dict(row)
+    if file is not None and file.stem == "metadata" and "file_name" in row:
+        renamed.setdefault("image", renamed.pop("file_name"))
+        if source.task is None and "task" not in row and isinstance(row.get("text"), str):
+            renamed.update(task="caption", captions=[renamed.pop("text")])
     for field, column in source.columns.items():
         if column not in row:
             raise ValueError(
@@ -273,9 +356,12 @@ def _saved(path: Path, split: str) -> Any:
 
 
 def _table(source: RecordSource, split: str) -> Any:
+    return _undecoded(_load(source, split, streaming=False))
+
+
+def _undecoded(table: Any) -> Any:
     import datasets
 
-    table = _load(source, split, streaming=False)
     for name, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
@@ -298,7 +384,7 @@ def _table_records(source: RecordSource, table: Any, split: str) -> TaskRecords:
     for record in records if inside else ():
         record["image"] = None
     pictures = None if numbers is None else _Pictures(table, column, numbers)
-    return TaskRecords(records, source.name, source.image_folder, picture_rows=pictures)
+    return TaskRecords(records, source.name, source.image_folder, picture_rows=pictures, strict=source.strict)
 
 
 class _PictureOfRow:

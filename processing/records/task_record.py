@@ -15,8 +15,10 @@ TASKS = ("caption", "vqa", "grounding")
 PLACEHOLDER = "<image>"  # what chat templates write where a picture stands
 # What each task needs besides `image` and `task`; a caption's question is its instruction and may be left out.
 NEEDED_FIELDS = {"caption": ("captions",), "vqa": ("question", "answers"), "grounding": ("question", "bbox")}
+_OPTIONAL_FIELDS = ("id", "question", "answers", "captions", "bbox", "tags", "metadata")
+MAX_CHARACTERS = 100_000  # of one text; a tokenizer takes minutes for the megabytes that a broken export runs together
 _DESCRIPTIONS = {
-    "image": "a file, or null for a record of text alone",
+    "image": "one file, or null for a record of text alone",
     "task": f"one of {', '.join(TASKS)}",
     "question": "a text (for grounding, the expression)",
     "answers": "a list of texts",
@@ -51,6 +53,10 @@ class TaskRecordError(ValueError):
         self.field = field
 
 
+class EmptyTextError(TaskRecordError):
+    """A text of a record is empty, which real annotations hold now and then: it costs that record, not the run."""
+
+
 def check_task_record(
     record: Mapping[str, Any], where: str = "record", default_id: str | None = None
 ) -> dict[str, Any]:
@@ -64,7 +70,8 @@ def check_task_record(
         default_id (`str`, *optional*): the `id` of a record that has none; by default a digest of its content.
 
     Raises:
-        TaskRecordError: a field is missing, of the wrong type or empty, the task is unknown, a tag is bad.
+        EmptyTextError: a text is empty.
+        TaskRecordError: a field is missing, misspelt, of the wrong type or too long, the task is unknown, a tag is bad.
     """
     if not isinstance(record, Mapping):
         raise TaskRecordError(where, "(all)", f"{record!r} is not an object with fields; see TaskRecord.")
@@ -82,6 +89,11 @@ def check_task_record(
         if field not in given:
             _raise_missing(where, field, record)
 
+    _check_spelling(where, record)
+    if isinstance(given.get("id"), Mapping | list | tuple):
+        raise TaskRecordError(
+            where, "id", f"{given['id']!r} is a {type(given['id']).__name__}; give a text or a number."
+        )
     checked: dict[str, Any] = {"id": str(given.get("id", default_id or record_digest(given)))}
     checked.update(image=record["image"], task=task)
     if not isinstance(record["image"], str | Image.Image | None):
@@ -111,6 +123,16 @@ def record_digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 
+def _check_spelling(where: str, record: Mapping[str, Any]) -> None:
+    """A misspelt optional field would be left out in silence: `tag` for `tags`."""
+    absent = [name for name in _OPTIONAL_FIELDS if name not in record]
+    for name in record:
+        if name not in (*_OPTIONAL_FIELDS, "image", "task"):
+            near = get_close_matches(str(name).lower(), absent, n=1, cutoff=0.8)
+            if near:
+                raise TaskRecordError(where, str(name), f"not known; did you mean {near[0]!r}? Rename or remove it.")
+
+
 def _raise_missing(where: str, field: str, record: Mapping[str, Any]) -> None:
     near = get_close_matches(field, [name for name in record if name != field], n=1)
     hint = f" Did you mean {near[0]!r} by it?" if near else ""
@@ -118,14 +140,19 @@ def _raise_missing(where: str, field: str, record: Mapping[str, Any]) -> None:
 
 
 def _raise_type(where: str, field: str, value: Any) -> None:
-    raise TaskRecordError(where, field, f"{value!r} is a {type(value).__name__}; give {_DESCRIPTIONS[field]}.")
+    shown = repr(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
+    raise TaskRecordError(where, field, f"{shown} is a {type(value).__name__}; give {_DESCRIPTIONS[field]}.")
 
 
 def _text(value: Any, where: str, field: str, place: str | None = None) -> str:
     if not isinstance(value, str):
         raise TaskRecordError(where, place or field, f"{value!r} is a {type(value).__name__}; give a text.")
     if not value.strip():
-        raise TaskRecordError(where, place or field, "empty; write the text, or leave the record out.")
+        raise EmptyTextError(where, place or field, "empty; write the text, or leave the record out.")
+    if len(value) > MAX_CHARACTERS:
+        problem = f"{len(value):,} characters, more than {MAX_CHARACTERS:,}; cut the text, or leave the record out."
+        raise TaskRecordError(where, place or field, problem)
     if PLACEHOLDER in value:
         problem = f"{value!r} holds {PLACEHOLDER}, which would ask for one more picture; leave it out of the text."
         raise TaskRecordError(where, place or field, problem)
@@ -141,7 +168,9 @@ def _texts(value: Any, where: str, field: str) -> list[str]:
 
 
 def _box(value: Any, where: str) -> list[float]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 4:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) != 4:
+        raise TaskRecordError(where, "bbox", f"{list(value)!r} has {len(value)} numbers; give {_DESCRIPTIONS['bbox']}.")
+    if isinstance(value, str) or not isinstance(value, Sequence):
         _raise_type(where, "bbox", value)
     if not all(isinstance(side, Real) and not isinstance(side, bool) for side in value):
         _raise_type(where, "bbox", value)

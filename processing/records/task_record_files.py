@@ -1,6 +1,8 @@
 """Task records from JSON lines or `datasets` rows, opened when they are asked for, and written back."""
 
+import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +15,10 @@ from PIL import Image, ImageFile
 
 from ..grounding_text import check_box
 from ..image_loading import MAX_PIXELS, image_size, open_image
-from .task_record import TaskRecordError, check_task_record
+from .json_lines import json_lines
+from .task_record import EmptyTextError, TaskRecordError, check_task_record
+
+logger = logging.getLogger(__name__)
 
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}  # of images that are stored as they came
 
@@ -31,7 +36,9 @@ class TaskRecords(torch.utils.data.Dataset):
         image_folder (`str`, *optional*): what relative image paths are relative to; the working directory by default.
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
         check_images (`bool`, *optional*, defaults to `True`): whether to read the header of every image file now.
-        line_numbers (`Sequence[int]`, *optional*): the line of a file that each row stands on, for errors.
+        places (`Sequence[str]`, *optional*): where each row stands, for errors, such as `"train.jsonl line 3"`.
+        strict (`bool`, *optional*, defaults to `False`): whether an empty text ends in an error. By default its record
+            is left out, and one line of the log counts them.
         picture_rows (`Sequence[Mapping]`, *optional*): where each row's picture is read as `["image"]` when it is asked
             for, in place of the rows themselves.
 
@@ -50,27 +57,50 @@ class TaskRecords(torch.utils.data.Dataset):
         image_folder: str | os.PathLike | None = None,
         max_pixels: int = MAX_PIXELS,
         check_images: bool = True,
-        line_numbers: Sequence[int] | None = None,
+        places: Sequence[str] | None = None,
         picture_rows: Any = None,
+        strict: bool = False,
     ):
         self.source, self.image_folder = source, Path(image_folder or ".")
-        self.max_pixels, self.line_numbers = max_pixels, line_numbers
+        self.max_pixels, self.places = max_pixels, places
         # A row of a `datasets` table decodes its picture when it is touched: only the other columns are checked now.
         table: Any = rows
         decodes = type((getattr(table, "features", None) or {}).get("image")).__name__ == "Image"
         self.image_rows = table if decodes else picture_rows
         lengths: list[Any] = []
         self.records: list[dict[str, Any]] = []
+        self.row_numbers: list[int] = []  # of the records that are kept
+        self.left_out: EmptyTextError | None = None  # why the first record that is not kept was left out
         sizes: dict[str, tuple[int, int]] = {}
+        first_of_id: dict[str, int] = {}
+        number = -1
         for number, row in enumerate(table.remove_columns("image") if decodes else table):
             row = {**row, "image": None} if decodes else row
-            record = check_task_record(row, self._where(number), default_id=f"{Path(source).stem}-{number}")
+            where = self._where(number)
+            try:
+                record = check_task_record(row, where, default_id=f"{Path(source).stem}-{number}")
+            except EmptyTextError as error:
+                if strict:
+                    raise
+                self.left_out = self.left_out or error
+                continue
+            earlier = first_of_id.setdefault(record["id"], number)
+            if earlier != number:
+                problem = f"{record['id']!r} is the id of {self._where(earlier)}, too; give each record its own."
+                raise TaskRecordError(where, "id", problem)
             if check_images and isinstance(record["image"], str):
                 self._check_image(record, number, sizes)
             elif record["image"] is None and self.image_rows is None and "bbox" in record:
-                raise TaskRecordError(self._where(number), "image", "null, but a box lies in a picture; name the file.")
+                raise TaskRecordError(where, "image", "null, but a box lies in an image; name the file.")
             self.records.append(record)
+            self.row_numbers.append(number)
             lengths.append(row.get("length"))
+        if self.left_out is not None:
+            if not self.records:
+                raise self.left_out
+            count = number + 1 - len(self.records)
+            logger.warning("%d of %d records are left out for an empty text, the first is %s",
+                           count, number + 1, self.left_out)  # fmt: skip
         self.lengths = lengths if lengths and all(isinstance(length, int) for length in lengths) else None
 
     def __len__(self) -> int:
@@ -79,23 +109,20 @@ class TaskRecords(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = range(len(self.records))[index]  # also turns a negative index round, and raises IndexError
         record = dict(self.records[number])
-        image = record["image"] if self.image_rows is None else self.image_rows[number]["image"]
+        row = self.row_numbers[number]
+        image = record["image"] if self.image_rows is None else self.image_rows[row]["image"]
         if image is not None:
-            record["image"] = self._opened(image, record, number)
+            record["image"] = self._opened(image, record, row)
         return record
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[number] for number in range(len(self)))
 
-    def _where(self, number: int) -> str:
-        return (
-            f"{self.source} row {number}"
-            if self.line_numbers is None
-            else f"{self.source} line {self.line_numbers[number]}"
-        )
+    def _where(self, row: int) -> str:
+        return f"{self.source} row {row}" if self.places is None else self.places[row]
 
-    def _path(self, image: str) -> Path:
-        return self.image_folder / image
+    def _path(self, image: str) -> Path | str:
+        return image if "://" in image else self.image_folder / image  # an address stays one, for the error
 
     def _check_image(self, record: dict[str, Any], number: int, sizes: dict[str, tuple[int, int]]) -> None:
         image = record["image"]
@@ -149,6 +176,7 @@ def load_task_records(
     image_folder: str | os.PathLike | None = None,
     max_pixels: int = MAX_PIXELS,
     check_images: bool = True,
+    strict: bool = False,
 ) -> TaskRecords:
     """Loads task records from JSON lines, one object a line; empty lines are skipped.
 
@@ -157,6 +185,8 @@ def load_task_records(
         image_folder (*optional*): what relative image paths are relative to; the file's folder by default.
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
         check_images (`bool`, *optional*, defaults to `True`): whether to read the header of every image now.
+        strict (`bool`, *optional*, defaults to `False`): whether an empty text ends in an error, in place of costing
+            its record.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -165,39 +195,12 @@ def load_task_records(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path={str(path)!r}: there is no such file of task records; check the path.")
-    rows, line_numbers = _read_json_lines(path)
-    if not rows:
+    numbered = list(json_lines(path))
+    if not numbered:
         raise TaskRecordError(path.name, "(all)", "the file holds no record; write one JSON object a line.")
-    return TaskRecords(rows, path.name, image_folder or path.parent, max_pixels, check_images, line_numbers)
-
-
-def _read_json_lines(path: Path) -> tuple[list[Any], list[int]]:
-    """The objects of a JSON-lines file and the number of the line each stands on."""
-    rows, line_numbers = [], []
-    for number, line in text_lines(path):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise TaskRecordError(
-                f"{path.name} line {number}", "(all)", f"not JSON ({error.msg} at column {error.colno})."
-            ) from None
-        line_numbers.append(number)
-    return rows, line_numbers
-
-
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not empty, with their numbers.
-
-    Raises:
-        TaskRecordError: it is no text.
-    """
-    with open(path, encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, line
-        except UnicodeDecodeError:
-            raise TaskRecordError(path.name, "(all)", "no text in UTF-8; give JSON lines.") from None
+    places = [f"{path.name} line {number}" for number, _ in numbered]
+    rows = [row for _, row in numbered]
+    return TaskRecords(rows, path.name, image_folder or path.parent, max_pixels, check_images, places, strict=strict)
 
 
 def write_task_records(records: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> int:
@@ -214,11 +217,18 @@ def write_task_records(records: Iterable[Mapping[str, Any]], path: str | os.Path
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     count = 0
+    ids: set[str] = set()
+    files: set[str] = set()  # without case: some file systems do not tell `A.png` from `a.png`
     try:
         with open(unfinished, "w", encoding="utf-8") as file:
             for count, record in enumerate(records, start=1):  # noqa: B007
-                checked = check_task_record(record, f"record {count - 1}", default_id=f"{path.stem}-{count - 1}")
-                checked["image"] = _stored_image(checked["image"], checked["id"], path)
+                where = f"record {count - 1}"
+                checked = check_task_record(record, where, default_id=f"{path.stem}-{count - 1}")
+                if checked["id"] in ids:
+                    problem = f"{checked['id']!r} is the id of an earlier record, too; give each record its own."
+                    raise TaskRecordError(where, "id", problem)
+                ids.add(checked["id"])
+                checked["image"] = _stored_image(checked["image"], checked["id"], path, files)
                 checked["tags"] = [list(tag) for tag in checked.get("tags", [])]
                 file.write(json.dumps(checked, ensure_ascii=False) + "\n")
         os.replace(unfinished, path)
@@ -227,14 +237,17 @@ def write_task_records(records: Iterable[Mapping[str, Any]], path: str | os.Path
     return count
 
 
-def _stored_image(image: Image.Image | str | None, record_id: str, path: Path) -> str | None:
+def _stored_image(image: Image.Image | str | None, record_id: str, path: Path, files: set[str]) -> str | None:
     if image is None:
         return None
     if isinstance(image, str):
         return os.path.relpath(image, path.parent)
     folder = path.with_name(path.stem + "_images")
     folder.mkdir(exist_ok=True)
-    name = re.sub(r"[^\w.-]", "_", record_id)
+    name = re.sub(r"[^\w.-]", "_", record_id)[:100]
+    if name.lower() in files or name.strip(".") == "":  # `a/b` and `a?b` are one file name, but two images
+        name += "_" + hashlib.sha256(record_id.encode()).hexdigest()[:12]
+    files.add(name.lower())
     encoded = getattr(image, "fp", None)  # an image that was never decoded is stored as it came
     if isinstance(encoded, BytesIO) and image.format in _ENDINGS:
         file = folder / (name + _ENDINGS[image.format])

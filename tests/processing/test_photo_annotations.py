@@ -36,7 +36,9 @@ def test_every_kind_becomes_records(folder):
     records = {record["id"]: record for record in records_from_annotations(folder)}
     assert len(records) == 12
     assert records["captions-0"]["captions"] == ["a dog", "the dog"]
-    assert records["vqa-0"]["metadata"] == {"source": "okvqa", "image_id": "0.jpg", "tag_scores": "simulated"}
+    assert records["vqa-0"]["metadata"] == {
+        "source": "okvqa", "image_id": "0.jpg", "annotation": "vqa.jsonl line 1", "tag_scores": "simulated",
+    }  # fmt: skip
     assert records["refexp_derived-0"]["bbox"] == [0.0, 5, 80, 55]
     assert "tags" not in records["captions-5"]  # not searched for all categories: nothing is claimed
     assert "dog" in [name for name, _ in records["vqa-0"]["tags"]]

@@ -10,6 +10,7 @@ from poise.processing.records.task_record_files import TaskRecords, load_task_re
 from poise.processing.tags import Tag
 
 VQA = {"id": "a", "image": "dog.png", "task": "vqa", "question": "what ?", "answers": ["dog"], "tags": [["dog", 0.5]]}
+OTHER = {**VQA, "id": "other"}
 GROUNDING = {"id": "g", "image": "dog.png", "task": "grounding", "question": "the dog", "bbox": [10, 5, 30, 20]}
 
 
@@ -64,13 +65,13 @@ def test_errors_name_file_line_and_field(folder, row, words):
     (folder / "empty.png").touch()
     (folder / "words.png").write_text("no image")
     with pytest.raises(TaskRecordError, match=words):
-        load_task_records(write_lines(folder, VQA, "", row))
+        load_task_records(write_lines(folder, OTHER, "", row))
 
 
 def test_what_only_decoding_shows_is_told_when_the_record_is_read(folder):
     whole = (folder / "dog.png").read_bytes()
     (folder / "dog.png").write_bytes(whole[: len(whole) // 2])
-    records = load_task_records(write_lines(folder, VQA, VQA))
+    records = load_task_records(write_lines(folder, OTHER, VQA))
     with pytest.raises(TaskRecordError, match="train.jsonl line 2, field 'image': .*truncated or damaged"):
         records[1]
 

@@ -1,6 +1,5 @@
 """Captioned records that pass by in batches, so that a pool of any size can be looked through once."""
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,8 @@ from PIL import Image
 
 from ...evaluation.data_sources import load_data_source
 from ...processing.image_loading import open_image
-from ...processing.records.task_record import TaskRecordError, check_task_record
+from ...processing.records.json_lines import json_lines
+from ...processing.records.task_record import check_task_record
 from ...processing.scenes.scenes import Scenes
 
 Record = dict[str, Any]
@@ -56,16 +56,8 @@ class RecordStream:
                 yield from self.scenes.records(rows, images=False)
             return
         path = Path(self.source)
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path.name} line {number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise TaskRecordError(where, "(all)", f"not JSON ({error.msg} at column {error.colno}).") from None
-                yield check_task_record(row, where, default_id=f"{path.stem}-{number - 1}")
+        for number, row in json_lines(path):
+            yield check_task_record(row, f"{path.name} line {number}", default_id=f"{path.stem}-{number - 1}")
 
     def picture(self, record: Record) -> Image.Image:
         """

@@ -4,7 +4,6 @@ From scenes they are made on the fly: the rejected answer is what somebody says 
 predicts it ("prior") or because an invented tag says so ("tag").
 """
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...processing.records.json_lines import json_lines
 from ...processing.records.task_record import TaskRecordError
 from ...processing.records.task_record_files import TaskRecords
 from ...processing.scenes.scenes import Scenes
@@ -119,17 +119,16 @@ class PreferenceRecords(torch.utils.data.Dataset):
         file = Path(path)
         if not file.is_file():
             raise FileNotFoundError(f"data.train={path!r}: there is no such file of preference records")
-        rows, self.answers, lines = [], [], []
-        with open(file, encoding="utf-8") as text:
-            for number, line in enumerate(text, start=1):
-                if line.strip():
-                    row = _checked(line, f"{file.name} line {number}")
-                    self.answers.append((row.pop("chosen"), row.pop("rejected")))
-                    rows.append(row)
-                    lines.append(number)
+        rows, self.answers, places = [], [], []
+        for number, row in json_lines(file):
+            place = f"{file.name} line {number}"
+            row = _checked(row, place)
+            self.answers.append((row.pop("chosen"), row.pop("rejected")))
+            rows.append(row)
+            places.append(place)
         if not rows:
             raise TaskRecordError(file.name, "(all)", "the file holds no pair; write one JSON object a line.")
-        self.records = TaskRecords(rows, file.name, image_folder or file.parent, line_numbers=lines)
+        self.records = TaskRecords(rows, file.name, image_folder or file.parent, places=places, strict=True)
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -139,12 +138,8 @@ class PreferenceRecords(torch.utils.data.Dataset):
         return {**self.records[index], "chosen": chosen, "rejected": rejected}
 
 
-def _checked(line: str, where: str) -> dict[str, Any]:
+def _checked(row: Any, where: str) -> dict[str, Any]:
     """The row of a line, as a task record with its two answers."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TaskRecordError(where, "(all)", f"not JSON ({error.msg} at column {error.colno}).") from None
     if not isinstance(row, dict):
         raise TaskRecordError(where, "(all)", f"{row!r} is not an object with fields.")
     for field in ("chosen", "rejected"):
