@@ -16,6 +16,7 @@ of questions read: `answer_scores`, `choices`, `correct_choice_idx`.
 """
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -28,6 +29,8 @@ from ..image_loading import image_size
 from .json_lines import json_lines
 from .task_record import TASKS, TaskRecordError
 from .task_record_files import write_task_records
+
+logger = logging.getLogger(__name__)
 
 SOURCES = {"caption": "captions.jsonl", "vqa": "vqa.jsonl", "grounding": "refexp_derived.jsonl"}
 # Beta distributions of simulated scores: a tagger is mostly sure of what it sees and mostly unsure of what it invents.
@@ -101,6 +104,10 @@ def records_from_annotations(
             else:
                 record.update(question=row["expression"], bbox=clipped_box(row["bbox"], *image_size(record["image"])))
             records.append({**record, "metadata": metadata})
+    used, there = len({record["image"] for record in records}), sum(1 for _ in (folder / "images").iterdir())
+    simulated = "; their tags' scores are simulated, and some tags invented" if labels else ""
+    logger.info("%s: %d of %d images have annotations of %s, %d records%s",
+                folder.name, used, there, ", ".join(files), len(records), simulated)  # fmt: skip
     return records
 
 

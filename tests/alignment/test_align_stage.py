@@ -149,6 +149,10 @@ def test_every_shipped_recipe_reads_back_as_itself(name, tmp_path):
         (["--config", "aling"], "align"),
         (["--config", "align", "--loss_tpye", "sigmoid"], "loss_type"),
         (["--config", "align", "--loss_type", "softmax"], "sigmoid"),
+        (
+            ["--config", "align", "--data", "own.jsonl"],
+            "data.evaluation='scenes' are drawn scenes, but data.train='own.jsonl'",
+        ),
         (["--config", "align", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--config", "align", "--resume", "nowhere"], "is no folder"),
         (["--config", "align", "--gradient_accumulation_steps", "2"], "per_device_train_batch_size"),
@@ -178,6 +182,20 @@ def test_a_run_that_cannot_be_calibrated_keeps_what_it_trained(align_recipe, tmp
     folder, metrics = run_align(align_recipe(tmp_path, max_steps=1, vocabulary=["pink elephant"]))
     assert "calibration" not in metrics and any("stays uncalibrated" in message for message in caplog.messages)
     assert load_tagger(folder).temperature is None
+
+
+def test_words_of_drawn_scenes_for_other_records_stop_the_run_before_training(align_recipe, tmp_path):
+    record = {
+        "id": "a",
+        "image": Image.new("RGB", (48, 48)),
+        "task": "caption",
+        "captions": ["a dog"],
+        "tags": [["dog", 0.9]],
+    }
+    write_task_records([record, {**record, "id": "b"}], tmp_path / "own.jsonl")
+    own = {"data.train": str(tmp_path / "own.jsonl"), "data.evaluation": None, "tagger.vocabulary": "scenes"}
+    with pytest.raises(ValueError, match="holds none of the 1 tags of data.train=.*'dog'"):
+        run_align(align_recipe(tmp_path / "run", max_steps=1, **own))
 
 
 def test_a_checkpoint_of_another_loss_is_not_resumed(align_recipe, tmp_path):

@@ -131,6 +131,7 @@ def load_align_recipe(name: str | None = None, overrides: Mapping[str, Any] | No
         raise ValueError(f"model.dtype={recipe.model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
     PoiseDualEncoderConfig(**{k: v for k, v in recipe.head_fields.items() if k in ("embed_dim", "projector_dropout")})
     check_scenes(recipe.data["scenes"])
+    _check_evaluation(recipe)
     settings = recipe.regularization
     if settings["fusemix_alpha"] is not None:
         check_number("regularization.fusemix_alpha", settings["fusemix_alpha"], 0.0, above=True)
@@ -144,6 +145,16 @@ def load_align_recipe(name: str | None = None, overrides: Mapping[str, Any] | No
     if vocabulary:  # what the tagger would refuse when everything is trained
         check_tagger(vocabulary, recipe.tagger["templates"], recipe.tagger["threshold"], recipe.tagger["max_tags"])
     return recipe
+
+
+def _check_evaluation(recipe: AlignRecipe) -> None:
+    """Own images that are evaluated on drawn scenes say nothing; most often only --data was set."""
+    train, evaluation = (str(recipe.data[key]) for key in ("train", "evaluation"))
+    if evaluation.partition(":")[0] == "scenes" and train.partition(":")[0] != "scenes":
+        raise ValueError(
+            f"data.evaluation={evaluation!r} are drawn scenes, but data.train={train!r} is not: name held-out records "
+            "of the same kind (--data.evaluation FILE), or none (--data.evaluation null)"
+        )
 
 
 def load_vocabulary(source: Any) -> list[str]:

@@ -104,6 +104,7 @@ def run_align(
     args = training_arguments(recipe)
     checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
     train, held_out = load_alignment_data(recipe)
+    _check_vocabulary(recipe, train)
     for part in ("vision", "text"):
         read_config(f"model.{part}", str(resolve_backbone(recipe.model[part])))
     model, processor = build_dual_encoder(recipe)
@@ -139,6 +140,16 @@ def run_align(
         model.eval()
         metrics.update(finish(model, processor, recipe, held_out, folder))
     return folder, metrics
+
+
+def _check_vocabulary(recipe: AlignRecipe, train: CaptionPairs) -> None:
+    """The words of drawn scenes stay in a recipe when only its data are replaced: such a tagger would never be right."""
+    known = set().union(*train.names_present())
+    if recipe.tagger["vocabulary"] == "scenes" and known and not known & set(load_vocabulary("scenes")):
+        raise ValueError(
+            f"tagger.vocabulary='scenes' holds none of the {len(known)} tags of data.train={recipe.data['train']!r} "
+            f"(such as {min(known)!r}): give a file with their names, or none (--tagger.vocabulary null)"
+        )
 
 
 def finish(
