@@ -143,7 +143,7 @@ def run_align(
 
 
 def _check_vocabulary(recipe: AlignRecipe, train: CaptionPairs) -> None:
-    """The words of drawn scenes stay in a recipe when only its data are replaced: such a tagger would never be right."""
+    """The words of drawn scenes stay in a recipe when only its data are replaced: no such tag would ever be right."""
     known = set().union(*train.names_present())
     if recipe.tagger["vocabulary"] == "scenes" and known and not known & set(load_vocabulary("scenes")):
         raise ValueError(
