@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -209,7 +210,7 @@ def test_two_processes_train_as_one(align_recipe, tmp_path):
     alone, _ = run_align(align_recipe(tmp_path / "one", per_device_train_batch_size=32, max_steps=4))
     recipe = align_recipe(tmp_path / "two", per_device_train_batch_size=16, max_steps=4)
     recipe.save(tmp_path / "two.yaml")
-    config = os.path.join(os.path.dirname(align.__file__), "accelerate", "cpu_ddp.yaml")
+    config = str(files("poise.training") / "accelerate" / "cpu_ddp.yaml")
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "poise", "align", "--config",
         str(tmp_path / "two.yaml"),
