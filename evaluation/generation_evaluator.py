@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..modeling.contrastive_decoding import image_token
 from ..processing.batching.collators import IGNORED, GenerationCollator, TrainingCollator
 from ..processing.prompts import Prompts
+from .chat_collator import ChatCollator, chat_log_likelihoods
+from .decoding import Decoding
 from .evaluator import Evaluator, Record, Row
 from .metrics.vqa_answers import normalize_answer
 from .task_scores import TaskScorer, primary_score
@@ -85,6 +88,9 @@ class GenerationEvaluator(Evaluator):
         prompts ([`Prompts`], *optional*): the instructions around captions and expressions.
         max_prompt_length (`int`, *optional*): longer prompts lose text.
         generation (`Mapping`, *optional*): more arguments of `generate`, such as `{"num_beams": 3}`.
+        decoding ([`Decoding`], *optional*): a decoding-time method; greedy by default.
+        tag_words (`bool`, *optional*, defaults to `True`): for a model without a tag stream, write a record's tags into
+            its question; otherwise they are left out.
         tagger (`str`, *optional*): who gave the records their tags, where it was not their source; only noted, so that
             predictions from other tags are not taken up again.
         resamples, confidence, seed (*optional*): of the bootstrap, see [`bootstrap_interval`].
@@ -104,6 +110,8 @@ class GenerationEvaluator(Evaluator):
         prompts: Prompts | None = None,
         max_prompt_length: int | None = None,
         generation: Mapping[str, Any] | None = None,
+        decoding: Decoding | None = None,
+        tag_words: bool = True,
         tagger: str | None = None,
         resamples: int = 1000,
         confidence: float = 0.95,
@@ -116,6 +124,11 @@ class GenerationEvaluator(Evaluator):
         self.task, self.max_new_tokens, self.group_by, self.cluster_by = task, max_new_tokens, group_by, cluster_by
         self.prompts, self.max_prompt_length = prompts or Prompts(), max_prompt_length
         self.generation, self.tagger = dict(generation or {}), tagger
+        self.decoding, self.tag_words = decoding or Decoding(), tag_words
+        if self.decoding.name != "greedy" and self.generation.get("num_beams", 1) != 1:
+            raise ValueError(
+                f"num_beams={self.generation['num_beams']}: decoding {self.decoding.name!r} is greedy, with one beam."
+            )
         self.scorer = TaskScorer(tuple(thresholds), resamples, confidence, seed)
         self.intervals: dict[str, tuple[float, float]] = {}
 
@@ -135,6 +148,8 @@ class GenerationEvaluator(Evaluator):
             "generation": self.generation,
             "prompts": vars(self.prompts),
             **({} if self.tagger is None else {"tagger": self.tagger}),
+            **({} if self.decoding.name == "greedy" else {"decoding": self.decoding.describe()}),
+            **({} if self.tag_words else {"tag_words": False}),
         }
 
     def row(self, record: Record) -> Row | None:
@@ -188,36 +203,61 @@ class GenerationEvaluator(Evaluator):
         else:
             self._generate(model, processor, records, rows, self.max_new_tokens or MAX_NEW_TOKENS[task])
 
+    def collator(self, model: Any, processor: Any) -> Any:
+        """What makes prompts of records for this model: its tags a stream of their own, or words, or left out."""
+        if reads_tags(processor):
+            encoder_decoder = model.config.is_encoder_decoder
+            return GenerationCollator(processor, self.max_prompt_length, encoder_decoder, self.prompts)
+        return ChatCollator(processor, model.config, self.prompts, self.tag_words)
+
+    def prompt_text(self, model: Any, processor: Any, record: Record) -> str:
+        """A record's prompt as the chat template writes it, before the image's placeholders are repeated."""
+        if not reads_tags(processor):
+            return self.collator(model, processor).prompt_text(record)
+        chat = self.prompts.messages({**record, "image": None})
+        if record["image"] is not None:
+            chat[0]["content"].insert(0, {"type": "image"})
+        text: str = processor.apply_chat_template([chat], add_generation_prompt=True)[0]
+        return text
+
     def _generate(
         self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row], max_new_tokens: int
     ) -> None:
-        encoder_decoder = model.config.is_encoder_decoder
-        collator = GenerationCollator(processor, self.max_prompt_length, encoder_decoder, self.prompts)
-        inputs, _ = collator(records)
-        inputs = inputs.to(model.device)
         settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, **self.generation}
-        tokens = model.generate(**inputs, **settings)  # (B, T)
-        # A decoder-only model repeats the prompt, an encoder-decoder puts its start token before the answer.
-        tokens = tokens[:, 1 if encoder_decoder else inputs["input_ids"].shape[1] :]  # (B, T_answer)
-        texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        ends = _end_tokens(model, processor)
+        if not reads_tags(processor):
+            settings |= _settings_of(model, processor)
+        collator = self.collator(model, processor)
+        tokens, inputs = self.decoding.generate(model, processor, collator, records, **settings)  # (B, T)
+        tokens = _answers(model, inputs["input_ids"], tokens)  # (B, T_answer)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        ends = _end_tokens(model, tokenizer)
         for row, text, answer in zip(rows, texts, tokens.tolist(), strict=True):
             row["prediction"] = text.strip()
             row["finished"] = len(answer) < max_new_tokens or not ends.isdisjoint(answer)
 
     def _weigh_choices(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
-        collator = TrainingCollator(
-            processor,
-            is_encoder_decoder=model.config.is_encoder_decoder,
-            prompts=self.prompts,
-            return_prompt_mask=True,
-        )
+        if self.decoding.name != "greedy":
+            raise ValueError(
+                f"decoding={self.decoding.name!r}: multiple_choice compares likelihoods, nothing is decoded; let the "
+                "model answer freely (--task vqa)."
+            )
+        if reads_tags(processor):
+            collator: Any = TrainingCollator(
+                processor,
+                is_encoder_decoder=model.config.is_encoder_decoder,
+                prompts=self.prompts,
+                return_prompt_mask=True,
+            )
+            likelihoods_of = answer_log_likelihoods
+        else:
+            collator, likelihoods_of = self.collator(model, processor), chat_log_likelihoods
         pairs = [(i, choice) for i, row in enumerate(rows) for choice in row["choices"]]
         for row in rows:
             row |= {"log_likelihoods": [], "num_tokens": []}
         for first in range(0, len(pairs), self.batch_size):
             part = pairs[first : first + self.batch_size]
-            likelihoods, counts = answer_log_likelihoods(
+            likelihoods, counts = likelihoods_of(
                 model, collator, [records[i] for i, _ in part], [choice for _, choice in part]
             )
             for (i, _), likelihood, count in zip(part, likelihoods, counts, strict=True):
@@ -278,8 +318,32 @@ def needed_field(record: Record, field: str) -> list[Any]:
     return list(values)
 
 
-def _end_tokens(model: Any, processor: Any) -> set[int]:
+def reads_tags(processor: Any) -> bool:
+    """Whether a processor is Poise's, from this package or from a repository's own code, with a stream for tags."""
+    return hasattr(processor, "uncut_token_ids")
+
+
+def _settings_of(model: Any, processor: Any) -> dict[str, Any]:
+    """What another family's `generate` must be told: its padding, and that an image token is never an answer."""
+    settings: dict[str, Any] = {"pad_token_id": getattr(processor, "tokenizer", processor).pad_token_id}
+    token, size = image_token(model.config), model.config.get_text_config().vocab_size
+    if token is not None and token < size:
+        settings["suppress_tokens"] = sorted({*(model.generation_config.suppress_tokens or ()), token})
+    return settings
+
+
+def _answers(model: Any, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens behind the prompts (B, T), which a decoder-only model repeats unless its own `generate` embeds them."""
+    text = model.config.get_text_config()
+    if model.config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
+        return tokens[:, 1:]  # the start token of the decoder
+    length = prompts.shape[1]
+    repeated = tokens.shape[1] >= length and torch.equal(tokens[:, :length], prompts)
+    return tokens[:, length:] if repeated else tokens
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Ids after which an answer is over."""
     ends = model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
-    return {*ends, processor.tokenizer.eos_token_id} - {None}
+    return {*ends, tokenizer.eos_token_id} - {None}

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
 TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
 
 
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="records per batch (default 16)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: by task)")
     parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams of the search (default 1: greedy)")
+    add_decoding_options(parser)
     parser.add_argument(
         "--iou", type=float, nargs="+", default=[0.1, 0.5, 0.75], metavar="T", help="IoU thresholds of grounding"
     )
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="metadata field of what belongs together, drawn together by the bootstrap (default image_id)",
     )
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; 0 for none")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap, and of noise (default 0)")
     parser.add_argument(
         "--tagger", metavar="NAME", help="whose tags replace the records': a dual encoder's folder, or a file of tags"
     )
@@ -82,6 +84,7 @@ def main(argv: list[str]) -> int:
         cluster_by=arguments.cluster_by,
         tagger=arguments.tagger,
         generation={} if arguments.num_beams == 1 else {"num_beams": arguments.num_beams},
+        **chosen_decoding(arguments),
         resamples=arguments.resamples,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
@@ -107,6 +110,7 @@ def main(argv: list[str]) -> int:
         **({} if arguments.group_by is None else {"group_by": arguments.group_by}),
         "primary_metric": evaluator.primary_metric,
         "greater_is_better": evaluator.greater_is_better,
+        **conditions(evaluator, model, processor, records[0]),
         "metrics": metrics,
     }
     written = json.dumps(summary, indent=2, ensure_ascii=False)
@@ -137,4 +141,5 @@ def _output_folder(arguments: argparse.Namespace) -> Path:
     folder = output_folder(arguments.model, "evaluation", arguments.output)
     if arguments.output:
         return folder
-    return folder / re.sub(r"[^\w.=-]+", "-", f"{Path(arguments.data).stem}-{arguments.task or 'tasks'}")
+    decoding = "" if arguments.decoding == "greedy" else "-".join(["", arguments.decoding, *arguments.strength])
+    return folder / re.sub(r"[^\w.=-]+", "-", f"{Path(arguments.data).stem}-{arguments.task or 'tasks'}{decoding}")

@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
+
 TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
 
 
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--restart", action="store_true", help="forget predictions that the folder already holds")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="records per batch (default 128)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: by task)")
+    add_decoding_options(parser)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
@@ -56,13 +59,15 @@ def main(argv: list[str]) -> int:
     from poise.model_loading import load_model, output_folder
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
-    folder = output_folder(arguments.model, "robustness", arguments.output)
+    method = "" if arguments.decoding == "greedy" else "-".join(["", arguments.decoding, *arguments.strength])
+    folder = output_folder(arguments.model, f"robustness{method}", arguments.output)
     evaluator = RobustnessEvaluator(
         task=arguments.task,
         degradations=arguments.degradations,
         severities=arguments.severities,
         degradation_seed=arguments.seed,
         max_new_tokens=arguments.max_new_tokens,
+        **chosen_decoding(arguments),
         resamples=arguments.resamples,
         batch_size=arguments.batch_size,
         output_dir=folder,
@@ -86,6 +91,7 @@ def main(argv: list[str]) -> int:
         "seed": arguments.seed,
         "primary_metric": evaluator.primary_metric,
         "greater_is_better": evaluator.greater_is_better,
+        **conditions(evaluator, model, processor, records[0]),
         "scores": scores,
         "robustness": robustness_rows(scores, names, severities, metric, data_name(arguments.data)),
     }
