@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
+
 TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
 
 

@@ -53,7 +53,7 @@ def test_every_command_and_every_option_before_it_is_offered(press_tab):
     [
         ("poise eval", ["evaluate"]),
         ("poise --debug eval", ["evaluate"]),
-        ("poise evaluate --ta", ["--task", "--tagger"]),
+        ("poise evaluate --ta", ["--task", "--tags", "--tagger"]),
         ("poise evaluate model --task p", ["pope"]),
         ("poise evaluate ph", ["photo.png"]),
         ("poise evaluate --data rec", ["records.jsonl"]),
