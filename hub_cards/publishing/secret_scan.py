@@ -94,14 +94,14 @@ class SecretScan:
         """The kind of the first secret in a text, or `None`."""
         if self.exact is not None and self.exact.search(text):
             return "access token"
-        for kind, found in rules().items():
-            if found(text):
+        for kind, search in rules().items():
+            if search(text):
                 return kind
         if depth < DEPTH:
             for match in BASE64.finditer(text):
                 for content in decoded(match[0]):
-                    if kind := self.of_stream(io.BytesIO(content), depth + 1):
-                        return kind
+                    if hidden := self.of_stream(io.BytesIO(content), depth + 1):
+                        return hidden
         return None
 
     def of_stream(self, stream: BinaryIO, depth: int = 0) -> str | None:
@@ -110,8 +110,8 @@ class SecretScan:
         while block := stream.read(BLOCK):
             window = tail + block
             for text in texts(window):
-                if kind := self.of_text(text, depth):
-                    return kind
+                if found := self.of_text(text, depth):
+                    return found
             if depth < DEPTH:
                 place = stream.tell()
                 for match in COMPRESSED.finditer(window):
@@ -131,7 +131,8 @@ def rules() -> dict[str, Callable[[str], Any]]:
     from detect_secrets.plugins.base import RegexBasedDetector
 
     made: dict[str, Callable[[str], Any]] = {}
-    for kind, plugin in get_mapping_from_secret_type_to_class().items():
+    plugins: dict[str, Any] = get_mapping_from_secret_type_to_class()
+    for kind, plugin in plugins.items():
         if issubclass(plugin, RegexBasedDetector) and kind not in NO_SECRETS:
             made[kind] = partial(_first, plugin())
     for kind, pattern in FORMATS.items():
