@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from poise import __version__
 from poise.library_noise import quiet_libraries
+from poise.training.redaction import redact, redact_logs
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 
@@ -227,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: Command, arguments: list[str], debug: bool) -> int:
     """Imports the command's module, runs it, and turns bad input into one line on stderr."""
     quiet_libraries()
+    redact_logs()
     if command.one_thread:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported, which is below
     try:
@@ -249,7 +251,7 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks; for a file error `name: reason` in place of `[Errno 2] ...`."""
+    """What an exception says, in one line without secrets; of a file error `name: reason`, not `[Errno 2] ...`."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return redact(f"{error.filename}: {error.strerror}")
+    return redact(" ".join(str(error).split())) or type(error).__name__

@@ -26,6 +26,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from ..processing.scenes.scenes import Scenes
+from .redaction import redact, take_hub_token
 
 
 def _unknown(what: str, name: str, known: Sequence[str]) -> ValueError:
@@ -203,9 +204,8 @@ def check_output_folder(folder: str | os.PathLike) -> None:
 
 
 def save_sections(sections: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes the resolved recipe as YAML."""
-    plain = {section: dict(content) for section, content in sections.items()}
-    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
+    """Writes the resolved recipe as YAML, without secrets."""
+    Path(path).write_text(yaml.safe_dump(redact(sections), sort_keys=False), encoding="utf-8")
 
 
 _TAKEN: dict[type, tuple[type, ...]] = {
@@ -224,6 +224,7 @@ def made_arguments(arguments_class: type, settings: Mapping[str, Any], **more: A
         ValueError: a value of the wrong kind, an unknown choice, a folder that cannot be written, or half precision
             where the machine has none.
     """
+    settings = take_hub_token(settings)
     check_training(settings)
     try:
         args = arguments_class(**settings, **more)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from .atomic_folders import ASIDE, clear_aside, move_into_place, remove, room_for, seal, size_of
 from .first_step_checks import check_launch
@@ -108,6 +108,8 @@ class SafeTraining:
             if self.args.should_save:
                 self.state.save_to_json(os.fspath(written / TRAINER_STATE_NAME))
                 write_versions(written)
+                # A pickle of the arguments, names of this machine and all, which nothing reads: there is the recipe.
+                (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()
             self._publish(written, folder)
         if self.args.should_save:

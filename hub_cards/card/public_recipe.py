@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from ...training.redaction import redact
 from .backbone_names import ROLES, public_name
-
-SECRET_FIELDS = ("hub_token", "token", "api_key", "password")
 
 
 def public_recipe(recipe: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -17,13 +16,13 @@ def public_recipe(recipe: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """
     if recipe is None:
         return None
-    return {section: _section(section, content) for section, content in recipe.items()}
+    return {section: _section(section, content) for section, content in redact(recipe).items()}
 
 
 def _section(section: str, content: Any) -> Any:
     if not isinstance(content, Mapping):
         return _shown(content)
-    shown = {key: _shown(value) for key, value in content.items() if key not in SECRET_FIELDS}
+    shown = {key: _shown(value) for key, value in content.items()}
     if section == "model":
         shown.update({role: public_name(content[role]) for role in ROLES if role in content})
     return shown
@@ -31,7 +30,7 @@ def _section(section: str, content: Any) -> Any:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _shown(inner) for key, inner in value.items() if key not in SECRET_FIELDS}
+        return {key: _shown(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_shown(inner) for inner in value]
     if isinstance(value, str) and (os.path.isabs(value) or value.startswith("~")):

@@ -37,7 +37,7 @@ def save_adapter(model: torch.nn.Module, folder: Path, repository: str) -> None:
     check_backbones_on_hub(base)
     model.save_pretrained(folder)
     write_code_and_configuration(base, folder)
-    _name_base_model(folder, repository)
+    name_base_model(folder, repository)
 
 
 def check_backbones_on_hub(base: torch.nn.Module) -> None:
@@ -69,7 +69,7 @@ def write_code_and_configuration(base: torch.nn.Module, folder: Path) -> None:
     base.generation_config.save_pretrained(folder)
 
 
-def _name_base_model(folder: Path, repository: str) -> None:
+def name_base_model(folder: Path, repository: str) -> None:
     """
     `base_model_name_or_path` is where transformers looks for the model that an adapter belongs to.
 

@@ -8,25 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import TrainerCallback
 
 from ...training.parameter_groups import count_parameters
-from ...training.run_files import base_of, versions
+from ...training.run_files import versions
 from ...training.sft.recipe import Recipe
 from ..card.data import CARD_DATA_FILE, CardData
-from ..card.model_card import build_card
 from ..card.public_recipe import public_recipe
 from ..card.training_data import datasets_of
-from .adapter_folder import write_code_and_configuration
+from .training_push import TrainingPush
 
 
 class CardCollector(TrainerCallback):
     """
     Writes what a card says about training: data, recipe, parameters, steps, hardware, time, versions, losses.
 
-    The file is written anew at every save and at the end. A resumed run goes on counting its time. Where the trainer
-    pushes to the Hub, card and remote code go along.
+    The file is written anew at every save and at the end. A resumed run goes on counting its time. With
+    `push_to_hub` every save becomes a repository that loads, with card and remote code ([`TrainingPush`]).
 
     Args:
         recipe ([`Recipe`] or `dict`, *optional*): of the run; secrets and paths of this machine are left out.
@@ -40,6 +38,12 @@ class CardCollector(TrainerCallback):
         self.card_data = CardData(recipe=public_recipe(self.recipe), datasets=list(datasets or []))
         self.started = time.monotonic()
         self.seconds_before = 0.0
+        self.push: TrainingPush | None = None
+
+    def on_init_end(self, args, state, control, **kwargs):
+        if args.push_to_hub and args.process_index == 0:
+            self.push = TrainingPush(args)
+        args.push_to_hub, args.hub_token = False, None  # see `TrainingPush`
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self.started = time.monotonic()
@@ -55,28 +59,16 @@ class CardCollector(TrainerCallback):
             records = getattr(train_dataloader, "dataset", None)
             card_data.datasets = datasets_of(self.recipe, len(records) if hasattr(records, "__len__") else None)
 
-        # PEFT would write no name, or a folder of this machine, into the adapter that `push_to_hub` sends.
-        if args.push_to_hub and args.hub_model_id and isinstance(model, PeftModel):
-            for adapter in model.peft_config.values():
-                adapter.base_model_name_or_path = args.hub_model_id
-
-    def on_push_begin(self, args, state, control, model=None, **kwargs):
-        """The trainer sends weights and processor; code and card make of it a repository that loads."""
-        if not state.is_world_process_zero:
-            return
+    def on_save(self, args, state, control, model=None, processing_class=None, **kwargs):
         self._write(args, state)
-        folder = Path(args.output_dir)
-        base = base_of(model)
-        write_code_and_configuration(base, folder)
-        variant = "adapter" if isinstance(model, PeftModel) else "finetune"
-        card = build_card(base.config, self.card_data, args.hub_model_id or folder.name, variant)
-        (folder / "README.md").write_text(str(card), encoding="utf-8")
+        if self.push is not None:
+            self.push.save(state.global_step, model, processing_class, self.card_data)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, control, model=None, processing_class=None, **kwargs):
         self._write(args, state)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._write(args, state)
+        if self.push is not None:
+            best = state.best_model_checkpoint
+            self.push.finish(best, state.global_step, model, processing_class, self.card_data)
 
     def _write(self, args, state):
         if not state.is_world_process_zero:

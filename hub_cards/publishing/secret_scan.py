@@ -35,7 +35,7 @@ NO_SECRETS = {"Public IP (ipv4)"}  # which detect-secrets finds, too
 NAMES = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY)$")  # of environment variables that hold secrets
 SHORTEST = 12  # characters of a value that is searched for by itself
 
-BLOCK = 1 << 24  # bytes
+BLOCK = 1 << 20  # bytes
 OVERLAP = 1 << 14  # longer than any secret: one across a border lies whole in the next window
 RUN = 16  # printable characters in a row that count as text among other bytes
 DEPTH = 3  # base64 of compressed base64 ...

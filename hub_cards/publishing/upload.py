@@ -77,6 +77,7 @@ def upload(
     create_pr: bool = False,
     message: str | None = None,
     token: str | None = None,
+    revision: str | None = None,
     silence: float = SILENCE,
 ) -> Published:
     """
@@ -89,6 +90,7 @@ def upload(
         create_pr (`bool`, *optional*, defaults to `False`): open a pull request instead of committing to `main`.
         message (`str`, *optional*): of the commit.
         token (`str`, *optional*): of the Hub; by default the one that `hf auth login` stored, or HF_TOKEN.
+        revision (`str`, *optional*): the branch to commit to, `main` by default.
         silence (`float`, *optional*, defaults to 120): seconds without an answer until a request counts as failed.
 
     Raises:
@@ -103,7 +105,7 @@ def upload(
         with _client(silence):
             account = _patiently(lambda: api.whoami(token=token or True)["name"])
             _patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
-            before = _patiently(lambda: api.model_info(repository))
+            before = _patiently(lambda: api.model_info(repository, revision=revision))
             if private and not before.private:
                 raise _IsPublic
             present = {sibling.rfilename for sibling in before.siblings or []}
@@ -113,8 +115,9 @@ def upload(
                 operations[:] = _operations(folder, present)
                 title = message or "Publish with Poise"
                 return api.create_commit(
-                    repository, operations, commit_message=title, create_pr=create_pr, parent_commit=before.sha
-                )
+                    repository, operations, commit_message=title, create_pr=create_pr, parent_commit=before.sha,
+                    revision=revision,
+                )  # fmt: skip
 
             # A second pull request would be a nuisance: only an answer that says "not now" is tried again.
             made = _patiently(commit, temporary=(429,) if create_pr else TEMPORARY)
@@ -174,8 +177,13 @@ def _client(silence: float) -> Iterator[None]:
 def _operations(folder: Path, present: set[str]) -> list[Any]:
     """Add every file, delete what an earlier version left behind. Made anew for every attempt: they are used up."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    stale = [name for name in sorted(present - set(files)) if any(fnmatch.fnmatch(name, p) for p in REPLACED)]
+    stale = [name for name in sorted(present - set(files)) if _is_replaced(name)]
     return [*(CommitOperationAdd(name, path) for name, path in files.items()), *_deletions(stale)]
+
+
+def _is_replaced(name: str) -> bool:
+    # `*` of fnmatch goes over slashes; what lies in folders that are not named is left alone.
+    return any(fnmatch.fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in REPLACED)
 
 
 def _deletions(names: Sequence[str]) -> Iterator[CommitOperationDelete]:

@@ -114,6 +114,7 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.unknown: list[tuple[str, str]] = []
         self.faults: list[Fault] = []
+        self.delays: list[Fault] = []
         self.dropped: set[str] = set()  # paths that a commit leaves out without a word
         self.ignored: set[str] = set()  # paths that a .gitignore of the repository leaves out
         self.changed: set[str] = set()  # paths whose content a commit changes, at the same size
@@ -175,6 +176,10 @@ class LoopbackHub:
         """The next `times` requests of that kind get `raw`, after `silent` seconds."""
         self.faults.append(Fault(method, path, status, headers or {}, {}, times, raw=raw, silent=silent))
 
+    def delay(self, method, path, seconds, times=100):
+        """The next `times` requests of that kind are answered late."""
+        self.delays.append(Fault(method, path, times=times, silent=seconds))
+
     def cut_upload(self, path=r"/lfs/", after_bytes=1000, times=1):
         """The next `times` uploads of a large file lose their connection after some bytes."""
         self.faults.append(Fault("PUT", path, None, times=times, after_bytes=after_bytes))
@@ -227,6 +232,9 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.read_body()
         if "Authorization" in self.headers:
             self.hub.authorized.append(path)
+        for delay in self.hub.delays:
+            if delay.matches(self.command, path):
+                threading.Event().wait(delay.silent)
         if fault is not None and fault.raw is not None:
             threading.Event().wait(fault.silent)  # tests shorten time.sleep
             self.answer(fault.raw, fault.status, fault.headers)

@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig, TrainingArguments
 from ...modeling import PoiseConfig
 from ..feature_cache.cache import STORAGE_DTYPES
 from ..parameter_groups import PARAMETER_GROUPS, group_settings
-from ..recipe_loading import _unknown, check_kind, check_scenes, recipe_path
+from ..recipe_loading import _unknown, check_kind, check_scenes, recipe_path, save_sections
 
 QUANTIZATIONS = ("none", "nf4", "int8")
 CHECKED_MODULES = ("projector", "soft_prompt", "router", "adapters", "tag_encoder", "vision_tower")
@@ -357,8 +357,8 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the resolved recipe as YAML."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        """Write the resolved recipe as YAML, without secrets."""
+        save_sections(self.to_dict(), path)
 
 
 def load_recipe(name: str | None = None, overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from loopback_hub import WRITE_TOKEN
 from peft import PeftModel
 from safetensors.torch import load
 from without_poise import without_poise
@@ -14,6 +15,8 @@ from poise.hub_cards.publishing import publishable_folder
 from poise.hub_cards.publishing.adapter_folder import save_adapter
 from poise.hub_cards.publishing.card_collector import CardCollector
 from poise.modeling import PoiseForConditionalGeneration
+from poise.training.atomic_folders import missing_files
+from poise.training.run_files import complete_checkpoints
 from poise.training.sft.checkpoints import load_trained
 from poise.training.sft.recipe import load_recipe
 from poise.training.sft.stage import run_sft
@@ -57,7 +60,8 @@ def train(output_dir, quantization="none", task_routed=False, **training):
 
 
 def test_every_save_is_pushed_with_card_and_code(backbones_on_hub, tmp_path):
-    train(tmp_path / "run", push_to_hub=True, hub_model_id="user/run", hub_strategy="every_save", hub_always_push=True)
+    push = {"push_to_hub": True, "hub_model_id": "user/run", "hub_strategy": "every_save", "hub_always_push": True}
+    train(tmp_path / "run", hub_token=WRITE_TOKEN, **push)
     repository = backbones_on_hub.repositories["user/run"]
     titles = [commit.title for commit in repository.commits.values()]
     assert titles[1:] == ["Training in progress, step 1", "Training in progress, step 2"]
@@ -71,8 +75,48 @@ def test_every_save_is_pushed_with_card_and_code(backbones_on_hub, tmp_path):
     adapter = load(files["adapter_model.safetensors"].content)
     for part in ("lora_A", "projector", "soft_prompt", "router"):
         assert any(part in name for name in adapter), part
+    assert "recipe.yaml" in files and "training_args.bin" not in files
     text = b"\n".join(file.content for file in files.values())
-    assert str(tmp_path).encode() not in text.replace(files["training_args.bin"].content, b"")
+    assert str(tmp_path).encode() not in text and WRITE_TOKEN.encode() not in text
+    first, second = (repository.resolve(oid).files for oid in list(repository.commits)[1:])
+    assert first["adapter_model.safetensors"].content != second["adapter_model.safetensors"].content
+    # What lies on this disk: no token, no pickle, and the checkpoints are as they were written.
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not any(WRITE_TOKEN.encode() in path.read_bytes() for path in written)
+    assert not any(path.name == "training_args.bin" for path in written)
+    assert not list((tmp_path / "run").glob("_push-*")) and len(complete_checkpoints(tmp_path / "run")) == 2
+    adapter = json.loads((tmp_path / "run" / "checkpoint-2" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] != "user/run"
+
+
+def test_the_last_save_is_pushed_even_while_another_push_is_under_way(backbones_on_hub, tmp_path):
+    backbones_on_hub.delay("POST", "/commit/", 2.0)  # longer than the other steps take
+    train(tmp_path / "run", push_to_hub=True, hub_model_id="user/run", max_steps=4)
+    repository = backbones_on_hub.repositories["user/run"]
+    titles = [commit.title for commit in repository.commits.values()]
+    assert titles[-1] == "Training in progress, step 4" and "steps | 4" in repository.main["README.md"].content.decode()
+    assert len(titles) < 5, "saves that wait give way to newer ones"
+    pushed = load(repository.main["adapter_model.safetensors"].content)
+    kept = load((tmp_path / "run" / "checkpoint-4" / "adapter_model.safetensors").read_bytes())
+    assert pushed.keys() == kept.keys() and all(torch.equal(pushed[name], kept[name]) for name in kept)
+
+
+def test_strategies_that_push_at_the_end_and_what_can_be_resumed(backbones_on_hub, tmp_path):
+    train(tmp_path / "end", push_to_hub=True, hub_model_id="user/end", hub_strategy="end")
+    titles = [commit.title for commit in backbones_on_hub.repositories["user/end"].commits.values()]
+    assert titles[1:] == ["Training in progress, step 2"]
+
+    train(tmp_path / "run", push_to_hub=True, hub_model_id="user/run", hub_strategy="checkpoint")
+    files = backbones_on_hub.repositories["user/run"].main
+    inside = {path.removeprefix("last-checkpoint/") for path in files if path.startswith("last-checkpoint/")}
+    assert {"optimizer.pt", "trainer_state.json", "recipe.yaml"} <= inside and "training_args.bin" not in inside
+    assert str(tmp_path).encode() not in b"".join(file.content for file in files.values())
+    fetched = tmp_path / "fetched"
+    for path, file in files.items():
+        if path.startswith("last-checkpoint/"):
+            (fetched / path).parent.mkdir(parents=True, exist_ok=True)
+            (fetched / path).write_bytes(file.content)
+    assert missing_files(fetched / "last-checkpoint") == []
 
 
 def test_nothing_is_lost_when_pushing_breaks_off(backbones_on_hub, tmp_path):
