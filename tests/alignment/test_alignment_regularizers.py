@@ -38,6 +38,7 @@ def test_both_modalities_are_mixed_with_the_same_partner_by_the_same_share():
 def test_a_token_of_only_one_text_stays_itself_with_a_smaller_weight():
     torch.manual_seed(5)
     before = features()
+    before["text_tokens"] += 100 * (1 - before["text_mask"])[..., None]  # what padding holds does not count
     after, partner = fuse_mix(before, alpha=1.0)
     for row, other in enumerate(partner.tolist()):
         for place in range(4):
@@ -81,3 +82,23 @@ def test_its_gradient_brings_the_neighbourhoods_back():
         structure_regularizer(original, aligned).backward()
         optimizer.step()
     assert structure_regularizer(original, aligned).item() < first / 5
+
+
+def test_structure_is_the_sum_that_the_paper_writes():
+    """Section 4, spelt out: unit vectors, centred; softmax of similarities; powers; JS of each level, divided by it."""
+    generator = torch.Generator().manual_seed(4)
+    original, aligned = torch.randn(7, 5, generator=generator) + 1, torch.randn(7, 3, generator=generator) + 1
+    rows = []
+    for vectors in (original, aligned):
+        unit = vectors / vectors.norm(dim=1, keepdim=True)
+        unit = unit - unit.mean(0, keepdim=True)
+        similar = torch.exp(unit @ unit.T / 0.2)
+        rows.append(similar / similar.sum(1, keepdim=True))
+    expected = 0.0
+    for level in (1, 2, 3):
+        one, other = (torch.linalg.matrix_power(matrix, level) for matrix in rows)
+        middle = (one + other) / 2
+        divergence = (one * (one / middle).log() + other * (other / middle).log()).sum(1).mean() / 2
+        expected += divergence / level / 3
+    found = structure_regularizer(original, aligned, levels=3, temperature=0.2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)

@@ -60,3 +60,13 @@ def test_the_diagram_is_drawn(tmp_path):
     draw_reliability({"a": (scores, scores > 0.5), "b": (scores, scores > 0.2)}, tmp_path / "r.png")
     with Image.open(tmp_path / "r.png") as picture:
         assert picture.size[0] > 400 and len(set(picture.convert("L").tobytes())) > 20
+
+
+def test_targets_are_smoothed_as_platt_wrote():
+    """One true and one false decision: targets 2/3 and 1/3, which a line through both meets exactly."""
+    temperature, bias = fit_temperature(np.array([0.0, 1.0]), np.array([False, True]))
+    assert (temperature, bias) == pytest.approx((1 / (2 * np.log(2)), -np.log(2)), rel=1e-6)
+    # Three true and one false at two similarities: targets (3 + 1) / (3 + 2) and 1 / (1 + 2).
+    temperature, bias = fit_temperature(np.array([0.0, 1.0, 1.0, 1.0]), np.array([False, True, True, True]))
+    assert bias == pytest.approx(np.log((1 / 3) / (2 / 3)), rel=1e-6)
+    assert 1 / temperature + bias == pytest.approx(np.log(0.8 / 0.2), rel=1e-6)

@@ -43,3 +43,16 @@ def test_a_text_that_is_true_of_two_pictures_draws_both(name):
     loss = CONTRASTIVE_LOSSES[name]
     assert loss(together, matches) < loss(apart, matches)
     assert loss(together) > loss(apart)
+
+
+def test_matches_need_not_be_symmetric(logits):
+    """Text 2 is also true of picture 0, and text 0 not of picture 2: every picture and text has targets of its own."""
+    matches = torch.eye(5, dtype=torch.bool)
+    matches[0, 2] = matches[0, 3] = True
+    expected = 0.0
+    for scores, true in ((logits, matches), (logits.T, matches.T)):
+        for row, own in zip(scores.log_softmax(1), true, strict=True):
+            expected -= float(row[own].mean()) / 5 / 2
+    assert infonce_loss(logits, matches).item() == pytest.approx(expected, rel=1e-12)
+    expected = -float(torch.nn.functional.logsigmoid(torch.where(matches, logits, -logits)).sum()) / 5
+    assert sigmoid_loss(logits, matches).item() == pytest.approx(expected, rel=1e-12)

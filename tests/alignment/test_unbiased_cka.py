@@ -62,3 +62,22 @@ def test_a_representation_that_never_varies_scores_nothing():
 def test_too_few_samples_are_refused():
     with pytest.raises(ValueError, match="3 samples"):
         cka(torch.randn(3, 4), torch.randn(3, 4))
+
+
+def test_every_batch_weighs_alike_whatever_its_energy():
+    """Each batch's kernels are divided by their own mean square, so that one loud batch does not speak for all."""
+    generator = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(16, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    y[8:] += x[8:]
+    loud = torch.ones(16, 1, dtype=torch.float64)
+    loud[8:] = 1e4
+    assert cka(loud * x, y, batch_size=8) == pytest.approx(cka(x, y, batch_size=8), rel=1e-9)
+    numbers = {"xy": 0.0, "xx": 0.0, "yy": 0.0}
+    for part in (slice(8), slice(8, 16)):
+        kernels = {}
+        for name, values in (("x", x[part]), ("y", y[part])):
+            values = values - values.mean(0)
+            kernels[name] = values @ values.T / values.square().mean()
+        for name in numbers:
+            numbers[name] += float(unbiased_hsic(kernels[name[0]], kernels[name[1]]))
+    assert cka(x, y, batch_size=8) == pytest.approx(numbers["xy"] / (numbers["xx"] * numbers["yy"]) ** 0.5, rel=1e-9)

@@ -97,3 +97,20 @@ def test_records_without_pictures_are_an_error():
     vlm = small_vlm("llama")
     with pytest.raises(ValueError, match="records holds nothing for attention"):
         AttentionDominance(progress=False)(vlm.model, vlm.processor, records)
+
+
+def test_without_first_leaves_out_what_the_first_positions_draw(monkeypatch):
+    """A sink at the first position: part of the text in `mdi`, and of nothing in `mdi_without_first`."""
+
+    def attention(prompts, answers):
+        groups = prompt_groups(prompts)
+        weights = 50.0 * groups["first"] + 2.0 * groups["image"] + (prompts.attention_mask.bool() & ~groups["image"])
+        return weights[None]
+
+    monkeypatch.setattr(attention_dominance, "attention_on_prompt", attention)
+    found = evaluate(small_vlm("llava"))
+    counts = {group: found[f"tokens_{group}"] for group in GROUPS}
+    assert counts["first"] > 0
+    text = sum(counts.values()) - counts["image"]
+    assert found["mdi_without_first"] == pytest.approx(1 / 2)
+    assert found["mdi"] == pytest.approx((text + 50 * counts["first"]) / text / 2)

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 import torch
-from small_vlms import KINDS, QUESTIONS, TAGS, pictures, small_vlm
+from small_vlms import KINDS, QUESTIONS, TAGS, pictures, poise_around, small_vlm
 from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config, MistralConfig
 
 from poise.evaluation.dominance.attention import attention_on_prompt
 from poise.evaluation.probing.model_parts import attention_backend
@@ -112,3 +113,23 @@ def test_memory_grows_with_tokens_not_with_their_square():
     assert ours[1] < 1.25 * factor * ours[0]  # linear
     assert maps[1] > 1.6 * factor * maps[0]  # what is avoided: quadratic
     assert ours[1] < maps[1] / 2
+
+
+FAMILIES = {
+    # Learned absolute positions: left padding must not shift them.
+    "gpt2": (GPT2Config, {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}),
+    # A window that is shorter than the prompt: the keys are its last positions.
+    "mistral": (MistralConfig, {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
+                                "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 6}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_absolute_positions_and_sliding_windows(family):
+    config_class, shape = FAMILIES[family]
+    vlm = poise_around(config_class, **shape)
+    prompts = vlm.prompts()
+    assert (prompts.attention_mask == 0).any()  # the shorter one is padded on the left
+    mass = attention_on_prompt(prompts, ANSWERS)  # (L, B, T)
+    for row, answer in enumerate(ANSWERS):
+        torch.testing.assert_close(mass[:, row], full_maps(vlm, prompts, answer, row), rtol=1e-4, atol=1e-6)

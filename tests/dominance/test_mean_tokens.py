@@ -50,6 +50,13 @@ def test_only_what_is_absent_changes_and_becomes_the_mean(kind):
             torch.testing.assert_close(
                 changed[0, prompts.image_places[0]], means.image.expand(len(prompts.image_places[0]), -1)
             )
+        if "tags" in absent:
+            assert kind == "llava" or prompts.tag_words.any()  # the prompt names them in words, too
+            torch.testing.assert_close(
+                changed[prompts.tag_words], means.tag_words.expand(int(prompts.tag_words.sum()), -1)
+            )
+            for row, places in enumerate(prompts.prompt_places):
+                torch.testing.assert_close(changed[row, places], means.soft_prompt)
         if "question" in absent:
             assert torch.equal(changed[prompts.question_words].unique(dim=0), means.question[None])
 

@@ -182,3 +182,10 @@ def test_agrees_with_pycocoevalcap(corpus):
     assert rouge_l_scores(*corpus) == pytest.approx(Rouge().compute_score(*given)[1], abs=1e-12)
     bleu = Bleu(4).compute_score(*given, verbose=0)[0]
     assert bleu_from_statistics(bleu_statistics(*corpus).sum(axis=0)) == pytest.approx(bleu, abs=1e-12)
+
+
+def test_of_two_references_equally_close_in_length_bleu_takes_the_shorter():
+    words = "a b c d e f".split()
+    rows = bleu_statistics([words[:4]] * 2, [[words[:6], words[:2]], [words[:2], words[:6]]])
+    assert rows[:, -2].tolist() == [4, 4] and rows[:, -1].tolist() == [2, 2]
+    assert bleu_statistics([words[:4]], [[words, words[:5], words[:2]]])[0, -1] == 5  # the closest, not the shortest

@@ -6,7 +6,14 @@ import pytest
 from PIL import Image
 
 from poise.processing.scenes.scenes import Scenes
-from poise.training.preference.pairs import KINDS, PreferenceRecords, ScenePairs, with_tag
+from poise.training.preference.pairs import (
+    KINDS,
+    PreferenceRecords,
+    ScenePairs,
+    prior_rejection,
+    tag_rejection,
+    with_tag,
+)
 
 
 def scene_pairs(kinds=KINDS, size=200, **settings):
@@ -95,3 +102,17 @@ def test_a_bad_line_names_line_and_field(tmp_path, row, message):
     with pytest.raises(ValueError) as caught:
         PreferenceRecords(str(tmp_path / "pairs.jsonl"))
     assert message in str(caught.value) and "line 1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_right_answer_is_never_rejected():
+    def record(answer, question_type="color"):
+        metadata = {"prior_answer": "red", "misleading_tag": "red square", "question_type": question_type}
+        return {"answers": [answer], "metadata": metadata}
+
+    assert prior_rejection(record("blue")) == tag_rejection(record("blue")) == "red"
+    assert prior_rejection(record("red")) is None and tag_rejection(record("red")) is None
+    assert tag_rejection(record("square", "shape")) is None and tag_rejection(record("star", "shape")) == "square"
+    assert tag_rejection(record("no", "presence")) == "yes" and tag_rejection(record("yes", "presence")) is None
+    nothing = record("blue")
+    nothing["metadata"]["prior_answer"] = None
+    assert prior_rejection(nothing) is None

@@ -73,12 +73,28 @@ def test_router_and_soft_prompt_take_part(small_preference_recipe, tmp_path, rou
     assert {part_of(name) for name in moved} == set(PARTS)
 
 
-def test_routers_behave_as_at_inference_unless_asked(small_preference_recipe, tmp_path):
+def test_routers_behave_as_at_inference_unless_asked(small_preference_recipe, tmp_path, monkeypatch):
     """No drops, no statistics from invented tags: buffers stay, and two passes over one batch agree."""
     trainer = trainer_of(small_preference_recipe(tmp_path))
     before = {name: buffer.clone() for name, buffer in trainer.model.named_buffers() if "typicality" in name}
     assert any(int(b) > 0 for name, b in before.items() if name.endswith("image_typicality.count"))
+    modes = []  # of the reference's modules, of the policy's router, and of what learns beside it, in every step
+    compute_loss = type(trainer).__mro__[2].compute_loss
+    wrappers = {
+        name.rpartition(".")[2]: module for name, module in trainer.model.named_modules()
+        if hasattr(module, "original_module")
+    }  # fmt: skip
+    assert {"router", "projector", "soft_prompt"} <= set(wrappers)
+
+    def watched(self, model, inputs, *args, **kwargs):
+        originals = {module.original_module.training for module in wrappers.values()}
+        copies = {name: module.modules_to_save["default"].training for name, module in wrappers.items()}
+        modes.append((originals, copies["router"], copies["projector"]))
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(type(trainer).__mro__[2], "compute_loss", watched)
     trainer.train()
+    assert modes and all(mode == ({False}, False, True) for mode in modes)
     after = dict(trainer.model.named_buffers())
     assert all(after[name].equal(buffer) for name, buffer in before.items())
     asked = trainer_of(small_preference_recipe(tmp_path / "drops", **{"dpo.drop_streams": True}))

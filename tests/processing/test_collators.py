@@ -1,6 +1,7 @@
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
 from torch.utils.data import DataLoader
 
 from poise.processing.batching.batch_description import describe_batch
@@ -177,3 +178,28 @@ def test_what_is_missing_is_said(processor):
     assert "1 image of 48×48 (1 of one colour only)" in text
     assert "5 placeholders" in text and "but the images need 6" in text
     assert "1 of the samples without any supervised token" in text
+
+
+def test_a_record_that_comes_again_within_an_epoch_draws_for_its_own_pass(processor):
+    """Passes draw as epochs do, and where a record counts them the epoch does not."""
+    records = [{**CAPTION, "id": number, "captions": ["a dog", "a cat", "a ball"]} for number in range(20)]
+    collate, later = TrainingCollator(processor, seed=3), TrainingCollator(processor, seed=3)
+    later.epoch = 1
+    second = [{**record, "pass": 1} for record in records]
+    assert torch.equal(collate(second)["labels"], later(records)["labels"])
+    assert torch.equal(collate(second)["labels"], later(second)["labels"])
+    assert not torch.equal(collate(second)["labels"], collate(records)["labels"])
+
+
+@pytest.mark.parametrize("template_writes_it", [True, False])
+def test_there_is_one_first_token_whoever_writes_it(template_writes_it):
+    tokenizer = word_tokenizer(bos_token="<s>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
+    template = choose_chat_template(tokenizer, name="question_answer")
+    if template_writes_it:
+        template = "{{ bos_token }} " + template
+    processor = make_processor(tokenizer=tokenizer, chat_template=template)
+    batch = TrainingCollator(processor)([VQA, TEXT_ONLY])
+    assert (batch["input_ids"] == 2).sum(1).tolist() == [1, 1] and (batch["input_ids"][:, 0] == 2).all()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.processing.grounding_text import box_to_text, text_to_box
+from poise.processing.grounding_text import box_to_text, check_box, clipped_box, text_to_box
 
 
 def test_as_it_is_spoken():
@@ -90,3 +90,18 @@ def test_boxes_that_cannot_be_spoken(box, words):
     with pytest.raises(ValueError, match="bbox=") as caught:
         box_to_text(box, 64, 48)
     assert words in str(caught.value)
+
+
+def test_tolerances_are_half_a_pixel_two_pixels_and_two_per_cent():
+    for box in ([-0.5, 0, 10, 10], [0, -0.5, 10, 10], [54, 0, 10.5, 10], [0, 38, 10, 10.5]):
+        check_box(box, 64, 48)
+    for box in ([-0.6, 0, 10, 10], [0, -0.6, 10, 10], [54, 0, 10.6, 10], [0, 38, 10, 10.6]):
+        with pytest.raises(ValueError, match="reaches outside the 64×48 image"):
+            check_box(box, 64, 48)
+    assert clipped_box([-2, -1, 10, 10], 64, 48) == [0, 0, 8, 9]
+    assert clipped_box([60, 44, 6, 6], 64, 48) == [60, 44, 4, 4]
+    for box in ([-2.1, 0, 10, 10], [60, 0, 6.1, 10], [0, 44, 10, 6.1]):
+        with pytest.raises(ValueError, match="reaches outside"):
+            clipped_box(box, 64, 48)
+    assert text_to_box("[-19, 0, 1018, 999]", 100, 100) == [0, 0, 100, 100]
+    assert text_to_box("[0, 0, 1020, 999]", 100, 100) is None and text_to_box("[-21, 0, 9, 9]", 100, 100) is None

@@ -82,6 +82,14 @@ def test_resume_refuses_another_architecture(finished_run, small_recipe, tmp_pat
         check_resumable(folder / "checkpoint-2", small_recipe(tmp_path, **{"lora.r": 4}))
     with pytest.raises(ValueError, match=r"learning_rates=\['adapters', 'new_modules'.*'tag_encoder'"):
         check_resumable(folder / "checkpoint-2", small_recipe(tmp_path, **{"learning_rates.tag_encoder": 1e-4}))
+    # Another backbone of the same shape: the weights would load, and mean something else.
+    renamed = tmp_path / "checkpoint-8"
+    shutil.copytree(folder / "checkpoint-2", renamed)
+    config = (renamed / "config.json").read_text()
+    text = json.loads(config)["backbones"]["text"]
+    (renamed / "config.json").write_text(config.replace(json.dumps(text), json.dumps(text[:-1] + "x")))
+    with pytest.raises(ValueError, match=r"backbones\.text="):
+        check_resumable(renamed, small_recipe(tmp_path))
     foreign = tmp_path / "checkpoint-9"
     shutil.copytree(folder / "checkpoint-2", foreign)
     size = (foreign / "config.json").stat().st_size  # another size would be a torn checkpoint

@@ -72,3 +72,7 @@ def test_a_resumed_run_goes_on_with_the_same_rates_and_losses(small_recipe, tmp_
     assert [[entry[name] for name in shown] for entry in one] == [[entry[name] for name in shown] for entry in two]
     assert [entry["learning_rate/adapters"] for entry in one] == [1e-3] * 4
     assert [entry["learning_rate/new_modules"] for entry in one] == pytest.approx([0.0, 5e-3, 1e-2, 5e-3])
+
+
+def test_a_warmup_of_one_is_one_step_and_below_it_a_share_rounded_up():
+    assert [warmup_steps(value, 100) for value in (0, 0.001, 0.5, 0.999, 1, 1.0, 3)] == [0, 1, 50, 100, 1, 1, 3]

@@ -21,7 +21,10 @@ def test_every_trainable_parameter_stands_in_exactly_one_group_with_its_rate(tra
     listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in trained.parameters() if p.requires_grad)
     assert {group["group"]: group["lr"] for group in groups} == rates
-    assert all((group["weight_decay"] > 0) == (group["params"][0].dim() > 1) for group in groups)
+    for group in groups:
+        assert {parameter.dim() > 1 for parameter in group["params"]} == {group["weight_decay"] > 0}, group["group"]
+        assert group["weight_decay"] in (0.0, 0.1)
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.1}
 
 
 def test_only_adapters_and_new_modules_learn_and_originals_stay(trained):
