@@ -1,0 +1,31 @@
+"""What families of vision-language models do otherwise than the rest of transformers, by `model_type`.
+
+Everything else is found by transformers' interface (`get_decoder`, `get_image_features`, `get_input_embeddings`, the
+configuration). A family needs a line here only where that interface does not tell.
+"""
+
+# Their answers are read off an own `generate` that goes around `get_image_features` or around `forward`.
+OWN_GENERATE = {"blip-2", "instructblip", "instructblipvideo", "kosmos-2"}
+
+# Types of answer tokens in `token_type_ids`; 0 everywhere else. PaliGemma: 0 is the prefix, read in both directions.
+ANSWER_TOKEN_TYPE = {"paligemma": 1}
+
+# Feature rows before the patches of a picture that show the whole of it.
+WHOLE_IMAGE_TOKENS = {"florence2": 1}
+
+# Where the image goes instead of into places of the sequence.
+NO_IMAGE_TOKENS = {
+    "mllama": "its image enters by cross-attention layers, so no place of the sequence holds it",
+    "idefics": "its image enters by cross-attention layers, so no place of the sequence holds it",
+    "blip": "its image enters by cross-attention, so no place of the sequence holds it",
+    "kosmos-2": "its text model merges the image itself, so `get_image_features` is not what it reads",
+    "kosmos-2.5": "its text model merges the image itself, so `get_image_features` is not what it reads",
+    "git": "its image is put before the text inside the model, so no placeholder holds it",
+    "pix2struct": "its question is drawn into the image, so no place of a sequence holds it",
+    "udop": "its image is added to the words that stand on it, so no place of the sequence holds it",
+    "vision-encoder-decoder": "it reads no question",
+    "evolla": "it reads proteins, no images",
+}
+
+# Modules whose outputs are queries with no place on the image, by their classes' names.
+QUERY_MODULES = ("QFormer", "Perceiver", "Resampler", "AriaProjector")

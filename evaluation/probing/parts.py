@@ -1,0 +1,197 @@
+"""Where things are in a model: the stack that reads image tokens, its layers, their attention, and where images enter.
+
+Written against transformers' interface; `families.py` holds what it does not tell.
+"""
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .families import NO_IMAGE_TOKENS
+
+_LAYERS = ("layers", "h", "blocks", "block", "decoder_layers", "layer")
+_FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "layer_norm")
+_NO_ATTENTION_WEIGHTS = re.compile(r"Linear|Lightning|DeltaNet|Conv|Mamba")
+_CROSS = re.compile(r"cross|encoder_attn|EncDecAttention", re.IGNORECASE)
+_VISION = re.compile(r"vision|visual|vq|image|audio", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """
+    Attributes:
+        model: the model itself, outside of PEFT.
+        reader: the stack whose sequence holds the image tokens: a decoder-only language model, or a text encoder.
+        layers: of the reader. attentions: the self-attention of each, `None` for a layer without attention weights.
+        decoder: of an encoder-decoder, else the reader.
+        cross_attentions: of an encoder-decoder, the decoder's attention to what the encoder read, layer by layer.
+        final_norm: what an encoder's last states pass through; of a decoder-only model the lens needs none.
+        image_owner: the module whose `get_image_features` fills the placeholders; `None` where there is no such seam.
+        image_token_id: the placeholder, `None` where there is none.
+    """
+
+    model: PreTrainedModel
+    reader: nn.Module
+    layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module | None, ...]
+    decoder: nn.Module
+    cross_attentions: tuple[nn.Module, ...]
+    final_norm: nn.Module
+    image_owner: nn.Module | None
+    image_token_id: int | None
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.decoder is not self.reader
+
+    @property
+    def stacks(self) -> tuple[nn.Module, ...]:
+        return (self.reader, self.decoder) if self.is_encoder_decoder else (self.reader,)
+
+    @property
+    def family(self) -> str:
+        return self.model.config.model_type
+
+    def cannot(self, probe: str, why: str, remedy: str = "take another model for it") -> ValueError:
+        """The one line of a family that cannot do something."""
+        return ValueError(f"model={type(self.model).__name__} ({self.family}) has no {probe}: {why}; {remedy}.")
+
+    def check_image_tokens(self, probe: str) -> None:
+        """
+        Raises:
+            ValueError: what the model sees stands in no place of its sequence, so nothing can be replaced there.
+        """
+        if self.image_owner is None or self.image_token_id is None:
+            why = NO_IMAGE_TOKENS.get(self.family, "it has no `get_image_features` that fills placeholders")
+            raise self.cannot(probe, why, "knockout of words, degraded images and answers still work")
+
+
+def model_parts(model: nn.Module) -> ModelParts:
+    """
+    Args:
+        model: any image-text-to-text model of transformers, a Poise model included, inside PEFT or not.
+
+    Raises:
+        ValueError: no text layers are found in it.
+    """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        raise ValueError(f"model={type(inner).__name__} is no transformers model: load one with from_pretrained.")
+    decoder = _innermost(inner, "get_decoder")
+    reader = decoder
+    if is_encoder_decoder(inner):
+        encoder = _innermost(inner, "get_encoder")
+        reader = decoder if encoder is inner else encoder
+    layers = _layers_of(reader)
+    if not layers:
+        raise ValueError(
+            f"model={type(inner).__name__} ({inner.config.model_type}) has no text layers where `get_decoder` points: "
+            "it cannot be looked into; take another family."
+        )
+    cross: list[nn.Module] = []
+    if reader is not decoder:
+        found = [_attention(layer, cross=True) for layer in _layers_of(decoder)]
+        cross = [module for module in found if module is not None]
+    return ModelParts(
+        model=inner,
+        reader=reader,
+        layers=tuple(layers),
+        attentions=tuple(_attention(layer) for layer in layers),
+        decoder=decoder,
+        cross_attentions=tuple(cross),
+        final_norm=next(
+            (module for name in _FINAL_NORMS if isinstance(module := getattr(reader, name, None), nn.Module)),
+            nn.Identity(),
+        ),
+        image_owner=_image_owner(inner),
+        image_token_id=image_token_id(inner.config),
+    )
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    text = model.config.get_text_config(decoder=False)
+    return bool(getattr(model.config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
+
+
+def image_token_id(config: Any) -> int | None:
+    """The id that stands for an image token in `input_ids`."""
+    if config.model_type in NO_IMAGE_TOKENS:
+        return None
+    for name in ("image_token_id", "image_token_index", "image_patch_id", "image_patch_token_id"):
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    return None
+
+
+def placeholder_ids(config: Any) -> list[int]:
+    """Ids of the vocabulary that stand for images, videos and sounds: no answer holds them."""
+    names = [f"{kind}_token_{end}" for kind in ("image", "video", "audio") for end in ("id", "index")]
+    found = {value for name in names if isinstance(value := getattr(config, name, None), int)}
+    return sorted(value for value in found if value < config.get_text_config(decoder=True).vocab_size)
+
+
+def _image_owner(model: Any) -> nn.Module | None:
+    if model.config.model_type in NO_IMAGE_TOKENS:
+        return None
+    for owner in (model.base_model, model):
+        if hasattr(owner, "get_image_features"):
+            return owner
+    return None
+
+
+def _innermost(model: Any, method: str) -> nn.Module:
+    """Follows `get_decoder` or `get_encoder` as far as it leads."""
+    stack = model
+    while hasattr(stack, method) and (inner := getattr(stack, method)()) is not stack:
+        stack = inner
+    return stack
+
+
+def _layers_of(stack: nn.Module) -> list[nn.Module]:
+    """The nearest list of layers with a usual name that is no vision tower's."""
+    waiting = deque([stack])
+    while waiting:
+        module = waiting.popleft()
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and name in _LAYERS and len(child):
+                return list(child)
+        waiting.extend(child for name, child in module.named_children() if not _VISION.search(name))
+    return []
+
+
+def _attention(layer: nn.Module, cross: bool = False) -> nn.Module | None:
+    """The innermost attention of a layer, self or cross, that makes one weight for each pair of positions."""
+    found = [
+        (name, module)
+        for name, module in layer.named_modules()
+        if re.search(r"Attention|Attn", type(module).__name__)
+        and not _NO_ATTENTION_WEIGHTS.search(type(module).__name__)
+        and bool(_CROSS.search(f"{name} {type(module).__name__}")) == cross
+    ]
+    names = [name for name, _ in found]
+    for name, module in found:
+        if name and not any(other.startswith(f"{name}.") for other in names) and any(True for _ in module.parameters()):
+            return module
+    return None
+
+
+def text_words(parts: ModelParts) -> nn.Module:
+    """The embedding that turns `input_ids` into vectors."""
+    return parts.model.get_input_embeddings()
+
+
+def vocabulary_size(parts: ModelParts) -> int:
+    """
+    Raises:
+        ValueError: the model has no head.
+    """
+    head = parts.model.get_output_embeddings()
+    if head is None:
+        raise parts.cannot("logit lens", "it has no output embeddings")
+    weight: torch.Tensor = head.weight
+    return weight.shape[0]

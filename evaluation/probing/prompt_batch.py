@@ -1,0 +1,147 @@
+"""A batch of prompts as a model reads them: its inputs, and which place of the sequence belongs to what."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from .families import ANSWER_TOKEN_TYPE
+from .image_features import Change, ImageFeatures, changed_reading, image_features
+from .parts import ModelParts
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """
+    B prompts of length T, with whatever pictures they hold.
+
+    Attributes:
+        parts: of the model.
+        inputs: of its `forward`, `input_ids` (B, T) among them; padding on the left for a decoder-only model.
+        soft_prompt (B, T) bool (*optional*): placeholders that a soft prompt fills.
+        tag_words, question_words (B, T) bool (*optional*).
+    """
+
+    parts: ModelParts
+    inputs: Mapping[str, Any]
+    soft_prompt: torch.Tensor | None = None
+    tag_words: torch.Tensor | None = None
+    question_words: torch.Tensor | None = None
+    _features: list[ImageFeatures] = field(default_factory=list, repr=False)
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        return self.inputs["input_ids"]
+
+    @property
+    def attention_mask(self) -> torch.Tensor:
+        """(B, T)."""
+        mask = self.inputs.get("attention_mask")
+        return torch.ones_like(self.input_ids) if mask is None else mask
+
+    @cached_property
+    def placeholders(self) -> torch.Tensor:
+        """Places that `get_image_features` fills, (B, T) bool."""
+        if self.parts.image_owner is None or self.parts.image_token_id is None:
+            return torch.zeros_like(self.input_ids, dtype=torch.bool)
+        return self.input_ids == self.parts.image_token_id
+
+    @cached_property
+    def image(self) -> torch.Tensor:
+        """Places of image tokens, (B, T) bool: the placeholders but for those of a soft prompt."""
+        return self.placeholders if self.soft_prompt is None else self.placeholders & ~self.soft_prompt
+
+    @property
+    def features(self) -> ImageFeatures | None:
+        """
+        What fills the placeholders, worked out once; `None` where there is none to fill, or no such seam.
+
+        Raises:
+            ValueError: there are more or fewer placeholders than features.
+        """
+        if not bool(self.placeholders.any()):
+            return None
+        if not self._features:
+            features = image_features(self.parts, self.inputs)
+            count = int(self.placeholders.sum())
+            if count != len(features.rows):
+                raise ValueError(
+                    f"processor writes {count} placeholders, the model fills {len(features.rows)}: use the processor "
+                    "that was saved with the model."
+                )
+            self._features.append(features)
+        return self._features[0]
+
+    def image_rows(self, places: torch.Tensor) -> torch.Tensor:
+        """Vectors (n, D') at `places` (B, T) bool, which are placeholders."""
+        self.parts.check_image_tokens("image tokens")
+        assert self.features is not None
+        return self.features.rows[places[self.placeholders]]
+
+    @contextmanager
+    def reading(self, changes: Sequence[Change] = ()) -> Iterator[None]:
+        """Within it the model reads these prompts with `changes`, its vision tower at rest."""
+        if any(bool((change.places & self.placeholders).any()) for change in changes):
+            self.parts.check_image_tokens("image tokens")
+        with changed_reading(self.parts, self.input_ids, self.placeholders, self.features, changes):
+            yield
+
+    def logits(self, changes: Sequence[Change] = (), **options: Any) -> torch.Tensor:
+        """The model's own, (B, T, V), or (B, A, V) of an encoder-decoder's decoder."""
+        with self.reading(changes):
+            return self.parts.model(**{**self.forward_inputs(), **options}, use_cache=False).logits
+
+    def forward_inputs(self, answers: torch.Tensor | None = None, real: torch.Tensor | None = None) -> dict[str, Any]:
+        """
+        Inputs of `forward`, with `answers` (B, A) behind the prompts of a decoder-only model; `real` (B, A) leaves out
+        padding behind them.
+        """
+        inputs = dict(self.inputs)
+        if answers is not None:
+            real = torch.ones_like(answers) if real is None else real
+            batch, length = self.input_ids.shape
+            inputs["attention_mask"] = self.attention_mask
+            for name, value in inputs.items():
+                if not isinstance(value, torch.Tensor) or value.shape[:2] != (batch, length):
+                    continue
+                if name == "input_ids":
+                    added = answers
+                elif name == "attention_mask":
+                    added = real.to(value)
+                elif value.dim() == 2:
+                    kind = ANSWER_TOKEN_TYPE.get(self.parts.family, 0) if name == "token_type_ids" else 0
+                    added = torch.full_like(answers, kind, dtype=value.dtype)
+                else:  # which images a place attends to: as the last place of the prompt does
+                    added = value[:, -1:].expand(-1, answers.shape[1], *value.shape[2:])
+                inputs[name] = torch.cat([value, added], dim=1)
+            if "prompt_mask" in inspect.signature(self.parts.model.forward).parameters:
+                inputs["prompt_mask"] = torch.nn.functional.pad(self.attention_mask, (0, answers.shape[1])).bool()
+        mask = inputs.get("attention_mask")
+        if mask is not None and not bool(mask.all()) and "position_ids" not in inputs and self._takes_positions:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)  # as `generate` counts them
+        return inputs
+
+    @cached_property
+    def _takes_positions(self) -> bool:
+        """Whether positions are one number each; families with three work them out themselves."""
+        takes = "position_ids" in inspect.signature(self.parts.model.forward).parameters
+        base: Any = self.parts.model.base_model
+        own = hasattr(base, "get_rope_index") or self.parts.is_encoder_decoder
+        return (takes or self.parts.family == "poise") and not own
+
+    def row(self, number: int) -> "PromptBatch":
+        """One of the prompts, at the same length; only where all inputs have a row for each prompt."""
+        chosen = slice(number, number + 1)
+        inputs = {k: v[chosen] if isinstance(v, torch.Tensor) else v for k, v in self.inputs.items()}
+        masks = {
+            name: None if (mask := getattr(self, name)) is None else mask[chosen]
+            for name in ("soft_prompt", "tag_words", "question_words")
+        }
+        return replace(self, inputs=inputs, **masks, _features=[])

@@ -1,0 +1,202 @@
+"""Questions about images as a model is asked them: in the words of its processor's chat template."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ...processing.batching.collators import GenerationCollator
+from .parts import ModelParts, placeholder_ids
+from .prompt_batch import PromptBatch
+
+# Placeholders that some processors want written into the text where they have no chat template.
+_IMAGE_TOKENS = ("image_token", "image_placeholder")
+
+
+def read_prompts(
+    parts: ModelParts,
+    processor: Any,
+    images: Sequence[Any],
+    questions: Sequence[str],
+    tags: Sequence[Sequence[Any]] | None = None,
+) -> PromptBatch:
+    """
+    Asks one question about each picture.
+
+    Args:
+        images: B, of which none may be `None` unless all are: then it is asked without a picture.
+        questions: B.
+        tags (*optional*): per picture (name, score) pairs. A Poise model reads them as tags; for other models see
+            [`with_tag_words`].
+
+    Raises:
+        ValueError: the processor does not belong to the model.
+    """
+    tags = [[] for _ in questions] if tags is None else tags
+    if parts.family == "poise":
+        inputs, texts, num_tag_words = _poise_inputs(parts, processor, images, questions, tags)
+    else:
+        inputs, texts = _chat_inputs(parts, processor, images, questions)
+        num_tag_words = [0] * len(questions)
+    check_processor(parts, inputs)
+    device = parts.model.device
+    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    found = PromptBatch(parts, inputs, question_words=question_words(processor, texts, mask, images[0] is not None))
+    if parts.family != "poise":
+        return found
+    return _with_streams(found, num_tag_words)
+
+
+def with_tag_words(question: str, tags: Sequence[Any]) -> str:
+    """The question with tags as words, for models that have no other way to read them."""
+    if not tags:
+        return question
+    listed = ", ".join(f"{name} ({score:.2f})" for name, score in tags)
+    return f"{question}\nA tagger saw: {listed}."
+
+
+def check_processor(parts: ModelParts, inputs: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a word or an image that the model cannot read.
+    """
+    size = parts.model.get_input_embeddings().weight.shape[0]
+    ids = inputs["input_ids"]
+    outside = ids[(ids >= size)]
+    known = placeholder_ids(parts.model.config) + [parts.image_token_id]
+    if any(int(token) not in known for token in outside.unique()):
+        raise ValueError(
+            f"processor writes the token {int(outside.max())}, but the model knows {size} words: use the processor "
+            "that was saved with the model."
+        )
+
+
+def _poise_inputs(
+    parts: ModelParts, processor: Any, images: Sequence[Any], questions: Sequence[str], tags: Sequence[Sequence[Any]]
+) -> tuple[dict[str, Any], list[str], list[int]]:
+    """Inputs, the texts that they are made of, and how many tokens behind each picture are words of its tags."""
+    collator = GenerationCollator(processor, is_encoder_decoder=parts.is_encoder_decoder)
+    records = [
+        {"task": "vqa", "question": question, "image": image, "tags": list(some)}
+        for image, question, some in zip(images, questions, tags, strict=True)
+    ]
+    texts, rows, inputs = collator.rows(records)
+    side = "right" if parts.is_encoder_decoder else "left"
+    inputs["input_ids"] = collator.padded(rows, processor.tokenizer.pad_token_id, side)  # (B, T)
+    inputs["attention_mask"] = collator.padded([[1] * len(row) for row in rows], 0, side)  # (B, T)
+    # Before its placeholders are written out the same prompt has one token for the picture and none for its tags.
+    bare = _bare_ids(processor, texts)
+    run = [row.count(parts.image_token_id) for row in rows]
+    num_words = [len(row) - n - (len(short) - 1) for row, n, short in zip(rows, run, bare, strict=True)]
+    return inputs, texts, num_words
+
+
+def _with_streams(prompts: PromptBatch, num_tag_words: Sequence[int]) -> PromptBatch:
+    """A Poise model's prompts with the places of soft prompt and tag words."""
+    num_prompt = prompts.parts.model.config.num_prompt_tokens
+    soft_prompt = torch.zeros_like(prompts.placeholders)  # (B, T)
+    tag_words = torch.zeros_like(prompts.placeholders)  # (B, T)
+    for row, count in enumerate(num_tag_words):
+        places = prompts.placeholders[row].nonzero()[:, 0]
+        if len(places):
+            soft_prompt[row, places[len(places) - num_prompt :]] = True
+            tag_words[row, int(places[-1]) + 1 : int(places[-1]) + 1 + count] = True
+    return PromptBatch(prompts.parts, prompts.inputs, soft_prompt, tag_words, prompts.question_words)
+
+
+def _chat_inputs(
+    parts: ModelParts, processor: Any, images: Sequence[Any], questions: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    texts = written(processor, questions, images[0] is not None)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    options: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
+    if images[0] is not None:
+        # One list a prompt: processors that take several images to a prompt read a flat list as those of one.
+        options["images"] = [[_opened(image)] for image in images] if len(images) > 1 else [_opened(images[0])]
+    if len(texts) > 1:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        options |= {"padding": True, "padding_side": "right" if parts.is_encoder_decoder else "left"}
+    bos = getattr(tokenizer, "bos_token", None)
+    if has_template(processor):  # as apply_chat_template does it: a template that writes it gets no second one
+        options["add_special_tokens"] = not (bos and texts[0].startswith(bos))
+    try:
+        inputs = processor(**options)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"processor={type(processor).__name__} cannot read an image with a question "
+            f"({' '.join(str(error).split())[:160]}): use the processor that was saved with the model."
+        ) from error
+    known = inspect.signature(parts.model.forward).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    unread = ("labels", "num_crops", "rows", "cols")  # of training, and notes about tiles
+    kept = {k: v for k, v in inputs.items() if k not in unread and (k in known or takes_all)}
+    if images[0] is not None and not any("pixel" in name or "patches" in name for name in kept):
+        raise ValueError(
+            f"processor={type(processor).__name__} makes {', '.join(inputs)} of an image and a question, which "
+            f"{type(parts.model).__name__} takes no image from: use the processor that was saved with the model."
+        )
+    missing = [
+        name
+        for name, parameter in known.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and name not in (*kept, "self")
+    ]
+    if missing:
+        raise parts.cannot("answer without an image", f"its forward needs {', '.join(missing)}", "give an image")
+    return kept, texts
+
+
+def _opened(image: Any) -> Image.Image:
+    return image.convert("RGB") if isinstance(image, Image.Image) and image.mode != "RGB" else image
+
+
+def has_template(processor: Any) -> bool:
+    """Whether questions are written by a chat template."""
+    return bool(getattr(processor, "chat_template", None))
+
+
+def written(processor: Any, questions: Sequence[str], with_image: bool = True) -> list[str]:
+    """Questions about one picture each in the words of the chat template; as they are where there is none."""
+    if not has_template(processor):
+        tokenizer = getattr(processor, "tokenizer", None)
+        token = next((t for name in _IMAGE_TOKENS if isinstance(t := getattr(processor, name, None), str)), None)
+        wants = type(processor).__name__.startswith(("Llava", "Mllama", "Idefics", "SmolVLM", "Chameleon", "Pixtral"))
+        if token is None and tokenizer is not None and wants:
+            token = getattr(tokenizer, "image_token", None)
+        return [f"{token}\n{question}" if with_image and token and wants else question for question in questions]
+    picture = [{"type": "image"}] if with_image else []
+    chats = [[{"role": "user", "content": [*picture, {"type": "text", "text": question}]}] for question in questions]
+    return processor.apply_chat_template(chats, add_generation_prompt=True)
+
+
+def _bare_ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts whose picture is one placeholder yet and whose tags are not written."""
+    tokenizer = processor.tokenizer
+    bos = tokenizer.bos_token
+    return tokenizer(list(texts), add_special_tokens=not (bos and texts[0].startswith(bos)))["input_ids"]
+
+
+def question_words(
+    processor: Any, texts: Sequence[str], attention_mask: torch.Tensor, with_image: bool = True
+) -> torch.Tensor:
+    """Where prompts differ from the one that asks nothing, (B, T) bool; nothing grows behind a question."""
+    empty = _bare_ids(processor, written(processor, [""], with_image))[0]
+    chosen = torch.zeros_like(attention_mask, dtype=torch.bool)  # (B, T)
+    for row, ids in enumerate(_bare_ids(processor, texts)):
+        before = _common(ids, empty)
+        behind = min(_common(ids[::-1], empty[::-1]), len(empty) - before, len(ids) - before)
+        end = int(attention_mask[row].nonzero()[-1]) + 1 - behind
+        chosen[row, max(0, end - (len(ids) - before - behind)) : end] = True
+    return chosen
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
