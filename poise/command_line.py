@@ -140,6 +140,12 @@ COMMANDS = {
             'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"',
         ),
         Command(
+            "look",
+            "poise.commands.look",
+            "answer a question about an image, with a page on what the answer rests on; for any VLM",
+            'poise look outputs/demo/published photo.jpg "what color is the star ?"',
+        ),
+        Command(
             "publish",
             "poise.commands.publish",
             "publish a run on the Hub, with its model card, after a check that it loads without Poise",

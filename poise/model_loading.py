@@ -67,7 +67,6 @@ def load_model(
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
         AutoConfig,
         AutoModelForImageTextToText,
-        AutoProcessor,
     )
 
     place, number_format = chosen_device(device), chosen_dtype(dtype)
@@ -92,11 +91,51 @@ def load_model(
             raise ValueError(
                 f"model={name!r} is a {config.model_type!r} model, which takes no images; name one that does."
             )
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    processor = load_processor(name, None if is_adapter else config, trust_remote_code)
     model = AutoModelForImageTextToText.from_pretrained(name, dtype=number_format, trust_remote_code=trust_remote_code)
     if not getattr(model, "is_quantized", False):
         model = model.to(place)
     return model.eval(), processor
+
+
+def load_processor(name: str, config: Any = None, trust_remote_code: bool = False) -> Any:
+    """
+    The processor of a saved model, which takes no time beside the model itself.
+
+    Args:
+        config (*optional*): the model's, which the processor is compared with.
+
+    Raises:
+        ValueError: a package that it needs is missing, it reads no images, or it belongs to another model.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        missing = re.findall(r"pip install ([\w-]+)", str(error)) or re.findall(r"[\w-]+ library", str(error))
+        needed = missing[0] if missing else " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"model={name!r}: its processor needs {needed}, which is not installed: install it."
+        ) from error
+    except (OSError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"model={name!r}: its processor could not be loaded ({' '.join(str(error).split())[:160]}); save one "
+            "beside the model with processor.save_pretrained."
+        ) from error
+    if getattr(processor, "image_processor", None) is None:
+        raise ValueError(
+            f"model={name!r} comes with {type(processor).__name__} alone, which reads no images: save its processor "
+            "beside it."
+        )
+    if config is not None:
+        ours, theirs = (getattr(some, "image_token_id", None) for some in (processor, config))
+        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+            raise ValueError(
+                f"model={name!r}: its processor marks images by the token {ours}, the model by {theirs}; save the "
+                "processor that belongs to the model."
+            )
+    return processor
 
 
 # What `poise sft` leaves in the folder of a run.

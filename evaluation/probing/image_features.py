@@ -106,6 +106,11 @@ def image_features(parts: ModelParts, inputs: Mapping[str, Any]) -> ImageFeature
             parts.model(**inputs, use_cache=False)
         except _Stop:
             pass
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{type(parts.model).__name__} cannot read what its processor makes of an image "
+                f"({' '.join(str(error).split())[:120]}): use the processor that was saved with the model."
+            ) from error
     if not seen:
         raise ValueError("inputs hold no picture: give what the processor makes of one, pixel_values among it.")
     return ImageFeatures(seen[0])

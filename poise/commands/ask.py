@@ -5,7 +5,7 @@ Image, question and tags are looked at before the model is loaded: a slip in the
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,6 +119,10 @@ def answer(
 
     logging.disable_progress_bar()
     model, processor = load_model(model_name, device)
+    if model.config.model_type != "poise":
+        if task is not None:
+            raise ValueError(f"--task {task!r}: {type(model).__name__} has no task-routed adapters; leave it out")
+        return answer_in_words(model, processor, image, question, tags, max_new_tokens)
     content = [{"type": "image", "image": image, "tags": tags}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content, **({} if task is None else {"task": task})}],
@@ -131,3 +135,15 @@ def answer(
     if not model.config.is_encoder_decoder:  # a decoder-only model repeats the prompt in front of its answer
         tokens = tokens[:, inputs["input_ids"].shape[1] :]
     return processor.decode(tokens[0], skip_special_tokens=True).strip()
+
+
+def answer_in_words(
+    model: Any, processor: Any, image: "Image", question: str, tags: "list[Tag]", max_new_tokens: int
+) -> str:
+    """The answer of a model that knows no tags: where there are some, the question tells them in words."""
+    from poise.evaluation.probing.parts import model_parts
+    from poise.evaluation.probing.prompt_answers import answer_text, greedy_answers
+    from poise.evaluation.probing.prompt_reading import read_prompts, with_tag_words
+
+    prompts = read_prompts(model_parts(model), processor, [image], [with_tag_words(question, tags)])
+    return answer_text(processor, greedy_answers(prompts, max_new_tokens=max_new_tokens)[0])

@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_poise_data_subparsers=(convert show)
-_shtab_poise_subparsers=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose study ask publish space backbones completion)
+_shtab_poise_subparsers=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose study ask look publish space backbones completion)
 
 _shtab_poise_demo_option_strings=(-h --help --output --config --steps --routers --seed --samples)
 _shtab_poise_sft_option_strings=(-h --help --config --data --resume --vision --text --model.tag_encoder --dtype --quantization --align_words --align_pictures --agreement_quantile --channel_fraction --channel_max_tokens --channel_rank --image_trust --initializer_range --projector_hidden_act --projector_type --question_agreement --reliability_quantile --reliability_slope --router_scope --router_type --soft_prompt_length --soft_prompt_pooling --soft_prompt_type --stream_dropout --tag_score_encoding --tag_separator_ids --tag_verification --tie_word_embeddings --vision_feature_layer --vision_feature_select --vision_image_size --vision_prefix_tokens --tag_words --max_tags --chat_template --train --evaluation --image_folder --tagger --scenes --max_length --evaluation_samples --max_new_tokens --feature_cache --feature_cache_dtype --packing --streaming --shuffle_buffer --r --alpha --dropout --target_modules --use_dora --use_rslora --task_routed --new_modules --soft_prompt --adapters --learning_rates.tag_encoder --vision_tower --allow_without_gradient --patience --threshold --output_dir --per_device_train_batch_size --num_train_epochs --max_steps --learning_rate --lr_scheduler_type --warmup_steps --optim --weight_decay --gradient_accumulation_steps --max_grad_norm --bf16 --fp16 --gradient_checkpointing --torch_compile --logging_steps --disable_tqdm --report_to --run_name --eval_strategy --eval_steps --per_device_eval_batch_size --eval_on_start --save_strategy --save_steps --save_total_limit --push_to_hub --hub_private_repo --hub_model_id --hub_strategy --load_best_model_at_end --metric_for_best_model --seed --dataloader_num_workers)
@@ -25,6 +25,7 @@ _shtab_poise_robustness_option_strings=(-h --help --data --task --samples --degr
 _shtab_poise_diagnose_option_strings=(-h --help --data --only --samples --baselines --calibration --severity --seed --max-new-tokens --output --restart --batch-size --device --dtype --trust-remote-code --json)
 _shtab_poise_study_option_strings=(-h --help --config --output --results --jobs --seeds --steps --samples --report-only)
 _shtab_poise_ask_option_strings=(-h --help --tags --tagger --task --max-new-tokens --device)
+_shtab_poise_look_option_strings=(-h --help --tags --output --max-new-tokens --cells --severity --top-k --device --dtype --trust-remote-code)
 _shtab_poise_publish_option_strings=(-h --help --repo --private --create-pr --adapter-only --merge --dry-run --output --license --evaluation --message --max-shard-size)
 _shtab_poise_space_option_strings=(-h --help --model --tagger --title --max-new-tokens)
 _shtab_poise_backbones_option_strings=(-h --help --out --only --steps --seed --jobs --check)
@@ -94,6 +95,9 @@ _shtab_poise_study___results_COMPGEN=_shtab_compgen_files
 _shtab_poise_ask_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_poise_ask_pos_1_COMPGEN=_shtab_compgen_files
 _shtab_poise_ask___tagger_COMPGEN=_shtab_compgen_files
+_shtab_poise_look_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_poise_look_pos_1_COMPGEN=_shtab_compgen_files
+_shtab_poise_look___output_COMPGEN=_shtab_compgen_files
 _shtab_poise_publish_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_poise_publish___output_COMPGEN=_shtab_compgen_files
 _shtab_poise_publish___evaluation_COMPGEN=_shtab_compgen_files
@@ -198,9 +202,11 @@ _shtab_poise_diagnose___baselines_choices=(mean swap)
 _shtab_poise_diagnose___device_choices=(cpu cuda)
 _shtab_poise_diagnose___dtype_choices=(float32 bfloat16 float16)
 _shtab_poise_ask___device_choices=(cpu cuda)
+_shtab_poise_look___device_choices=(cpu cuda)
+_shtab_poise_look___dtype_choices=(float32 bfloat16 float16)
 _shtab_poise_backbones___only_choices=(vision causal_lm seq2seq_lm tag_encoder)
 _shtab_poise_completion_pos_0_choices=(bash zsh fish)
-_shtab_poise_pos_0_choices=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose study ask publish space backbones completion)
+_shtab_poise_pos_0_choices=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose study ask look publish space backbones completion)
 
 _shtab_poise_demo__h_nargs=0
 _shtab_poise_demo___help_nargs=0
@@ -272,6 +278,9 @@ _shtab_poise_study___seeds_nargs=+
 _shtab_poise_study___report_only_nargs=0
 _shtab_poise_ask__h_nargs=0
 _shtab_poise_ask___help_nargs=0
+_shtab_poise_look__h_nargs=0
+_shtab_poise_look___help_nargs=0
+_shtab_poise_look___trust_remote_code_nargs=0
 _shtab_poise_publish__h_nargs=0
 _shtab_poise_publish___help_nargs=0
 _shtab_poise_publish___private_nargs=0

@@ -20,6 +20,7 @@ _shtab_poise_commands() {
     diagnose:'which modality the answers follow: attention, Shapley shares, conflicts, router weights'
     evaluate:'let a model answer a data set and score the answers'
     interpret:'where a model keeps what it sees: logit lens, token ablation, attention knockout'
+    look:'answer a question about an image, with a page on what the answer rests on; for any VLM'
     merge:'merge a run'"'"'s adapters into its language model'
     preference:'prefer what the picture shows to what the prior or an invented tag says (DPO)'
     publish:'publish a run on the Hub, with its model card, after a check that it loads without Poise'
@@ -314,6 +315,25 @@ _shtab_poise_interpret_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_poise_interpret_defaults_added=0
+
+_shtab_poise_look_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--tags[what a tagger saw, scores from 0 to 1]:NAME:SCORE,...:"
+  "--output[the page (default\: outputs\/look\/MODEL-IMAGE.html)]:FILE:_files"
+  "--max-new-tokens[longest answer (default 32)]:N:"
+  "--cells[parts of the image taken away one by one (default 64)]:N:"
+  "--severity[of the degradations, 1 to 5 (default 4)]:N:"
+  "--top-k[words a patch and depth (default 3)]:N:"
+  "--device[cpu, cuda, ... (default\: cuda if there is one)]:NAME:(cpu cuda)"
+  "--dtype[of the weights (default\: as they are stored)]:NAME:(float32 bfloat16 float16)"
+  "--trust-remote-code[run code that the repository brings along]"
+  ":folder of a saved model or a run, or a Hub repository:_files"
+  ":image file:_files"
+  ":what to ask:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_poise_look_defaults_added=0
 
 _shtab_poise_merge_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -674,6 +694,7 @@ _shtab_poise() {
         diagnose) _arguments -C -s $_shtab_poise_diagnose_options ;;
         evaluate) _arguments -C -s $_shtab_poise_evaluate_options ;;
         interpret) _arguments -C -s $_shtab_poise_interpret_options ;;
+        look) _arguments -C -s $_shtab_poise_look_options ;;
         merge) _arguments -C -s $_shtab_poise_merge_options ;;
         preference) _arguments -C -s $_shtab_poise_preference_options ;;
         publish) _arguments -C -s $_shtab_poise_publish_options ;;

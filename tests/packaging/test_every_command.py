@@ -23,6 +23,7 @@ SLIPS = {
     "study": (["--config", "nowhere"], "nowhere"),
     "data": (["show", "nowhere.jsonl"], "nowhere"),
     "ask": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
+    "look": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
     "publish": (["nowhere", "--repo", "user/name"], "nowhere"),
     "space": (["out", "--model", "nowhere"], "nowhere"),
 }

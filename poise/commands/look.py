@@ -1,0 +1,89 @@
+"""`poise look MODEL IMAGE QUESTION`: one answer about one image, and a page on what it rests on."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise look",
+        description="Answer a question about an image, and write one HTML page: for each word of the answer where on "
+        "the image attention and the effect of ablation lie, the answer without the image, without the question's "
+        "words and on degraded images, and what the logit lens reads in each patch. For any image-text-to-text model.",
+        epilog='example: poise look outputs/demo/published photo.jpg "what color is the star ?"',
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model or a run, or a Hub repository")
+    parser.add_argument("image", metavar="IMAGE", help="image file")
+    parser.add_argument("question", metavar="QUESTION", help="what to ask")
+    parser.add_argument("--tags", default="", metavar="NAME:SCORE,...", help="what a tagger saw, scores from 0 to 1")
+    parser.add_argument("--output", metavar="FILE", help="the page (default: outputs/look/MODEL-IMAGE.html)")
+    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
+    parser.add_argument(
+        "--cells", type=int, default=64, metavar="N", help="parts of the image taken away one by one (default 64)"
+    )
+    parser.add_argument("--severity", type=int, default=4, metavar="N", help="of the degradations, 1 to 5 (default 4)")
+    parser.add_argument("--top-k", type=int, default=3, metavar="N", help="words a patch and depth (default 3)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints the answer and where the page is. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.processing.image_loading import open_image
+    from poise.processing.tags import parse_tags
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    if not arguments.question.strip():
+        raise ValueError("QUESTION is empty; write what you want to know about the image")
+    for name in ("max_new_tokens", "cells", "top_k"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1.")
+    if not 1 <= arguments.severity <= 5:
+        raise ValueError(f"--severity is {arguments.severity}; write 1 to 5.")
+    tags, image = parse_tags(arguments.tags), open_image(arguments.image)
+    page = Path(arguments.output or _default_page(arguments.model, arguments.image))
+    if page.is_dir():
+        raise ValueError(f"--output {str(page)!r} is a folder: name an HTML file.")
+    from poise.commands.ask import check_model_name
+
+    check_model_name(arguments.model)
+    from transformers.utils import logging
+
+    from poise.evaluation.interpretability.look import look
+    from poise.evaluation.interpretability.look_page import write_look_page
+    from poise.model_loading import load_model
+
+    logging.disable_progress_bar()
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    found = look(
+        model,
+        processor,
+        image,
+        arguments.question,
+        tags,
+        name=arguments.model,
+        max_new_tokens=arguments.max_new_tokens,
+        severity=arguments.severity,
+        cells=arguments.cells,
+        top_k=arguments.top_k,
+        progress=sys.stderr.isatty(),
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_look_page(found, page)
+    print(found.answer)
+    for note in found.notes:
+        sys.stderr.write(f"not asked: {note}\n")
+    sys.stderr.write(f"the page is {page}\n")
+    return 0
+
+
+def _default_page(model: str, image: str) -> Path:
+    parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
+    return Path("outputs", "look", re.sub(r"[^\w.=-]+", "-", "-".join([*parts, Path(image).stem])) + ".html")

@@ -1,0 +1,107 @@
+"""Questions in the words of each model's own processor, and where on the image its tokens lie."""
+
+import folders
+import numpy as np
+import pytest
+import torch
+from folders import picture
+
+from poise.evaluation.probing.parts import model_parts
+from poise.evaluation.probing.prompt_answers import answer_log_probabilities, greedy_answers
+from poise.evaluation.probing.prompt_reading import read_prompts, with_tag_words
+from poise.evaluation.probing.token_grids import grid_shape, tile_regions, token_grids
+
+QUESTIONS = ("what color is the star ?", "what is this ?")
+PICTURES = (picture(40, 30), picture(60, 30, seed=1))
+WIDE = (0, 0, 60, 30)
+
+
+@pytest.fixture(scope="module", params=list(folders.PROCESSORS))
+def asked(request):
+    """(name, processor, two prompts of unequal length about two images of unequal size)."""
+    model, processor = folders.model(request.param), folders.processor(request.param)
+    return request.param, processor, read_prompts(model_parts(model), processor, PICTURES, QUESTIONS)
+
+
+def test_the_questions_words_are_found(asked):
+    _, processor, prompts = asked
+    for row, question in enumerate(QUESTIONS):
+        words = prompts.input_ids[row][prompts.question_words[row]]
+        assert processor.tokenizer.decode(words).split() == question.split()
+
+
+@torch.no_grad()
+def test_an_answer_does_not_depend_on_the_batch(asked):
+    _, processor, prompts = asked
+    answers = [[11, 12], [13, 14]]
+    together = answer_log_probabilities(prompts, answers)
+    for row in range(2):
+        alone = read_prompts(prompts.parts, processor, [PICTURES[row]], [QUESTIONS[row]])
+        value = answer_log_probabilities(alone, [answers[row]])[0]
+        torch.testing.assert_close(together[row], value, rtol=1e-4, atol=1e-4)
+        assert greedy_answers(alone, max_new_tokens=3)[0] == greedy_answers(prompts, max_new_tokens=3)[row]
+
+
+GRIDS = {  # of the wide image: shapes of the grids, and the part of it that each covers
+    "llava": [((2, 2), (15, 0, 45, 30))],  # a square from its middle
+    "llava_next": [((2, 2), WIDE), ((2, 4), WIDE)],
+    "idefics3": [((2, 2), (0, 0, 30, 30)), ((2, 2), (30, 0, 60, 30)), ((2, 2), WIDE)],
+    "gemma3": [((2, 2), WIDE)],
+    "paligemma": [((2, 2), WIDE)],
+}
+
+
+def test_tokens_lie_where_the_processor_puts_them(asked):
+    name, processor, prompts = asked
+    if name not in GRIDS:
+        with pytest.raises(ValueError, match="has no patch grid: ") as error:
+            token_grids(prompts, 1, PICTURES[1], processor.image_processor)
+        assert "\n" not in str(error.value)
+        return
+    grids = token_grids(prompts, 1, PICTURES[1], processor.image_processor)
+    assert [grid.tokens.shape for grid in grids] == [shape for shape, _ in GRIDS[name]]
+    for grid, (_, region) in zip(grids, GRIDS[name], strict=True):
+        np.testing.assert_allclose(grid.region, region, atol=0.3)  # colours of 8 bits spell the coordinates
+        assert grid.boxes().shape == (*grid.tokens.shape, 4)
+        np.testing.assert_allclose(grid.boxes()[0, 0, :2], grid.region[:2])
+        np.testing.assert_allclose(grid.boxes()[-1, -1, 2:], grid.region[2:])
+    places = np.concatenate([grid.tokens.ravel() for grid in grids])
+    assert len(set(places)) == len(places) and places.max() < int(prompts.image[1].sum())
+
+
+def test_the_numbers_of_a_tiled_image_follow_its_rows():
+    """LLaVA-NeXT ends each row of its detailed view in a newline, which lies nowhere."""
+    model, processor = folders.model("llava_next"), folders.processor("llava_next")
+    prompts = read_prompts(model_parts(model), processor, PICTURES[1:], QUESTIONS[1:])
+    _, detail = token_grids(prompts, 0, PICTURES[1], processor.image_processor)
+    assert detail.tokens.tolist() == [[4, 5, 6, 7], [9, 10, 11, 12]]
+
+
+def test_padding_is_measured_too():
+    """A processor that pads to a square shows the image in a band of it."""
+    from transformers import LlavaImageProcessor
+
+    square = LlavaImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_pad=True)
+    (region,) = tile_regions(square, PICTURES[1])
+    np.testing.assert_allclose(region, (0, -15, 60, 45), atol=1.5)
+
+
+def test_shapes_of_grids():
+    assert grid_shape(12, 30, 40) == (3, 4)
+    assert grid_shape(16, 28, 28) == (4, 4)
+    assert grid_shape(17, 28, 28) is None  # a prime number of tokens is no square
+
+
+def test_tags_are_told_in_words():
+    assert with_tag_words("what ?", []) == "what ?"
+    assert with_tag_words("what ?", [("red dog", 0.9)]) == "what ?\nA tagger saw: red dog (0.90)."
+
+
+def test_a_foreign_processor_is_refused_in_one_line():
+    parts = model_parts(folders.model("llava"))
+    processor = folders.processor("llava")
+    processor.tokenizer.add_tokens(["star?"])
+    with pytest.raises(ValueError, match="writes the token 120, but the model knows 120 words: use the processor"):
+        read_prompts(parts, processor, PICTURES[:1], ["star?"])
+    with pytest.raises(ValueError, match="cannot read what its processor makes of an image"):
+        read_prompts(parts, folders.processor("idefics3"), PICTURES[:1], QUESTIONS[:1]).features  # noqa: B018
