@@ -365,9 +365,9 @@ def _lens(
     words = np.vectorize(texts.__getitem__, otypes=[object])(ids)
     scale = np.array([image.width, image.height] * 2)
     levels = []
-    for name, some in _views(grids, image).items():
-        tokens = np.concatenate([grid.tokens.ravel() for grid in some])
-        boxes = np.concatenate([grid.boxes().reshape(-1, 4) for grid in some]) / scale
+    for name, shown in _views(grids, image).items():
+        tokens = np.concatenate([grid.tokens.ravel() for grid in shown])
+        boxes = np.concatenate([grid.boxes().reshape(-1, 4) for grid in shown]) / scale
         levels.append(LensLevel(name, boxes, words[:, tokens], shares[:, tokens]))
     return ["input" if depth == 0 else f"layer {depth}" for depth in chosen], levels
 

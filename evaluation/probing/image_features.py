@@ -60,7 +60,8 @@ class ImageFeatures:
         values = [_like(value, part) for value, part in zip(self._values, rows.split(widths, dim=-1), strict=True)]
         if not isinstance(self.output, Mapping):
             return values[0]
-        output, rest = copy.copy(self.output), values[1:]
+        output: Any = copy.copy(self.output)
+        rest = values[1:]
         output[self._main] = values[0]
         for name in _DEEPER:
             if count := len(self.output.get(name) or ()):

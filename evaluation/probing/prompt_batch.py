@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -135,13 +135,3 @@ class PromptBatch:
         base: Any = self.parts.model.base_model
         own = hasattr(base, "get_rope_index") or self.parts.is_encoder_decoder
         return (takes or self.parts.family == "poise") and not own
-
-    def row(self, number: int) -> "PromptBatch":
-        """One of the prompts, at the same length; only where all inputs have a row for each prompt."""
-        chosen = slice(number, number + 1)
-        inputs = {k: v[chosen] if isinstance(v, torch.Tensor) else v for k, v in self.inputs.items()}
-        masks = {
-            name: None if (mask := getattr(self, name)) is None else mask[chosen]
-            for name in ("soft_prompt", "tag_words", "question_words")
-        }
-        return replace(self, inputs=inputs, **masks, _features=[])

@@ -90,7 +90,7 @@ def _poise_inputs(
     inputs["attention_mask"] = collator.padded([[1] * len(row) for row in rows], 0, side)  # (B, T)
     # Before its placeholders are written out the same prompt has one token for the picture and none for its tags.
     bare = _bare_ids(processor, texts)
-    run = [row.count(parts.image_token_id) for row in rows]
+    run = [sum(token == parts.image_token_id for token in row) for row in rows]
     num_words = [len(row) - n - (len(short) - 1) for row, n, short in zip(rows, run, bare, strict=True)]
     return inputs, texts, num_words
 

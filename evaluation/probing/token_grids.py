@@ -115,7 +115,8 @@ def _whole_image_grids(prompts: PromptBatch, row: int, count: int) -> list[tuple
             return _merged(height, width, count)
     shapes = inputs.get("spatial_shapes")
     if shapes is not None and len(shapes) == len(prompts):
-        return _merged(*shapes[row].tolist(), count)
+        height, width = shapes[row].tolist()
+        return _merged(height, width, count)
     places = inputs.get("image_position_ids")
     if places is not None and places.dim() == 3 and places.shape[-1] == 2:
         width, height = (places[row].amax(0) + 1).tolist()
