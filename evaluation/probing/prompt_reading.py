@@ -8,11 +8,9 @@ import torch
 from PIL import Image
 
 from ...processing.batching.collators import GenerationCollator
+from ..chat_collator import ChatCollator
 from .parts import ModelParts, placeholder_ids
 from .prompt_batch import PromptBatch
-
-# Placeholders that some processors want written into the text where they have no chat template.
-_IMAGE_TOKENS = ("image_token", "image_placeholder")
 
 
 def read_prompts(
@@ -28,8 +26,8 @@ def read_prompts(
     Args:
         images: B, of which none may be `None` unless all are: then it is asked without a picture.
         questions: B.
-        tags (*optional*): per picture (name, score) pairs. A Poise model reads them as tags; for other models see
-            [`with_tag_words`].
+        tags (*optional*): per picture (name, score) pairs. A Poise model reads them as tags, for any other they are
+            words before the question.
 
     Raises:
         ValueError: the processor does not belong to the model.
@@ -37,26 +35,24 @@ def read_prompts(
     tags = [[] for _ in questions] if tags is None else tags
     if parts.family == "poise":
         inputs, texts, num_tag_words = _poise_inputs(parts, processor, images, questions, tags)
+        empty = _poise_texts(processor, len(texts))
     else:
-        inputs, texts = _chat_inputs(parts, processor, images, questions)
-        num_tag_words = [0] * len(questions)
+        inputs, texts, empty = _chat_inputs(parts, processor, images, questions, tags)
+        num_tag_words = None
     check_processor(parts, inputs)
-    device = parts.model.device
-    inputs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    device, dtype = parts.model.device, parts.model.dtype
+    inputs = {k: _moved(v, device, dtype) for k, v in inputs.items()}
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
-    found = PromptBatch(parts, inputs, question_words=question_words(processor, texts, mask, images[0] is not None))
-    if parts.family != "poise":
-        return found
-    return _with_streams(found, num_tag_words)
+    asked = PromptBatch(parts, inputs, question_words=question_words(processor, texts, empty, mask))
+    return asked if num_tag_words is None else _with_streams(asked, num_tag_words)
 
 
-def with_tag_words(question: str, tags: Sequence[Any]) -> str:
-    """The question with tags as words, for models that have no other way to read them."""
-    if not tags:
-        return question
-    listed = ", ".join(f"{name} ({score:.2f})" for name, score in tags)
-    return f"{question}\nA tagger saw: {listed}."
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A tensor where the model is, pixels in its number format."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
 def check_processor(parts: ModelParts, inputs: Mapping[str, Any]) -> None:
@@ -109,24 +105,17 @@ def _with_streams(prompts: PromptBatch, num_tag_words: Sequence[int]) -> PromptB
 
 
 def _chat_inputs(
-    parts: ModelParts, processor: Any, images: Sequence[Any], questions: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
-    texts = written(processor, questions, images[0] is not None)
-    tokenizer = getattr(processor, "tokenizer", processor)
-    options: dict[str, Any] = {"text": texts, "return_tensors": "pt"}
-    if images[0] is not None:
-        # One list a prompt: processors that take several images to a prompt read a flat list as those of one.
-        options["images"] = [[_opened(image)] for image in images] if len(images) > 1 else [_opened(images[0])]
-    if len(texts) > 1:
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        options |= {"padding": True, "padding_side": "right" if parts.is_encoder_decoder else "left"}
-    bos = getattr(tokenizer, "bos_token", None)
-    if has_template(processor):  # as apply_chat_template does it: a template that writes it gets no second one
-        options["add_special_tokens"] = not (bos and texts[0].startswith(bos))
+    parts: ModelParts, processor: Any, images: Sequence[Any], questions: Sequence[str], tags: Sequence[Sequence[Any]]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Inputs, the texts that they are made of, and the same texts with nothing asked."""
+    collator = ChatCollator(processor, parts.model.config)
+    records = [
+        {"id": str(number), "task": "vqa", "question": question, "image": _opened(image), "tags": list(some)}
+        for number, (image, question, some) in enumerate(zip(images, questions, tags, strict=True))
+    ]
     try:
-        inputs = processor(**options)
-    except (TypeError, ValueError, AttributeError) as error:
+        inputs, _ = collator(records)
+    except (TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"processor={type(processor).__name__} cannot read an image with a question "
             f"({' '.join(str(error).split())[:160]}): use the processor that was saved with the model."
@@ -145,34 +134,23 @@ def _chat_inputs(
         for name, parameter in known.items()
         if parameter.default is parameter.empty
         and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and name not in (*kept, "self")
+        and name not in kept
     ]
     if missing:
         raise parts.cannot("answer without an image", f"its forward needs {', '.join(missing)}", "give an image")
-    return kept, texts
+    texts = [collator.prompt_text(record) for record in records]
+    empty = [collator.prompt_text({**record, "question": ""}) for record in records]
+    return kept, texts, empty
 
 
-def _opened(image: Any) -> Image.Image:
+def _opened(image: Any) -> Any:
     return image.convert("RGB") if isinstance(image, Image.Image) and image.mode != "RGB" else image
 
 
-def has_template(processor: Any) -> bool:
-    """Whether questions are written by a chat template."""
-    return bool(getattr(processor, "chat_template", None))
-
-
-def written(processor: Any, questions: Sequence[str], with_image: bool = True) -> list[str]:
-    """Questions about one picture each in the words of the chat template; as they are where there is none."""
-    if not has_template(processor):
-        tokenizer = getattr(processor, "tokenizer", None)
-        token = next((t for name in _IMAGE_TOKENS if isinstance(t := getattr(processor, name, None), str)), None)
-        wants = type(processor).__name__.startswith(("Llava", "Mllama", "Idefics", "SmolVLM", "Chameleon", "Pixtral"))
-        if token is None and tokenizer is not None and wants:
-            token = getattr(tokenizer, "image_token", None)
-        return [f"{token}\n{question}" if with_image and token and wants else question for question in questions]
-    picture = [{"type": "image"}] if with_image else []
-    chats = [[{"role": "user", "content": [*picture, {"type": "text", "text": question}]}] for question in questions]
-    return processor.apply_chat_template(chats, add_generation_prompt=True)
+def _poise_texts(processor: Any, count: int) -> list[str]:
+    """Prompts of a Poise model that ask nothing."""
+    content = [{"type": "image"}, {"type": "text", "text": ""}]
+    return processor.apply_chat_template([[{"role": "user", "content": content}]] * count, add_generation_prompt=True)
 
 
 def _bare_ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -183,14 +161,13 @@ def _bare_ids(processor: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def question_words(
-    processor: Any, texts: Sequence[str], attention_mask: torch.Tensor, with_image: bool = True
+    processor: Any, texts: Sequence[str], empty: Sequence[str], attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Where prompts differ from the one that asks nothing, (B, T) bool; nothing grows behind a question."""
-    empty = _bare_ids(processor, written(processor, [""], with_image))[0]
+    """Where prompts differ from those that ask nothing, (B, T) bool; nothing grows behind a question."""
     chosen = torch.zeros_like(attention_mask, dtype=torch.bool)  # (B, T)
-    for row, ids in enumerate(_bare_ids(processor, texts)):
-        before = _common(ids, empty)
-        behind = min(_common(ids[::-1], empty[::-1]), len(empty) - before, len(ids) - before)
+    for row, (ids, without) in enumerate(zip(_bare_ids(processor, texts), _bare_ids(processor, empty), strict=True)):
+        before = _common(ids, without)
+        behind = min(_common(ids[::-1], without[::-1]), len(without) - before, len(ids) - before)
         end = int(attention_mask[row].nonzero()[-1]) + 1 - behind
         chosen[row, max(0, end - (len(ids) - before - behind)) : end] = True
     return chosen

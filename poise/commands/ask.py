@@ -143,7 +143,7 @@ def answer_in_words(
     """The answer of a model that knows no tags: where there are some, the question tells them in words."""
     from poise.evaluation.probing.parts import model_parts
     from poise.evaluation.probing.prompt_answers import answer_text, greedy_answers
-    from poise.evaluation.probing.prompt_reading import read_prompts, with_tag_words
+    from poise.evaluation.probing.prompt_reading import read_prompts
 
-    prompts = read_prompts(model_parts(model), processor, [image], [with_tag_words(question, tags)])
+    prompts = read_prompts(model_parts(model), processor, [image], [question], [tags])
     return answer_text(processor, greedy_answers(prompts, max_new_tokens=max_new_tokens)[0])

@@ -8,7 +8,7 @@ from folders import picture
 
 from poise.evaluation.probing.parts import model_parts
 from poise.evaluation.probing.prompt_answers import answer_log_probabilities, greedy_answers
-from poise.evaluation.probing.prompt_reading import read_prompts, with_tag_words
+from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.evaluation.probing.token_grids import grid_shape, tile_regions, token_grids
 
 QUESTIONS = ("what color is the star ?", "what is this ?")
@@ -92,9 +92,13 @@ def test_shapes_of_grids():
     assert grid_shape(17, 28, 28) is None  # a prime number of tokens is no square
 
 
-def test_tags_are_told_in_words():
-    assert with_tag_words("what ?", []) == "what ?"
-    assert with_tag_words("what ?", [("red dog", 0.9)]) == "what ?\nA tagger saw: red dog (0.90)."
+def test_tags_are_words_before_the_question():
+    model, processor = folders.model("llava"), folders.processor("llava")
+    prompts = read_prompts(model_parts(model), processor, PICTURES[:1], QUESTIONS[:1], [[("red", 0.5), ("blue", 0.9)]])
+    text = processor.tokenizer.decode(prompts.input_ids[0])
+    assert text.index("blue") < text.index("red") < text.index("what color")
+    words = prompts.input_ids[0][prompts.question_words[0]]
+    assert processor.tokenizer.decode(words) == QUESTIONS[0]  # theirs are no words of the question
 
 
 def test_a_foreign_processor_is_refused_in_one_line():
