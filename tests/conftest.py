@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -45,3 +46,68 @@ def shared_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("the material in ../shared is not on this machine")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_dual_encoder():
+    """`tiny_dual_encoder(**fields)`: the shipped vision tower and tag encoder with a new head, the same every time."""
+    import torch
+
+    from poise.modeling import PoiseDualEncoder
+    from poise.training.tiny_backbones.build import tiny_backbone_path
+
+    def make(text="tag_encoder", **fields):
+        torch.manual_seed(0)
+        fields = {"embed_dim": 32, **fields}
+        return PoiseDualEncoder.from_backbones(tiny_backbone_path("vision"), tiny_backbone_path(text), **fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pair_processor():
+    """Image processor of the tiny tower and tokenizer of the tiny tag encoder."""
+    from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderProcessor
+
+    from poise.training.tiny_backbones.build import tiny_backbone_path
+
+    return VisionTextDualEncoderProcessor(
+        AutoImageProcessor.from_pretrained(tiny_backbone_path("vision")),
+        AutoTokenizer.from_pretrained(tiny_backbone_path("tag_encoder")),
+    )
+
+
+@pytest.fixture(scope="session")
+def models_by_language():
+    """The same two models for the whole session; tests leave them as they are."""
+    from scene_models import make_model
+
+    return {language: make_model(language) for language in ("llama", "t5")}
+
+
+@pytest.fixture
+def tiny_model_factory():
+    """Makes a model of its own: `(language, seed=0, **config_fields) -> (model, processor)`."""
+    from scene_models import make_model
+
+    return make_model
+
+
+@pytest.fixture(params=["llama", "t5"])
+def model_and_processor(request, models_by_language):
+    return models_by_language[request.param]
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    """Records of all three tasks."""
+    from poise.processing import Scenes
+
+    return [dict(record) for record in Scenes("test", size=24)]

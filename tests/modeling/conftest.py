@@ -1,18 +1,6 @@
-"""Makes `tiny_models` importable by the tests of this folder."""
-
-import sys
-from pathlib import Path
+"""Tiny pretrained backbones in folders."""
 
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """Every test starts from the same random state."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

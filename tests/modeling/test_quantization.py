@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from test_backbones import ask
 from transformers import BitsAndBytesConfig
 
 from poise.modeling import PoiseForConditionalGeneration
+
+from .test_backbones import ask
 
 pytestmark = pytest.mark.numerics
 

@@ -37,7 +37,7 @@ torch.save({"gradients": gradients, "statistics": model.model.router.state_dict(
 def test_statistics_are_shared_and_text_alone_holds_nobody_up(scope, tmp_path):
     from tiny_models import Sample, batch_of, tiny_model
 
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent.parent / "models")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in range(2):

@@ -3,13 +3,8 @@
 import logging
 import re
 import shlex
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from document_blocks import REPOSITORY, Page, blocks_of, command_lines, full_command, is_plain_poise, pages, parse_block  # noqa: E402, I001
 
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/**/*.md"))]

@@ -1,13 +1,8 @@
-"""Makes `hub_layout` importable, and one tiny run that several tests look at."""
-
-import sys
-from pathlib import Path
+"""One tiny run that several tests look at."""
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from poise.training.sft.recipe import load_recipe  # noqa: E402
+from poise.training.sft.recipe import load_recipe
 
 SMALL = {
     "data.scenes": {"size": 64, "tasks": ["vqa"], "question_types": ["color"]},

@@ -1,4 +1,4 @@
-"""Writes the frozen checkpoint that later versions must load: `python tests/hub/freeze_checkpoint.py`.
+"""Writes the frozen checkpoint that later versions must load: `python tests/hub_cards/freeze_checkpoint.py`.
 
 A tiny model of random weights with every part (tag encoder, dynamic soft prompt, reliability router with statistics),
 its processor, and what it answers: logits, router weights and tokens for one drawn scene. Run it once for a minor
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 
 FOLDER = Path(__file__).parent / "frozen_checkpoints"
 QUESTION, TAGS = "what color is the square ?", [["red square", 0.9], ["dog", 0.2]]

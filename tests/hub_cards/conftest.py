@@ -1,23 +1,12 @@
 """A Poise model of random weights whose backbones lie in folders, saved as training leaves it."""
 
-import sys
 from pathlib import Path
 
 import pytest
-import torch
+from folder_models import Built, build, save_backbones
 from PIL import Image
 
 from poise.processing import Scenes
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from folder_models import Built, build, save_backbones  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """Every test starts from the same random state."""
-    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

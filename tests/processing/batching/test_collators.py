@@ -9,7 +9,7 @@ from poise.processing.batching.collators import GenerationCollator, TrainingColl
 from poise.processing.chat_templates import choose_chat_template
 from poise.processing.prompts import Prompts
 
-from .conftest import make_processor, word_tokenizer
+from ..conftest import make_processor, word_tokenizer
 
 PHOTO = Image.new("RGB", (80, 60), "red")
 PHOTO.paste("blue", (40, 0, 80, 60))

@@ -1,20 +1,15 @@
 """The encoder pairs that alignment names, from their files to ranking, training and tags: the whole commands."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from encoder_pairs import named_pairs
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from encoder_pairs import named_pairs  # noqa: E402
-
-from poise.command_line import main as poise  # noqa: E402
-from poise.processing.records.task_record_files import write_task_records  # noqa: E402
-from poise.processing.scenes.scenes import Scenes  # noqa: E402
-from poise.processing.taggers import DualEncoderTagger  # noqa: E402
+from poise.command_line import main as poise
+from poise.processing.records.task_record_files import write_task_records
+from poise.processing.scenes.scenes import Scenes
+from poise.processing.taggers import DualEncoderTagger
 
 PAIRS = ("dinov2+roberta", "clip", "siglip")
 

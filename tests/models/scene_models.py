@@ -1,6 +1,5 @@
 """Tiny Poise models of random weights with processors that know the words of scenes."""
 
-import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -84,26 +83,3 @@ def make_model(language: str, seed: int = 0, **fields):
         num_prompt_tokens=config.num_prompt_tokens,
     )
     return model, processor
-
-
-@pytest.fixture(scope="session")
-def models_by_language():
-    """The same two models for the whole session; tests leave them as they are."""
-    return {language: make_model(language) for language in ("llama", "t5")}
-
-
-@pytest.fixture
-def tiny_model_factory():
-    """Makes a model of its own: `(language, seed=0, **config_fields) -> (model, processor)`."""
-    return make_model
-
-
-@pytest.fixture(params=["llama", "t5"])
-def model_and_processor(request, models_by_language):
-    return models_by_language[request.param]
-
-
-@pytest.fixture(scope="session")
-def scenes():
-    """Records of all three tasks."""
-    return [dict(record) for record in Scenes("test", size=24)]

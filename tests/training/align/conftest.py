@@ -1,34 +1,6 @@
-"""Tiny dual encoders, and one finished run of `poise align` that several tests look at."""
+"""One finished run of `poise align` that several tests look at."""
 
 import pytest
-import torch
-
-
-@pytest.fixture(scope="session")
-def tiny_dual_encoder():
-    """`tiny_dual_encoder(**fields)`: the shipped vision tower and tag encoder with a new head, the same every time."""
-    from poise.modeling import PoiseDualEncoder
-    from poise.training.tiny_backbones.build import tiny_backbone_path
-
-    def make(text="tag_encoder", **fields):
-        torch.manual_seed(0)
-        fields = {"embed_dim": 32, **fields}
-        return PoiseDualEncoder.from_backbones(tiny_backbone_path("vision"), tiny_backbone_path(text), **fields)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_pair_processor():
-    """Image processor of the tiny tower and tokenizer of the tiny tag encoder."""
-    from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderProcessor
-
-    from poise.training.tiny_backbones.build import tiny_backbone_path
-
-    return VisionTextDualEncoderProcessor(
-        AutoImageProcessor.from_pretrained(tiny_backbone_path("vision")),
-        AutoTokenizer.from_pretrained(tiny_backbone_path("tag_encoder")),
-    )
 
 
 @pytest.fixture(scope="session")
