@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGen
 
 from poise.modeling.activation_profile import activation_profile
 from poise.modeling.image_reliability import DISTRUSTED, ImageReliability, image_inputs, tower_states
-from poise.processing.image_degradations import IMAGE_DEGRADATIONS
+from poise.processing.degradations.image_degradations import IMAGE_DEGRADATIONS
 from poise.processing.scenes.scenes import Scenes
 
 # Patches that one image has in the tiny families: tiles side by side, no class token.
