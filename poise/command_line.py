@@ -74,7 +74,7 @@ COMMANDS = {
         ),
         Command(
             "align",
-            "poise.training.align.stage.stage",
+            "poise.training.align.stage",
             "align frozen vision and text encoders by small projectors; the result is a tagger",
             "poise align --config align",
         ),
@@ -86,7 +86,7 @@ COMMANDS = {
         ),
         Command(
             "preference",
-            "poise.training.preference.stage.stage",
+            "poise.training.preference.stage",
             "prefer what the picture shows to what the prior or an invented tag says (DPO)",
             "poise preference --config preference_scenes --model outputs/demo/reliability/model",
         ),
@@ -159,7 +159,7 @@ COMMANDS = {
         ),
         Command(
             "backbones",
-            "poise.training.tiny_backbones.build.build",
+            "poise.training.tiny_backbones.build",
             "rebuild or check the tiny backbones of the demo",
             "poise backbones --check",
             one_thread=True,

@@ -22,7 +22,7 @@ os.environ["MPLCONFIGDIR"] = os.path.join(_cache, "matplotlib")
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from poise.library_noise import quiet_libraries
+from poise.library_noise import quiet_libraries  # noqa: E402
 
 quiet_libraries()
 

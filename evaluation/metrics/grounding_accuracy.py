@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from ...processing.grounding_text import text_to_box
+from poise.processing.grounding_text import text_to_box  # absolute: `evaluate` copies this file elsewhere
 
 DESCRIPTION = "Share of boxes whose intersection over union (IoU) with the true box reaches a threshold, and mean IoU."
 CITATION = (

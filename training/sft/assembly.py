@@ -36,7 +36,12 @@ from transformers.models.auto.modeling_auto import (
 from ...modeling import PoiseConfig, PoiseForConditionalGeneration
 from ...modeling.backbones import composite_config, placeholder_token
 from ...processing import PoiseProcessor
-from ..backbone_loading import SUGGESTED, load_score_embedding, read_config, resolve_backbone
+from ..backbone_loading import (
+    SUGGESTED,
+    load_score_embedding,
+    read_config,
+    resolve_backbone,
+)
 from ..parameter_groups import NEW_MODULES, set_trainable
 from .recipe import Recipe
 from .ridge_initialization import align_words

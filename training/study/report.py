@@ -18,7 +18,11 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen 
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.patches import Patch  # noqa: E402
 
-from .plan import AXES, Cell, StudyPlan
+from .plan import (
+    AXES,  # noqa: E402
+    Cell,
+    StudyPlan,
+)
 
 Run = Mapping[str, Any]
 # fmt: off

@@ -10,7 +10,7 @@ pytest.importorskip("lmms_eval.models", reason="lmms_eval is not installed (pip 
 from lmms_eval.api.instance import Instance  # noqa: E402
 from lmms_eval.models.registry_v2 import ModelRegistryV2  # noqa: E402
 
-from poise.hub_cards.publishing.clean_process import answer
+from poise.hub_cards.publishing.clean_process import answer  # noqa: E402
 
 QUESTION = "what color is the square ?"
 
