@@ -127,6 +127,12 @@ COMMANDS = {
             "poise diagnose outputs/demo/reliability/model --samples 300",
         ),
         Command(
+            "fit-router",
+            "poise.commands.fit_router",
+            "how far an image can be trusted, for any vision-language model, without training it",
+            "poise fit-router outputs/demo/gate/model --data scenes:train,size=500 --output outputs/trust",
+        ),
+        Command(
             "study",
             "poise.commands.study",
             "train and measure every router, prompt and language model over seeds (about 90 minutes)",

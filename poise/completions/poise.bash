@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_poise_data_subparsers=(convert show)
-_shtab_poise_subparsers=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose study ask look publish space backbones completion)
+_shtab_poise_subparsers=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose fit-router study ask look publish space backbones completion)
 
 _shtab_poise_demo_option_strings=(-h --help --output --config --steps --routers --seed --samples)
 _shtab_poise_sft_option_strings=(-h --help --config --data --resume --vision --text --model.tag_encoder --dtype --quantization --align_words --align_pictures --agreement_quantile --channel_fraction --channel_max_tokens --channel_rank --image_trust --initializer_range --projector_hidden_act --projector_type --question_agreement --reliability_quantile --reliability_slope --router_scope --router_type --soft_prompt_length --soft_prompt_pooling --soft_prompt_type --stream_dropout --tag_score_encoding --tag_separator_ids --tag_verification --tie_word_embeddings --vision_feature_layer --vision_feature_select --vision_image_size --vision_prefix_tokens --tag_words --max_tags --chat_template --train --evaluation --image_folder --tagger --scenes --max_length --evaluation_samples --max_new_tokens --feature_cache --feature_cache_dtype --packing --streaming --shuffle_buffer --r --alpha --dropout --target_modules --use_dora --use_rslora --task_routed --new_modules --soft_prompt --adapters --learning_rates.tag_encoder --vision_tower --allow_without_gradient --patience --threshold --output_dir --per_device_train_batch_size --num_train_epochs --max_steps --learning_rate --lr_scheduler_type --warmup_steps --optim --weight_decay --gradient_accumulation_steps --max_grad_norm --bf16 --fp16 --gradient_checkpointing --torch_compile --logging_steps --disable_tqdm --report_to --run_name --eval_strategy --eval_steps --per_device_eval_batch_size --eval_on_start --save_strategy --save_steps --save_total_limit --push_to_hub --hub_private_repo --hub_model_id --hub_strategy --load_best_model_at_end --metric_for_best_model --seed --dataloader_num_workers)
@@ -23,6 +23,7 @@ _shtab_poise_evaluate_option_strings=(-h --help --data --task --output --restart
 _shtab_poise_interpret_option_strings=(-h --help --data --only --samples --forms --form --tags --pictures --top-k --words --buffers --replacement --calibration --calibration-pictures --window --layers --buffer --output --restart --batch-size --seed --device --dtype --trust-remote-code --json)
 _shtab_poise_robustness_option_strings=(-h --help --data --task --samples --degradations --severities --seed --resamples --output --restart --batch-size --max-new-tokens --decoding --strength --tags --device --dtype --trust-remote-code --json)
 _shtab_poise_diagnose_option_strings=(-h --help --data --only --samples --baselines --calibration --severity --seed --max-new-tokens --output --restart --batch-size --device --dtype --trust-remote-code --json)
+_shtab_poise_fit_router_option_strings=(-h --help --data --output --samples --check --image --device --dtype --trust-remote-code --json)
 _shtab_poise_study_option_strings=(-h --help --config --output --results --jobs --seeds --steps --samples --report-only)
 _shtab_poise_ask_option_strings=(-h --help --tags --tagger --task --max-new-tokens --device)
 _shtab_poise_look_option_strings=(-h --help --tags --output --max-new-tokens --cells --severity --top-k --device --dtype --trust-remote-code)
@@ -89,6 +90,10 @@ _shtab_poise_diagnose_pos_0_COMPGEN=_shtab_compgen_files
 _shtab_poise_diagnose___data_COMPGEN=_shtab_compgen_files
 _shtab_poise_diagnose___calibration_COMPGEN=_shtab_compgen_files
 _shtab_poise_diagnose___output_COMPGEN=_shtab_compgen_files
+_shtab_poise_fit_router_pos_0_COMPGEN=_shtab_compgen_files
+_shtab_poise_fit_router___data_COMPGEN=_shtab_compgen_files
+_shtab_poise_fit_router___output_COMPGEN=_shtab_compgen_files
+_shtab_poise_fit_router___image_COMPGEN=_shtab_compgen_files
 _shtab_poise_study___config_COMPGEN=_shtab_compgen_files
 _shtab_poise_study___output_COMPGEN=_shtab_compgen_files
 _shtab_poise_study___results_COMPGEN=_shtab_compgen_files
@@ -201,12 +206,14 @@ _shtab_poise_diagnose___only_choices=(attention coalitions router)
 _shtab_poise_diagnose___baselines_choices=(mean swap)
 _shtab_poise_diagnose___device_choices=(cpu cuda)
 _shtab_poise_diagnose___dtype_choices=(float32 bfloat16 float16)
+_shtab_poise_fit_router___device_choices=(cpu cuda)
+_shtab_poise_fit_router___dtype_choices=(float32 bfloat16 float16)
 _shtab_poise_ask___device_choices=(cpu cuda)
 _shtab_poise_look___device_choices=(cpu cuda)
 _shtab_poise_look___dtype_choices=(float32 bfloat16 float16)
 _shtab_poise_backbones___only_choices=(vision causal_lm seq2seq_lm tag_encoder)
 _shtab_poise_completion_pos_0_choices=(bash zsh fish)
-_shtab_poise_pos_0_choices=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose study ask look publish space backbones completion)
+_shtab_poise_pos_0_choices=(demo sft rank-encoders curate align tag-encoder preference merge data evaluate interpret robustness diagnose fit-router study ask look publish space backbones completion)
 
 _shtab_poise_demo__h_nargs=0
 _shtab_poise_demo___help_nargs=0
@@ -272,6 +279,11 @@ _shtab_poise_diagnose___baselines_nargs=+
 _shtab_poise_diagnose___restart_nargs=0
 _shtab_poise_diagnose___trust_remote_code_nargs=0
 _shtab_poise_diagnose___json_nargs=0
+_shtab_poise_fit_router__h_nargs=0
+_shtab_poise_fit_router___help_nargs=0
+_shtab_poise_fit_router___image_nargs=+
+_shtab_poise_fit_router___trust_remote_code_nargs=0
+_shtab_poise_fit_router___json_nargs=0
 _shtab_poise_study__h_nargs=0
 _shtab_poise_study___help_nargs=0
 _shtab_poise_study___seeds_nargs=+

@@ -19,6 +19,7 @@ _shtab_poise_commands() {
     demo:'train two tiny models on drawn scenes, compare them, publish one (about 5 minutes)'
     diagnose:'which modality the answers follow: attention, Shapley shares, conflicts, router weights'
     evaluate:'let a model answer a data set and score the answers'
+    fit-router:'how far an image can be trusted, for any vision-language model, without training it'
     interpret:'where a model keeps what it sees: logit lens, token ablation, attention knockout'
     look:'answer a question about an image, with a page on what the answer rests on; for any VLM'
     merge:'merge a run'"'"'s adapters into its language model'
@@ -283,6 +284,23 @@ _shtab_poise_evaluate_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_poise_evaluate_defaults_added=0
+
+_shtab_poise_fit_router_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--data[task records or scenes\:SPLIT\; about 400 sound images or more]:SOURCE:_files"
+  "--output[for the statistics (default\: outputs\/fit-router\/MODEL)]:FOLDER:_files"
+  "--samples[images at most (default 2000)]:N:"
+  "--check[images that are left out of the fit, and looked at as they are and damaged (default 32)]:N:"
+  "--image[tell how far these images can be trusted]:FILE:_files"
+  "--device[cpu, cuda, ... (default\: cuda if there is one)]:NAME:(cpu cuda)"
+  "--dtype[of the weights (default\: as they are stored)]:NAME:(float32 bfloat16 float16)"
+  "--trust-remote-code[run code that the repository brings along]"
+  "--json[print JSON instead of a table]"
+  ":folder of a saved model, a run, or a Hub repository:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_poise_fit_router_defaults_added=0
 
 _shtab_poise_interpret_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -693,6 +711,7 @@ _shtab_poise() {
         demo) _arguments -C -s $_shtab_poise_demo_options ;;
         diagnose) _arguments -C -s $_shtab_poise_diagnose_options ;;
         evaluate) _arguments -C -s $_shtab_poise_evaluate_options ;;
+        fit-router) _arguments -C -s $_shtab_poise_fit_router_options ;;
         interpret) _arguments -C -s $_shtab_poise_interpret_options ;;
         look) _arguments -C -s $_shtab_poise_look_options ;;
         merge) _arguments -C -s $_shtab_poise_merge_options ;;

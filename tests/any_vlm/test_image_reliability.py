@@ -1,12 +1,16 @@
 """How far an image can be trusted: the tower's states of every family, and a detector that never saw damage."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny_families import FAMILIES
+from tiny_folders import llava
 from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionModel
 
+from poise.command_line import main
 from poise.modeling.activation_profile import activation_profile
 from poise.modeling.image_reliability import DISTRUSTED, ImageReliability, image_inputs, tower_states
 from poise.processing.degradations.image_degradations import IMAGE_DEGRADATIONS
@@ -93,6 +97,37 @@ def test_it_is_kept_beside_the_model(seeing, tmp_path):
     assert loaded.trust(seeing.model, seeing.processor, image) == seeing.trusts([image])[0]
     with pytest.raises(ValueError, match="fitted to a 'llava' model, not 'paligemma'"):
         loaded.trust(FAMILIES["paligemma"]()[0], seeing.processor, image)
+
+
+@pytest.mark.slow
+def test_the_command_fits_checks_and_judges(tmp_path, capsys):
+    model, statistics = llava(tmp_path / "model"), tmp_path / "trust"
+    sound, dark = tmp_path / "sound.png", tmp_path / "dark.png"
+    image = scenes("validation", 1)[0]
+    image.save(sound)
+    image.point(lambda value: value // 12).save(dark)
+    command = ["fit-router", model, "--output", str(statistics), "--json", "--image", str(sound), str(dark)]
+    assert main([*command, "--data", "scenes:train,size=405,tasks=vqa", "--check", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 400 and found["data"].startswith("scenes:train")
+    assert found["flagged"]["sound"] == 0.0 and found["flagged"]["noise_5"] == 1.0
+    assert found["flagged"]["noise_1"] < 1.0 and "swapped_image_1" not in found["flagged"]
+    assert found["trust"][str(sound)] > DISTRUSTED > found["trust"][str(dark)]
+    assert main(command) == 0  # without --data: what was fitted before
+    assert json.loads(capsys.readouterr().out)["trust"] == found["trust"]
+    assert main(command[:4] + ["--image", str(sound), str(dark)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "unlike" not in first and "unlike" in second
+
+
+def test_the_command_asks_for_what_it_needs(tmp_path, capsys):
+    for options, part in (
+        ([], "neither --data nor --image"),
+        (["--image", str(tmp_path / "photo.png")], "holds no statistics"),
+        (["--data", "scenes", "--check", "-1"], "--check -1"),
+    ):
+        assert main(["fit-router", "nowhere/at/all", "--output", str(tmp_path), *options]) == 1
+        assert part in capsys.readouterr().err
 
 
 def test_too_few_images_give_no_verdict():

@@ -19,6 +19,7 @@ SLIPS = {
     "evaluate": (["nowhere/at/all", "--data", "scenes", "--task", "vqa"], "nowhere"),
     "interpret": (["nowhere/at/all"], "nowhere"),
     "robustness": (["nowhere/at/all"], "nowhere"),
+    "fit-router": (["nowhere/at/all", "--data", "scenes:test,size=2"], "nowhere"),
     "diagnose": (["nowhere/at/all"], "nowhere"),
     "study": (["--config", "nowhere"], "nowhere"),
     "data": (["show", "nowhere.jsonl"], "nowhere"),

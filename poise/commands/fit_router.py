@@ -1,0 +1,136 @@
+"""`poise fit-router MODEL --data ...`: how far an image can be trusted, for any VLM, without training it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+SEVERITIES = (1, 3, 5)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poise fit-router",
+        description="One pass of a VLM's own vision tower over sound images gives the statistics by which the "
+        "reliability router tells whether a new image is like them. The model is not changed; nothing is trained.",
+        epilog="example: poise fit-router user/vlm --data photos.jsonl --output outputs/trust; "
+        "then poise fit-router user/vlm --output outputs/trust --image photo.jpg",
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, a run, or a Hub repository")
+    parser.add_argument("--data", metavar="SOURCE", help="task records or scenes:SPLIT; about 400 sound images or more")
+    parser.add_argument("--output", metavar="FOLDER", help="for the statistics (default: outputs/fit-router/MODEL)")
+    parser.add_argument("--samples", type=int, default=2000, metavar="N", help="images at most (default 2000)")
+    parser.add_argument(
+        "--check",
+        type=int,
+        default=32,
+        metavar="N",
+        help="images that are left out of the fit, and looked at as they are and damaged (default 32)",
+    )
+    parser.add_argument("--image", nargs="+", metavar="FILE", help="tell how far these images can be trusted")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Fits, or reads what was fitted, and prints verdicts. Returns 0; what can go wrong is raised."""
+    arguments = build_parser().parse_args(argv)
+    from poise.evaluation.data_sources import load_data_source
+    from poise.model_loading import load_model, output_folder
+    from poise.modeling.image_reliability import ImageReliability
+    from poise.processing.image_loading import open_image
+
+    # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    folder = output_folder(arguments.model, "fit-router", arguments.output)
+    if arguments.data is None and not arguments.image:
+        raise ValueError("neither --data nor --image is given: name sound images to fit to, or images to judge.")
+    if arguments.check < 0 or arguments.samples < 1:
+        raise ValueError(f"--check {arguments.check} --samples {arguments.samples}: write 0 or more, and 1 or more.")
+    if arguments.data is None and not (folder / "config.json").is_file():
+        raise ValueError(f"--output {str(folder)!r} holds no statistics: fit them with --data first.")
+    images = [open_image(name) for name in arguments.image or ()]
+    records = None if arguments.data is None else load_data_source(arguments.data, arguments.samples)
+    model, processor = load_model(
+        arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
+    )
+    found: dict[str, Any] = {"model": arguments.model}
+    if records is None:
+        with redirect_stdout(sys.stderr):  # huggingface_hub says that it loads
+            reliability = ImageReliability.from_pretrained(folder).eval()
+    else:
+        reliability, held_out = _fitted(arguments, model, processor, records)
+        reliability.save_pretrained(folder)
+        found |= reliability.origin
+        if held_out:
+            found["flagged"] = _flagged(reliability, model, processor, held_out)
+        (folder / "fit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if images:
+        trusts = [reliability.trust(model, processor, image) for image in images]
+        found["trust"] = dict(zip(arguments.image, trusts, strict=True))
+    sys.stdout.write(json.dumps(found, indent=2) + "\n" if arguments.json else _report(found))
+    if records is not None:
+        sys.stderr.write(f"statistics are in {folder}\n")
+    return 0
+
+
+def _fitted(arguments: argparse.Namespace, model: Any, processor: Any, records: Any) -> tuple[Any, list[Any]]:
+    """Statistics of all images but the last `--check` ones, and these."""
+    from poise.modeling.image_reliability import ImageReliability
+
+    fitted_to = max(0, len(records) - arguments.check)
+    origin = {"data": arguments.data, "images": fitted_to}
+    images = _images(records, range(fitted_to), "fit")
+    reliability = ImageReliability.fitted(model, processor, images, origin=origin)
+    return reliability, list(_images(records, range(fitted_to, len(records)), "held out"))
+
+
+def _images(records: Any, indices: Sequence[int], name: str) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    from poise.processing.records.task_record_files import opened_record
+
+    for place in tqdm(indices, desc=name, unit="image", disable=not sys.stderr.isatty()):
+        image = opened_record(records[place])["image"]
+        if image is not None:
+            yield image
+
+
+def _flagged(reliability: Any, model: Any, processor: Any, images: Sequence[Any]) -> dict[str, float]:
+    """Share of held-out images that are distrusted, as they are and by degradation and severity."""
+    from tqdm.auto import tqdm
+
+    from poise.modeling.image_reliability import DISTRUSTED
+    from poise.processing.degradations.degradations import degrade_image
+    from poise.processing.degradations.image_degradations import IMAGE_DEGRADATIONS
+
+    cells = [("sound", 0), *((name, s) for name in IMAGE_DEGRADATIONS if name != "swapped_image" for s in SEVERITIES)]
+    flagged = {}
+    for name, severity in tqdm(cells, desc="check", unit="cell", disable=not sys.stderr.isatty()):
+        count = 0
+        for i, image in enumerate(images):
+            shown = degrade_image(image, name, severity, sample_id=str(i)) if severity else image
+            count += reliability.trust(model, processor, shown) < DISTRUSTED
+        flagged[f"{name}_{severity}" if severity else name] = count / len(images)
+    return flagged
+
+
+def _report(found: dict[str, Any]) -> str:
+    from poise.modeling.image_reliability import DISTRUSTED
+
+    lines = []
+    if "flagged" in found:
+        flagged = found["flagged"]
+        lines = [f"share of held-out images called unlike the {found['images']} sound ones", ""]
+        lines += [f"{'':<12}{'':>9}" + "".join(f"{f'severity {s}':>12}" for s in SEVERITIES)]
+        lines += [f"{'sound':<12}{flagged['sound']:>9.2f}"]
+        for name in dict.fromkeys(key.rpartition("_")[0] for key in flagged if key != "sound"):
+            lines.append(f"{name:<12}{'':>9}" + "".join(f"{flagged[f'{name}_{s}']:>12.2f}" for s in SEVERITIES))
+    for name, trust in found.get("trust", {}).items():
+        warning = "" if trust >= DISTRUSTED else "  unlike the sound images: do not rely on an answer about it"
+        lines.append(f"{trust:.3f}  {name}{warning}")
+    return "\n".join(lines) + "\n" if lines else ""
