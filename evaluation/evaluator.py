@@ -127,6 +127,17 @@ logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
 
 
+def image_group(record: Record) -> Row:
+    """`{"group": ...}` for the row of a record whose metadata names its image: intervals draw its rows together."""
+    metadata = record.get("metadata") or {}
+    return {"group": str(metadata["image_id"])} if metadata.get("image_id") is not None else {}
+
+
+def groups_of(rows: Sequence[Row]) -> list[str]:
+    """What the bootstrap draws together: rows about one image, else each by itself."""
+    return [row.get("group", row["id"]) for row in rows]
+
+
 class Evaluator(ABC):
     """Predicts something for every record, once, and scores all of it.
 

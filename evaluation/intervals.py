@@ -93,9 +93,14 @@ def _group_sums(rows: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarra
     return sums, np.bincount(index).astype(np.float64)
 
 
-def mean_with_interval(name: str, values: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """`name`, `name_low`, `name_high` (95 %); no bounds where there are too few values for them."""
-    low, high = bootstrap_interval(values)
+def mean_with_interval(
+    name: str, values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None
+) -> dict[str, float]:
+    """
+    `name`, `name_low`, `name_high` (95 %); no bounds where there are too few values, or groups, for them. `groups` are
+    drawn as wholes, see [`bootstrap_interval`].
+    """
+    low, high = bootstrap_interval(values, groups=groups)
     mean = {name: float(np.mean(values))}
     return mean if math.isnan(low) else {**mean, f"{name}_low": low, f"{name}_high": high}
 

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from ...processing.prompts import Prompts
-from ..evaluator import Evaluator, Record, Row
+from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..intervals import bootstrap_interval
 from ..probing.answers import answer_texts, greedy_answers
 from ..probing.model_parts import attention_backend, model_parts
@@ -172,7 +172,7 @@ class AttentionDominance(Evaluator):
     def row(self, record: Record) -> Row | None:
         if record.get("image") is None:
             return None
-        return {"id": str(record["id"]), "question": Prompts().question(record)}
+        return {"id": str(record["id"]), "question": Prompts().question(record), **image_group(record)}
 
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         prompts = read_prompts(
@@ -198,14 +198,16 @@ class AttentionDominance(Evaluator):
         tokens = np.array([row["tokens"] for row in rows], dtype=float)  # (n, G)
         metrics: dict[str, float] = {}
         for name, layers in layer_ranges(attention.shape[1]).items():
-            metrics |= self._indices(name, attention[:, layers].mean(1), tokens)
+            metrics |= self._indices(name, attention[:, layers].mean(1), tokens, groups_of(rows))
         shares = attention.mean(1).sum(0)  # (G,)
         for place, group in enumerate(GROUPS):
             metrics[f"tokens_{group}"] = float(tokens[:, place].mean())
             metrics[f"attention_{group}"] = float(shares[place] / shares.sum())
         return {**metrics, "layers": float(attention.shape[1]), "samples": float(len(rows))}
 
-    def _indices(self, name: str, attention: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    def _indices(
+        self, name: str, attention: np.ndarray, tokens: np.ndarray, samples: Sequence[str]
+    ) -> dict[str, float]:
         """MDI and AEI of `attention` (n, G) on `tokens` (n, G)."""
         image = np.array([group == "image" for group in GROUPS])  # (G,)
         first = np.array([group == "first" for group in GROUPS])  # (G,)
@@ -213,11 +215,11 @@ class AttentionDominance(Evaluator):
         metrics: dict[str, float] = {}
         for key, text in texts.items():
             addends = [attention[:, text], tokens[:, text], attention[:, image], tokens[:, image]]
-            metrics |= _ratio(f"{key}{name}", addends)
+            metrics |= _ratio(f"{key}{name}", addends, samples)
         for key, chosen in {"image": image, "text": ~image, **_each_group()}.items():
             if tokens[:, chosen].any():
                 addends = [attention[:, chosen], attention, tokens[:, chosen], tokens]
-                metrics |= _ratio(f"aei_{key}{name}", addends)
+                metrics |= _ratio(f"aei_{key}{name}", addends, samples)
         return metrics
 
 
@@ -249,7 +251,7 @@ def _each_group() -> dict[str, np.ndarray]:
     return {name: np.array([name == group for group in GROUPS]) for name in GROUPS if name != "image"}
 
 
-def _ratio(name: str, addends: Sequence[np.ndarray]) -> dict[str, float]:
+def _ratio(name: str, addends: Sequence[np.ndarray], samples: Sequence[str]) -> dict[str, float]:
     """(a / b) / (c / d) of sums over samples, with its interval; nothing where a part is zero."""
     rows = np.stack([part.sum(-1) for part in addends], axis=-1)  # (n, 4)
 
@@ -259,6 +261,6 @@ def _ratio(name: str, addends: Sequence[np.ndarray]) -> dict[str, float]:
     if (rows.sum(0) <= 0).any():
         return {}
     with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = bootstrap_interval(rows, statistic=statistic)
+        low, high = bootstrap_interval(rows, statistic=statistic, groups=samples)
         metrics = {name: float(statistic(rows.sum(0, keepdims=True), np.ones(1))[0])}
     return {**metrics, f"{name}_low": low, f"{name}_high": high} if np.isfinite(low) and np.isfinite(high) else metrics

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ...processing.prompts import target_text
-from ..evaluator import Evaluator, Record, Row
+from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..generation_evaluator import needed_field
 from ..intervals import bootstrap_interval, mean_with_interval
 from ..metrics.vqa_answers import normalize_answer, vqa_accuracy
@@ -145,6 +145,7 @@ class CoalitionDominance(Evaluator):
             "question": record["question"],
             "answers": needed_field(record, "answers"),
             "swapped_question": record["donors"]["question"],
+            **image_group(record),
         }
         if metadata.get("answer_scores"):
             row["answer_scores"] = dict(metadata["answer_scores"])
@@ -198,32 +199,33 @@ class CoalitionDominance(Evaluator):
     def score(self, rows: list[Row]) -> dict[str, float]:
         players = tuple(rows[0]["players"])
         everything = coalition_name(players)
+        groups = groups_of(rows)
         metrics: dict[str, float] = {}
         for measure in MEASURES:
-            metrics |= mean_with_interval(measure, [row[measure][everything] for row in rows])
+            metrics |= mean_with_interval(measure, [row[measure][everything] for row in rows], groups)
         for baseline in self.baselines:
             for measure in MEASURES:
                 values = {players: np.array([row[measure][everything] for row in rows])}  # each (n,)
                 for some in coalitions(players)[:-1]:
                     name = coalition_name(some)
                     values[some] = np.array([row[measure][f"{baseline}:{name}"] for row in rows])
-                    metrics |= mean_with_interval(f"{baseline}_{measure}_{name}", values[some])
-                metrics |= _shares(f"{baseline}_{measure}", shapley_values(values, players))
+                    metrics |= mean_with_interval(f"{baseline}_{measure}_{name}", values[some], groups)
+                metrics |= _shares(f"{baseline}_{measure}", shapley_values(values, players), groups)
         return {**metrics, **_conflict(rows, everything), "samples": float(len(rows))}
 
 
-def _shares(name: str, values: dict[str, np.ndarray]) -> dict[str, float]:
+def _shares(name: str, values: dict[str, np.ndarray], groups: Sequence[str]) -> dict[str, float]:
     """Shapley values and shares, with intervals, from those of each sample (n,)."""
     metrics: dict[str, float] = {}
     total = sum(values.values())  # (n,)
     for player, some in values.items():
-        metrics |= mean_with_interval(f"{name}_value_{player}", some)
+        metrics |= mean_with_interval(f"{name}_value_{player}", some, groups)
         if np.mean(total) > 0:
             key = f"{name}_share_{player}"
             metrics[key] = float(np.mean(some) / np.mean(total))
             with np.errstate(divide="ignore", invalid="ignore"):
                 low, high = bootstrap_interval(
-                    np.stack([some, total], axis=1), statistic=lambda sums, sizes: sums[:, 0] / sums[:, 1]
+                    np.stack([some, total], axis=1), lambda sums, sizes: sums[:, 0] / sums[:, 1], groups
                 )
             if np.isfinite(low) and np.isfinite(high):
                 metrics |= {f"{key}_low": low, f"{key}_high": high}
@@ -241,7 +243,7 @@ def _conflict(rows: Sequence[Row], everything: str) -> dict[str, float]:
         return {}
     follows = [normalize_answer(row["said"][everything]) == normalize_answer(row["prior_answer"]) for row in some]
     return {
-        **mean_with_interval("conflict_accuracy", [row["accuracy"][everything] for row in some]),
-        **mean_with_interval("conflict_prior", np.array(follows, dtype=float)),
+        **mean_with_interval("conflict_accuracy", [row["accuracy"][everything] for row in some], groups_of(some)),
+        **mean_with_interval("conflict_prior", np.array(follows, dtype=float), groups_of(some)),
         "conflict_samples": float(len(some)),
     }

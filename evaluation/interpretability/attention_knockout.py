@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..evaluator import Evaluator, Record, Row
+from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..intervals import mean_with_interval
 from ..probing.answers import answer_log_probabilities, answer_texts, greedy_answers
 from ..probing.model_parts import TAKES_MASKS, ModelParts, attention_backend, model_parts
@@ -269,7 +269,8 @@ class AttentionKnockout(Evaluator):
         probe = object_probe(record)
         if probe is None or self.form not in probe.questions:
             return None
-        return {"id": probe.id, "object": probe.name, "box": list(probe.box), "question": probe.questions[self.form]}
+        row = {"id": probe.id, "object": probe.name, "box": list(probe.box), "question": probe.questions[self.form]}
+        return {**row, **image_group(record)}
 
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         parts = model_parts(model)
@@ -330,10 +331,7 @@ class AttentionKnockout(Evaluator):
             else 0.0,
         }
         for key in dict.fromkeys(key for row in weighed for key in row["without"]):
-            drops = [
-                1.0 - float(np.exp(row["without"][key] - row["log_probability"]))
-                for row in weighed
-                if key in row["without"]
-            ]
-            metrics |= mean_with_interval(key, drops)
+            own = [row for row in weighed if key in row["without"]]
+            drops = [1.0 - float(np.exp(row["without"][key] - row["log_probability"])) for row in own]
+            metrics |= mean_with_interval(key, drops, groups_of(own))
         return metrics

@@ -12,7 +12,7 @@ make together (completeness), but for the error of the sum that stands for the i
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..evaluator import Evaluator, Record, Row
+from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..intervals import mean_with_interval
 from ..probing.answers import answer_log_probabilities, answer_texts, greedy_answers
 from ..probing.model_parts import model_parts
@@ -200,7 +200,8 @@ class TokenAblation(Evaluator):
         asked = [form for form in self.forms if probe is not None and form in probe.questions]
         if probe is None or not asked:
             return None
-        return {"id": probe.id, "object": probe.name, "box": list(probe.box), "forms": asked}
+        row = {"id": probe.id, "object": probe.name, "box": list(probe.box), "forms": asked}
+        return {**row, **image_group(record)}
 
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         parts = model_parts(model)
@@ -303,27 +304,28 @@ class TokenAblation(Evaluator):
             counts = [row["tokens"][str(buffer)] for row in asked if str(buffer) in row["tokens"]]
             metrics[f"tokens_{buffer}"] = float(np.mean(counts)) if counts else 0.0
         for form in self.forms:
-            found = [row["identified"][form] for row in asked if form in row["identified"]]
+            found = [row for row in asked if form in row["identified"]]
             metrics[f"{form}_samples"] = float(len(found))
             metrics[f"{form}_clean"] = 0.0
             for name in ("clean", OTHER_PICTURE):
-                if values := [seen[name] for seen in found if name in seen]:
-                    metrics |= mean_with_interval(f"{form}_{name}", values)
-            kept = [seen for seen in found if seen["clean"]]
+                if own := [row for row in found if name in row["identified"][form]]:
+                    seen = [row["identified"][form][name] for row in own]
+                    metrics |= mean_with_interval(f"{form}_{name}", seen, groups_of(own))
+            kept = [row for row in found if row["identified"][form]["clean"]]
             if kept:
                 metrics |= self._drops(form, kept)
         return metrics
 
-    def _drops(self, form: str, kept: Sequence[Mapping[str, bool]]) -> dict[str, float]:
+    def _drops(self, form: str, kept: Sequence[Row]) -> dict[str, float]:
         metrics = {}
         for buffer in self.buffers:
             lost = {
-                name: np.array([not seen[f"{name}_{buffer}"] for seen in kept], dtype=float)
+                name: np.array([not row["identified"][form][f"{name}_{buffer}"] for row in kept], dtype=float)
                 for name in ("object", *self.rivals)
             }
             columns = {f"{form}_drop_{name}_{buffer}": values for name, values in lost.items()}
             if "random" in lost:
                 columns[f"{form}_object_over_random_{buffer}"] = lost["object"] - lost["random"]
             for key, values in columns.items():
-                metrics |= mean_with_interval(key, values)
+                metrics |= mean_with_interval(key, values, groups_of(kept))
         return metrics

@@ -7,7 +7,7 @@ import torch
 
 from ...processing import GenerationCollator
 from ...processing.degradations.degradations import DEGRADATION_STREAMS, check_degradation
-from ..evaluator import Evaluator, Record, Row
+from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..intervals import mean_with_interval
 from .degraded_records import CLEAN, DegradedRecords
 
@@ -92,7 +92,7 @@ class RouterByCondition(Evaluator):
     def row(self, record: Record) -> Row | None:
         if record["cell"] is None or record.get("image") is None:
             return None
-        return {"id": str(record["id"]), "degradation": record["cell"]["degradation"]}
+        return {"id": str(record["id"]), "degradation": record["cell"]["degradation"], **image_group(record)}
 
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         weights = router_weights(model, processor, records, len(records))  # (B, 2)
@@ -103,10 +103,10 @@ class RouterByCondition(Evaluator):
     def score(self, rows: list[Row]) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for name in (CLEAN, *self.degradations):
-            pairs = [row["weights"] for row in rows if row["degradation"] == name]
-            if pairs:
-                metrics |= mean_with_interval(f"{name}_image_weight", [image for image, _ in pairs])
-                metrics |= mean_with_interval(f"{name}_text_weight", [text for _, text in pairs])
+            own = [row for row in rows if row["degradation"] == name]
+            for place, stream in enumerate(("image", "text") if own else ()):
+                weights = [row["weights"][place] for row in own]
+                metrics |= mean_with_interval(f"{name}_{stream}_weight", weights, groups_of(own))
         return {**metrics, "samples": float(sum(row["degradation"] == CLEAN for row in rows))}
 
 

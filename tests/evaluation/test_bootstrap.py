@@ -78,3 +78,55 @@ def test_one_group_has_no_interval():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(**arguments)
+
+
+def rows_of_every_kind(group):
+    """Rows of 40 samples about 4 pictures whose answers depend on the picture alone, as each evaluator keeps them."""
+    from poise.evaluation.dominance.coalitions import coalition_name, coalitions
+
+    players = ("image", "question")
+    for number in range(40):
+        value = float(number % 4 < 2)
+        worth = {coalition_name(players): value}
+        worth |= {f"mean:{coalition_name(some)}": value / 2 for some in coalitions(players)[:-1]}
+        yield {
+            "id": str(number), **({"group": str(number % 4)} if group else {}),
+            "degradation": "clean", "weights": [value, value],
+            "skipped": False, "tokens": {"0": 1}, "identified": {"polling": {"clean": True, "object_0": bool(value)}},
+            "without": {"last_to_image_0": np.log(0.5 + value / 4)}, "log_probability": 0.0,
+            "players": players, "accuracy": worth, "log_likelihood": worth, "answers": ["a"], "said": {},
+        }  # fmt: skip
+
+
+def test_diagnosis_and_interpretation_draw_the_questions_about_one_picture_together():
+    from poise.evaluation.dominance.coalitions import CoalitionDominance
+    from poise.evaluation.interpretability.attention_knockout import AttentionKnockout
+    from poise.evaluation.interpretability.token_ablation import TokenAblation
+    from poise.evaluation.robustness.router_weights import RouterByCondition
+
+    evaluators = {
+        "clean_image_weight": RouterByCondition(progress=False),
+        "polling_drop_object_0": TokenAblation(forms=("polling",), rivals=(), buffers=(0,), progress=False),
+        "accuracy": CoalitionDominance(baselines=("mean",), progress=False),
+        "last_to_image_0": AttentionKnockout(progress=False),
+    }
+    for key, evaluator in evaluators.items():
+        identified = True if isinstance(evaluator, AttentionKnockout) else None
+        apart, together = (
+            evaluator.score(
+                [{**row, "identified": identified or row["identified"]} for row in rows_of_every_kind(group)]
+            )
+            for group in (False, True)
+        )
+        # Four pictures in place of forty samples: an interval three times as wide.
+        widths = [found[f"{key}_high"] - found[f"{key}_low"] for found in (apart, together)]
+        assert 2 < widths[1] / widths[0] < 5, (key, widths)
+
+
+def test_the_picture_a_row_is_about_comes_from_the_metadata():
+    from poise.evaluation.evaluator import groups_of, image_group
+
+    assert image_group({"metadata": {"image_id": 7}}) == {"group": "7"}
+    assert image_group({"metadata": {"image_id": 0}}) == {"group": "0"}
+    assert image_group({"metadata": None}) == image_group({}) == image_group({"metadata": {"image_id": None}}) == {}
+    assert groups_of([{"id": "a", "group": "7"}, {"id": "b"}]) == ["7", "b"]

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 
 Record = Mapping[str, Any]
+# Similarities are compared to so many digits: captions that name two concepts alike are ties, which rounding errors of
+# one processor or another would otherwise break.
+DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,25 @@ class ConceptCandidates:
         if capacity < 1:
             raise ValueError(f"capacity={capacity} must be 1 or more")
         self.concepts, self.capacity, self.min_similarity = list(concepts), capacity, min_similarity
-        self.similarity = torch.full((len(concepts), 0), -torch.inf)  # (C, at most capacity), falling
+        self.similarity = torch.full(
+            (len(concepts), 0), -torch.inf, dtype=torch.float64
+        )  # (C, at most capacity), falling
         self.rows = torch.zeros(len(concepts), 0, dtype=torch.long)  # (C, at most capacity)
         self.records: dict[int, Record] = {}
         self.seen = 0
-        self.nearest = torch.zeros(len(concepts), dtype=torch.long)  # (C,)
+        self.nearest = torch.zeros(len(concepts), dtype=torch.float64)  # (C,)
 
     def add(self, records: Sequence[Record], similarity: torch.Tensor) -> None:
         """
         Args:
             records: the next n of the pool, without decoded pictures.
-            similarity (n, C): to every concept.
+            similarity (n, C): to every concept. A record that is equally near to several counts for each of them in
+                equal parts.
         """
-        similarity = similarity.float().cpu()  # (n, C)
+        similarity = similarity.double().cpu().round(decimals=DIGITS)  # (n, C)
         rows = torch.arange(self.seen, self.seen + len(records))  # (n,)
-        self.nearest += similarity.argmax(1).bincount(minlength=len(self.concepts))
+        is_nearest = (similarity == similarity.amax(1, keepdim=True)).double()  # (n, C)
+        self.nearest += (is_nearest / is_nearest.sum(1, keepdim=True)).sum(0)
         all_similarity = torch.cat([self.similarity, similarity.T], dim=1)  # (C, held + n)
         all_rows = torch.cat([self.rows, rows.expand(len(self.concepts), -1)], dim=1)  # (C, held + n)
         # A stable sort: of equally similar records the earlier one stays, whatever the batches are.
@@ -97,7 +104,7 @@ class ConceptCandidates:
 def coverage(candidates: ConceptCandidates, kept: Iterable[Kept], keep: int) -> list[dict[str, Any]]:
     """
     Per concept: `concept`, `kept` records, how many are `missing` to `keep`, mean and lowest similarity of the kept
-    ones, and in how many records of the pool this concept is the `nearest` one.
+    ones, and in how many records of the pool this concept is the `nearest` one (ties in equal parts).
     """
     own: list[list[float]] = [[] for _ in candidates.concepts]
     for item in kept:
@@ -109,7 +116,7 @@ def coverage(candidates: ConceptCandidates, kept: Iterable[Kept], keep: int) -> 
             "missing": keep - len(scores),
             "similarity": sum(scores) / len(scores) if scores else None,
             "lowest": min(scores) if scores else None,
-            "nearest": int(nearest),
+            "nearest": round(float(nearest), 2),
         }
         for name, scores, nearest in zip(candidates.concepts, own, candidates.nearest, strict=True)
     ]
@@ -128,7 +135,7 @@ def coverage_summary(rows: Sequence[Mapping[str, Any]], keep: int, seen: int) ->
     }
 
 
-def gini(counts: Sequence[int]) -> float:
+def gini(counts: Sequence[float]) -> float:
     """0 where all counts are equal, towards 1 where one concept has everything."""
     values = torch.tensor(counts, dtype=torch.float64).sort().values  # (C,)
     if values.sum() == 0:
