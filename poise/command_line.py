@@ -103,6 +103,12 @@ COMMANDS = {
             "poise data show scenes:train --config demo --output data.png",
         ),
         Command(
+            "tag",
+            "poise.commands.tag",
+            "tag images with CLIP, SigLIP, a detector, Florence-2 or your own tagger",
+            "poise tag train.jsonl --tagger openai/clip-vit-base-patch32 --vocabulary coco --output tagged.jsonl",
+        ),
+        Command(
             "evaluate",
             "poise.commands.evaluate",
             "let a model answer a data set and score the answers",

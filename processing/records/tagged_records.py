@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..taggers import DualEncoderTagger
+from ..taggers import TAGGER_FILE, DualEncoderTagger, ZeroShotTagger
 from .precomputed_tags import PrecomputedTags
 from .task_record_files import TaskRecords
 
@@ -40,11 +40,29 @@ def facts_of(records: Any, index: int) -> Mapping[str, Any] | None:
     return records.records[index] if isinstance(records, TaskRecords) else None
 
 
-def load_tagger(name: str | os.PathLike) -> Any:
+def load_tagger(name: str | os.PathLike, vocabulary: Sequence[str] | None = None) -> Any:
     """
-    The tagger that a word of a recipe or a command line means: a folder of a dual encoder, or a JSON-lines file.
+    The tagger that a word of a recipe or a command line means.
+
+    Args:
+        name (`str`): a JSON-lines file of tags, the folder of a dual encoder, or a folder of any model that
+            [`ModelTagger`] takes. (`poise tag` takes Hub ids, too, and writes the tags into the records once.)
+        vocabulary (`Sequence[str]`, *optional*): what a zero-shot model looks for; by default the object categories of COCO.
 
     Raises:
-        FileNotFoundError, ValueError: it is neither.
+        FileNotFoundError, ValueError: it is none of these.
     """
-    return DualEncoderTagger.from_pretrained(name) if Path(name).is_dir() else PrecomputedTags.from_file(name)
+    if not Path(name).is_dir():
+        return PrecomputedTags.from_file(name)
+    if (Path(name) / TAGGER_FILE).is_file() or not (Path(name) / "config.json").is_file():
+        return DualEncoderTagger.from_pretrained(name)
+    from transformers import AutoConfig, AutoModelForZeroShotImageClassification, AutoProcessor
+
+    from .model_tagger import COCO_OBJECTS, NEEDS_VOCABULARY, ZERO_SHOT_CLASSIFIER, ModelTagger, kind_of
+
+    kind = kind_of(AutoConfig.from_pretrained(name))
+    words = list(vocabulary or COCO_OBJECTS) if kind in NEEDS_VOCABULARY else None
+    if kind != ZERO_SHOT_CLASSIFIER:
+        return ModelTagger.from_pretrained(name, words)
+    model = AutoModelForZeroShotImageClassification.from_pretrained(name)
+    return ZeroShotTagger(model, AutoProcessor.from_pretrained(name), words)
