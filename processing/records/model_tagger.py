@@ -23,17 +23,15 @@ ZERO_SHOT_CLASSIFIER, ZERO_SHOT_DETECTOR = "zero-shot classifier", "zero-shot de
 DETECTOR, CLASSIFIER, FLORENCE = "detector", "image classifier", "Florence-2"
 NEEDS_VOCABULARY = (ZERO_SHOT_CLASSIFIER, ZERO_SHOT_DETECTOR)
 # The object categories of COCO (arXiv 1405.0312), a vocabulary for photos where no better one is known.
-COCO_OBJECTS = tuple(
-    " ".join(name.split())
-    for name in     """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack,
-    umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball
-    glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana,
-    apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
-    dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink,
-    refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
-    """.split(",")
-)  # fmt: skip
+_COCO = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking
+meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie,
+suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis
+racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog,
+pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell
+phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush
+"""
+COCO_OBJECTS = tuple(" ".join(name.split()) for name in _COCO.split(","))
 # Words that stand in captions and answers but name nothing in an image.
 _NO_TAGS = frozenset(
     """a an the this that these those and or but of in on at to for with by from up down over under near next

@@ -47,7 +47,7 @@ def load_tagger(name: str | os.PathLike, vocabulary: Sequence[str] | None = None
     Args:
         name (`str`): a JSON-lines file of tags, the folder of a dual encoder, or a folder of any model that
             [`ModelTagger`] takes. (`poise tag` takes Hub ids, too, and writes the tags into the records once.)
-        vocabulary (`Sequence[str]`, *optional*): what a zero-shot model looks for; by default the object categories of COCO.
+        vocabulary (`Sequence[str]`, *optional*): what a zero-shot model looks for; by default COCO's object categories.
 
     Raises:
         FileNotFoundError, ValueError: it is none of these.

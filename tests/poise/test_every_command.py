@@ -22,6 +22,7 @@ SLIPS = {
     "fit-router": (["nowhere/at/all", "--data", "scenes:test,size=2"], "nowhere"),
     "diagnose": (["nowhere/at/all"], "nowhere"),
     "study": (["--config", "nowhere"], "nowhere"),
+    "tag": (["nowhere.jsonl", "--tagger", "nowhere", "--output", "tagged.jsonl"], "nowhere"),
     "data": (["show", "nowhere.jsonl"], "nowhere"),
     "ask": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
     "look": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
