@@ -63,9 +63,8 @@ def channel_router(batch: int, repeats: int) -> None:
     # A decaying spectrum, as features have; each sample its own.
     decay = torch.arange(1, 577).float().rsqrt()  # (D,)
     image = (torch.randn(batch, 196, 576) * decay @ torch.randn(576, 576)).requires_grad_()  # (B, P, D)
-    text = torch.randn(batch, 64, 576, requires_grad=True)  # (B, Q, D)
-    masks = [torch.ones(x.shape[:2], dtype=torch.bool) for x in (image, text)]
-    streams = Streams(image, masks[0], text, masks[1], masks[1])
+    text = torch.randn(batch, 64, 576, requires_grad=True)  # (B, K, D)
+    streams = Streams(image, text)
 
     def ours():
         routed, _ = router(streams)

@@ -27,12 +27,9 @@ def answer_log_likelihoods(
 ) -> tuple[list[float], list[int]]:
     """Summed log-likelihood of one answer per record, its end-of-text token included.
 
-    The router sees the prompt alone, as when it generates.
-
     Args:
         model (`PoiseForConditionalGeneration`): in evaluation mode.
-        collator ([`TrainingCollator`]): made with `return_prompt_mask=True`, and without `max_length`, which would cut
-            answers.
+        collator ([`TrainingCollator`]): made without `max_length`, which would cut answers.
         records: task records with their images and tags; their own answers are not read.
         answers (`Sequence[str]`): one per record.
 
@@ -247,7 +244,6 @@ class GenerationEvaluator(Evaluator):
                 processor,
                 is_encoder_decoder=model.config.is_encoder_decoder,
                 prompts=self.prompts,
-                return_prompt_mask=True,
             )
             likelihoods_of = answer_log_likelihoods
         else:

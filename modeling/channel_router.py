@@ -12,41 +12,36 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .streams import Streams, masked_mean
+from .streams import Streams
 
 SCALE_LIMITS = (0.1, 10.0)
 
 
-def evenly_spaced(tokens, mask, limit):
-    """At most `limit` real tokens of each sample, evenly spaced: [N, T, D], [N, T] → [N, T', D], [N, T']."""
-    if tokens.shape[1] <= limit:
-        return tokens, mask
-    real_first = mask.long().argsort(dim=1, descending=True, stable=True)  # (N, T)
-    count = mask.sum(1, keepdim=True)  # (N, 1)
-    step = torch.arange(limit, device=tokens.device)[None]  # (1, T')
-    # Samples that fit keep their tokens one by one; the rest are thinned.
-    position = torch.where(count > limit, step * count // limit, step)  # (N, T')
-    index = real_first.gather(1, position)  # (N, T')
-    return tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[-1])), mask.gather(1, index)
+def evenly_spaced(tokens, limit):
+    """At most `limit` tokens of each sample, evenly spaced: [N, T, D] → [N, T', D]."""
+    length = tokens.shape[1]
+    if length <= limit:
+        return tokens
+    return tokens[:, torch.arange(limit, device=tokens.device) * length // limit]  # (N, T', D)
 
 
 @torch.no_grad()
-def channel_scores(tokens, mask, rank=64, max_tokens=256):
+def channel_scores(tokens, rank=64, max_tokens=256):
     """
     Informativeness S_d of every channel.
 
     Args:
-        tokens [N, T, D], mask [N, T] bool (true = real token).
+        tokens [N, T, D].
         rank: q of the truncated SVD. At `rank >= min(T, D)` the scores are T·Var(channel) exactly.
         max_tokens: longer streams are thinned to that many evenly spaced tokens.
 
     Returns:
         [N, D] in float32, no gradient: only their order is used.
     """
-    tokens, mask = evenly_spaced(tokens.detach().float(), mask, max_tokens)
+    tokens = evenly_spaced(tokens.detach().float(), max_tokens)  # (N, T, D)
     # Under mixed precision products would come back in bfloat16, which loses the order of close channels.
     with torch.autocast(tokens.device.type, enabled=False):
-        centred = (tokens - masked_mean(tokens, mask)[:, None]) * mask[..., None]  # (N, T, D)
+        centred = tokens - tokens.mean(1, keepdim=True)  # (N, T, D)
         if rank >= min(centred.shape[1:]):
             return centred.square().sum(1)  # (N, D)
         if centred.shape[1] <= centred.shape[2]:
@@ -63,26 +58,25 @@ def lowest_channels(scores, fraction):
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, index, True)  # (N, D)
 
 
-def inject(receiver, receiver_mask, donor, donor_mask, low, alpha):
+def inject(receiver, donor, low, alpha):
     """
     Blend the donor's mean into the receiver's `low` channels.
 
-    receiver [N, T, D], donor [N, T', D], masks [N, T] and [N, T'], low [N, D] bool, alpha [D] → [N, T, D].
+    receiver [N, T, D], donor [N, T', D], low [N, D] bool, alpha [D] → [N, T, D].
     """
-    mean = masked_mean(donor, donor_mask)  # (N, D)
+    mean = donor.mean(1)  # (N, D)
     with torch.no_grad():
         low_count = low.sum(-1).float()  # (N,)
-        energy = masked_mean(receiver.float().square(), receiver_mask)  # (N, D)
+        energy = receiver.float().square().mean(1)  # (N, D)
         receiver_rms = ((energy * low).sum(-1) / low_count).sqrt()  # (N,)
         donor_rms = ((mean.float().square() * low).sum(-1) / low_count).sqrt()  # (N,)
         scale = (receiver_rms / donor_rms.clamp_min(1e-6)).clamp(*SCALE_LIMITS).to(receiver.dtype)  # (N,)
-    # A stream without tokens has nothing to give.
-    blend = alpha.to(receiver.dtype) * (low & donor_mask.any(-1, keepdim=True))  # (N, D)
+    blend = alpha.to(receiver.dtype) * low  # (N, D)
     return receiver + blend[:, None] * ((scale[:, None] * mean)[:, None] - receiver)  # (N, T, D)
 
 
 class ChannelRouter(nn.Module):
-    """`streams.image` [N, P, D], `streams.text` [N, Q, D] → the same with their lowest channels refilled."""
+    """`streams.image` [N, P, D], `streams.text` [N, K, D] → the same with their lowest channels refilled."""
 
     def __init__(self, config):
         super().__init__()
@@ -95,18 +89,13 @@ class ChannelRouter(nn.Module):
 
     def forward(self, streams: Streams):
         image, text = streams.image, streams.text
-        image_low = self._lowest(image, streams.image_mask)  # (N, D)
-        text_low = self._lowest(text, streams.text_mask)  # (N, D)
-        new_image = inject(
-            image, streams.image_mask, text, streams.text_mask, image_low, self.image_blend.sigmoid()
-        )  # (N, P, D)
-        new_text = inject(
-            text, streams.text_mask, image, streams.image_mask, text_low, self.text_blend.sigmoid()
-        )  # (N, Q, D)
+        image_low, text_low = self._lowest(image), self._lowest(text)  # (N, D) each
+        new_image = inject(image, text, image_low, self.image_blend.sigmoid())  # (N, P, D)
+        new_text = inject(text, image, text_low, self.text_blend.sigmoid())  # (N, K, D)
         return streams.routed(new_image, new_text), self._own_share(image_low, text_low)
 
-    def _lowest(self, tokens, mask):
-        return lowest_channels(channel_scores(tokens, mask, self.rank, self.max_tokens), self.fraction)
+    def _lowest(self, tokens):
+        return lowest_channels(channel_scores(tokens, self.rank, self.max_tokens), self.fraction)
 
     def _own_share(self, image_low, text_low):
         """How much of each stream stayed its own, [N, 2] in [0, 1]: 1 − mean blend over all channels."""

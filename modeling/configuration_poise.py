@@ -17,7 +17,6 @@ from .projectors import PROJECTORS
 from .soft_prompt import PROMPT_POOLINGS, SCORE_ENCODINGS, SOFT_PROMPTS
 from .task_routed_adapters import ADAPTER_TASKS
 
-ROUTER_SCOPES = ("image", "prompt")
 FEATURE_SELECTIONS = ("patch", "full")
 
 
@@ -50,8 +49,6 @@ class PoiseConfig(PreTrainedConfig):
         tag_score_encoding (`str`, *optional*, defaults to `"attention_bias"`):
             How a tag's confidence enters: `"text"` (written after its name), `"embedding"`, `"attention_bias"`.
         router_type (`str`, *optional*, defaults to `"none"`): `"none"`, `"gate"`, `"channel"` or `"reliability"`.
-        router_scope (`str`, *optional*, defaults to `"image"`):
-            `"image"` routes between image and soft-prompt tokens; `"prompt"` counts the question to the text stream.
         channel_fraction (`float`, *optional*, defaults to 0.1): share of channels that `channel` refills (MoIR's rho).
         channel_rank (`int`, *optional*, defaults to 64): rank of its truncated SVD (MoIR's q).
         channel_max_tokens (`int`, *optional*, defaults to 256): tokens that the SVD sees at most.
@@ -64,9 +61,8 @@ class PoiseConfig(PreTrainedConfig):
             Share of the blame that the tags bear when picture and tags are sound but disagree; the picture bears the
             rest. `None` fades neither and leaves the choice to the language model.
         question_agreement (`bool`, *optional*, defaults to `False`):
-            Whether the question decides that share, by whether the picture is one that it could be asked about. Needs
-            `router_scope="prompt"`, a dynamic soft prompt, and a question without the tags as words. As every field of
-            `reliability` it says nothing to the other routers.
+            Whether the question decides that share, by whether the image is one that it could be asked about. Needs a
+            dynamic soft prompt. As every field of `reliability` it says nothing to the other routers.
         tag_verification (`bool`, *optional*, defaults to `False`):
             Whether `reliability` checks every tag against the places of the picture, and fades at inference those that
             a sound picture does not show. Needs a dynamic soft prompt with `tag_score_encoding="attention_bias"`.
@@ -105,7 +101,6 @@ class PoiseConfig(PreTrainedConfig):
     soft_prompt_pooling: str = "queries"
     tag_score_encoding: str = "attention_bias"
     router_type: str = "none"
-    router_scope: str = "image"
     channel_fraction: float = 0.1
     channel_rank: int = 64
     channel_max_tokens: int = 256
@@ -127,6 +122,7 @@ class PoiseConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.soft_prompt_type == "dynamic" and self.tag_encoder_config is None:
             self.tag_encoder_config = {"model_type": "bert"}
+        _refuse_prompt_scope(kwargs.pop("router_scope", "image"), self.router_type)
         super().__post_init__(**kwargs)
         self.is_encoder_decoder = self.text_config.is_encoder_decoder
         # The language model ties its own head; the composite only repeats what it says.
@@ -140,7 +136,6 @@ class PoiseConfig(PreTrainedConfig):
         check_choice("soft_prompt_pooling", self.soft_prompt_pooling, PROMPT_POOLINGS)
         check_choice("tag_score_encoding", self.tag_score_encoding, SCORE_ENCODINGS)
         check_choice("router_type", self.router_type, tuple(ROUTERS))
-        check_choice("router_scope", self.router_scope, ROUTER_SCOPES)
         check_choice("vision_feature_select", self.vision_feature_select, FEATURE_SELECTIONS)
 
     def _check_combinations(self):
@@ -158,10 +153,10 @@ class PoiseConfig(PreTrainedConfig):
                 "one vector: set soft_prompt_length=1, or soft_prompt_pooling='queries'."
             )
         self._check_vision_layers()
-        if self.router_type in ("gate", "channel") and self.soft_prompt_type == "none" and self.router_scope == "image":
+        if self.router_type in ("gate", "channel") and self.soft_prompt_type == "none":
             raise ValueError(
                 f"router_type={self.router_type!r} routes between two streams, but soft_prompt_type='none' leaves one: "
-                "choose a soft prompt, or router_scope='prompt'."
+                "choose a soft prompt."
             )
         if not 0.0 < self.channel_fraction <= 1.0:
             raise ValueError(f"channel_fraction={self.channel_fraction} must lie in (0, 1].")
@@ -194,11 +189,6 @@ class PoiseConfig(PreTrainedConfig):
     def _check_question_agreement(self):
         if not self.asks_the_question:
             return
-        if self.router_scope != "prompt":
-            raise ValueError(
-                f"question_agreement=True reads the question, which router_scope={self.router_scope!r} does not: set "
-                "router_scope='prompt'."
-            )
         if self.soft_prompt_type != "dynamic":
             raise ValueError(
                 "question_agreement=True decides between picture and tags, but soft_prompt_type="
@@ -304,6 +294,15 @@ class PoiseConfig(PreTrainedConfig):
         if self.soft_prompt_type == "none":
             return 0
         return self.soft_prompt_length
+
+
+def _refuse_prompt_scope(scope, router_type):
+    """Configurations written before the route moved into `get_image_features` name its place."""
+    if scope != "image" and router_type != "none":
+        raise ValueError(
+            f"router_scope={scope!r} is no longer there, and router_type={router_type!r} was trained for it: train the "
+            "model again without router_scope (the route lies between image and soft-prompt tokens)."
+        )
 
 
 __all__ = ["PoiseConfig"]

@@ -7,21 +7,19 @@ The simple baseline of the Information Router paper (arXiv 2604.16264). Weights 
 import torch
 from torch import nn
 
-from .streams import Streams, masked_mean
+from .streams import Streams
 from .zero_linear import ZeroLinear
 
 
 class GateRouter(nn.Module):
-    """`streams.image` [N, P, D], `streams.text` [N, Q, D] → the same, scaled; weights [N, 2] sum to one."""
+    """`streams.image` [N, P, D], `streams.text` [N, K, D] → the same, scaled; weights [N, 2] sum to one."""
 
     def __init__(self, config):
         super().__init__()
         self.gate = ZeroLinear(2 * config.text_config.hidden_size, 2)
 
     def forward(self, streams: Streams):
-        pooled = torch.cat(
-            [masked_mean(streams.image, streams.image_mask), masked_mean(streams.text, streams.text_mask)], dim=-1
-        )  # (N, 2D)
+        pooled = torch.cat([streams.image.mean(1), streams.text.mean(1)], dim=-1)  # (N, 2D)
         weights = self.gate(pooled.to(self.gate.weight.dtype)).softmax(-1)  # (N, 2)
         scale = 2 * weights.to(streams.image.dtype)[..., None, None]  # (N, 2, 1, 1)
         return streams.routed(streams.image * scale[:, 0], streams.text * scale[:, 1]), weights

@@ -9,22 +9,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 @dataclass
 class PoiseImageFeatures(BaseModelOutputWithPooling):
     """
-    Encoded pictures.
+    Encoded images.
 
     `pooler_output`: list of N tensors (P + K, D), image tokens then soft-prompt tokens, as they fill the placeholders.
     `image_hidden_states` (N, P, D), `soft_prompt_hidden_states` (N, K, D), `router_weights` (N, 2): the same, apart.
     `last_hidden_state` (N, prefix + P, Dv) and, on request, `hidden_states`, `attentions`: of the vision tower, where
-    it was run. The rest is what a router of scope `"prompt"` needs later, see `Streams`.
+    it was run.
     """
 
     image_hidden_states: torch.FloatTensor | None = None
     soft_prompt_hidden_states: torch.FloatTensor | None = None
     router_weights: torch.FloatTensor | None = None
-    image_profile: torch.FloatTensor | None = None
-    image_content: torch.FloatTensor | None = None
-    tag_words: torch.FloatTensor | None = None
-    tag_scores: torch.FloatTensor | None = None
-    has_tags: torch.BoolTensor | None = None
 
 
 @dataclass
@@ -33,7 +28,7 @@ class PoiseModelOutput(ModelOutput):
     Hidden states of the language model over the merged streams, before its head.
 
     `last_hidden_state` (B, T, D): of the decoder. `image_hidden_states` (N, P, D), `soft_prompt_hidden_states`
-    (N, K, D): as the language model read them. `router_weights` (N or B, 2): weight of the image and of the text
+    (N, K, D): as the language model read them. `router_weights` (N, 2): weight of the image and of the text
     stream.
     """
 

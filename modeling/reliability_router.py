@@ -24,6 +24,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .activation_profile import profile_size
+from .linear_product import Linear
 from .streams import Streams
 from .tag_statistics import NUM_SCORE_STATISTICS, WORD_DIRECTIONS, tag_words
 from .tag_verification import TagVerification
@@ -36,23 +37,23 @@ ARBITER_QUANTILE = 0.75
 
 
 class Complement(nn.Module):
-    """A learned null token of one stream attends to the other stream: [N, T, D], [N, T] → [N, 1, D]."""
+    """A learned null token of one stream attends to the other stream: [N, T, D] → [N, 1, D]."""
 
     def __init__(self, dim):
         super().__init__()
         self.null = nn.Parameter(torch.empty(dim))
-        self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(dim, dim, bias=False)
+        self.query = Linear(dim, dim, bias=False)
+        self.key = Linear(dim, dim, bias=False)
         # The complement starts at zero: a faded stream is at first nothing but its null token.
         self.out = ZeroLinear(dim, dim, bias=False)
 
-    def forward(self, other, other_mask):
-        query = self.query(self.null)  # (D,)
-        # One query: (other · Kᵀ) · q is other · (Kᵀ · q), which needs D products a token in place of D².
-        logits = other @ (self.key.weight.mT @ query) / math.sqrt(query.shape[0])  # (N, T)
-        weights = logits.masked_fill(~other_mask, torch.finfo(logits.dtype).min).softmax(-1)  # (N, T)
-        weights = weights * other_mask.any(-1, keepdim=True)  # nothing to attend to gives nothing
-        found = self.out(weights[:, None] @ other)  # (N, 1, D)
+    def forward(self, other):
+        # One query: (other · Kᵀ) · q is other · (Kᵀ · q), which needs D products a token in place of D². Sums and no
+        # matrix product: see `linear_product.py`.
+        query = (self.query.weight * self.null).sum(-1)  # (D,)
+        direction = (self.key.weight * query[:, None]).sum(0)  # (D,)
+        logits = other @ direction / math.sqrt(query.shape[0])  # (N, T)
+        found = self.out(logits.softmax(-1)[:, None] @ other)  # (N, 1, D)
         return self.null + found  # (N, 1, D)
 
     def init_own_weights(self, std):
@@ -61,7 +62,7 @@ class Complement(nn.Module):
 
 class ReliabilityRouter(nn.Module):
     """
-    `streams.image` [N, P, D], `streams.text` [N, Q, D] → the same, faded by weights [N, 2] in [0, 1].
+    `streams.image` [N, P, D], `streams.text` [N, K, D] → the same, faded by weights [N, 2] in [0, 1].
 
     In training the statistics are updated and streams are dropped; in evaluation the weights come from typicality. A
     static prompt says nothing of the tags, but a question may hold them as words: it counts as a sound stream.
@@ -103,12 +104,10 @@ class ReliabilityRouter(nn.Module):
         if self.uses_tags:
             weights = torch.stack([weights[:, 0], weights[:, 1] * streams.has_tags], dim=-1)  # (N, 2)
         image_weight, text_weight = weights.to(streams.image.dtype)[..., None, None].unbind(1)  # (N, 1, 1) each
-        image_null = self.image_complement(streams.text, streams.text_mask)  # (N, 1, D)
-        text_null = self.text_complement(streams.image, streams.image_mask)  # (N, 1, D)
-        # The question is a source for the complement, but nothing fades it: without it there is no task.
-        text_weight = torch.where(streams.prompt_mask[..., None], text_weight, 1.0)  # (N, Q, 1)
+        image_null = self.image_complement(streams.text)  # (N, 1, D)
+        text_null = self.text_complement(streams.image)  # (N, 1, D)
         image = image_weight * streams.image + (1 - image_weight) * image_null  # (N, P, D)
-        text = text_weight * streams.text + (1 - text_weight) * text_null  # (N, Q, D)
+        text = text_weight * streams.text + (1 - text_weight) * text_null  # (N, K, D)
         return streams.routed(image, text), weights
 
     def read_scores(self, patches, image_profile, tag_input_ids, tag_mask, tag_scores):
@@ -146,7 +145,7 @@ class ReliabilityRouter(nn.Module):
             self.agreement.observe(torch.cat([streams.image_content, streams.tag_words], dim=-1)[tagged])
             if self.arbiter is not None and streams.question_words is not None:
                 asked = torch.cat([streams.image_content, streams.question_words], dim=-1)  # (N, Dv + R)
-                self.arbiter.observe(asked[streams.is_real])
+                self.arbiter.observe(asked[streams.is_real & streams.is_asked])
 
     @torch.no_grad()
     def weigh(self, streams):
@@ -178,4 +177,6 @@ class ReliabilityRouter(nn.Module):
         """Weights [N], [N] after a disagreement of two sound streams, of which one is wrong."""
         agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
         disagreement = (1 - agree) * image * tags  # (N,)
+        if self.arbiter is not None:
+            disagreement = disagreement * streams.is_asked  # nobody asked, so nobody decides
         return image * (1 - disagreement * (1 - trust)), tags * (1 - disagreement * trust)

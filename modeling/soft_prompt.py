@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .linear_product import Linear
 from .zero_linear import ZeroLinear
 
 PROMPT_POOLINGS = ("mean", "queries", "tokens")
@@ -78,10 +79,10 @@ class QueryPooling(nn.Module):
         self.num_heads = num_heads
         self.queries = nn.Parameter(torch.empty(length, dim))
         self.norm_source = nn.LayerNorm(dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
         self.norm_mlp = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(Linear(dim, 2 * dim), nn.GELU(), Linear(2 * dim, dim))
 
     def forward(self, tag_features, tag_mask, log_scores=None):
         num_images, _, dim = tag_features.shape
@@ -151,7 +152,7 @@ class DynamicSoftPrompt(nn.Module):
             self.pooling = TokenPooling(config.soft_prompt_length, dim)
         else:
             self.pooling = QueryPooling(config.soft_prompt_length, dim, config.tag_encoder_config.num_attention_heads)
-        self.projection = nn.Linear(dim, text_dim)
+        self.projection = Linear(dim, text_dim)
         self.no_tags = nn.Parameter(torch.empty(config.soft_prompt_length, text_dim))
 
     def forward(

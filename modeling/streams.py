@@ -8,30 +8,27 @@ import torch
 @dataclass
 class Streams:
     """
-    What a router may see: prompt positions only, never an answer token.
+    What a router may see of N images: what the processor made of the prompt, never an answer token.
 
     Attributes:
-        image [N, P, D]: image tokens. image_mask [N, P] bool: which are real.
-        text [N, Q, D]: soft-prompt tokens, and the question's in `router_scope="prompt"`. text_mask [N, Q] bool.
-        prompt_mask [N, Q] bool: which text positions are soft-prompt tokens (a question is never faded away).
+        image [N, P, D]: image tokens.
+        text [N, K, D]: soft-prompt tokens.
         image_profile [N, 6·L], image_content [N, Dv]: activation profile and mean feature of the frozen tower.
         tag_words [N, R], tag_scores [N, 5]: see `tag_statistics.py`. has_tags [N] bool: whether there are any.
-        question_words [N, R]: mean word direction of the question, where the router reads it.
-        is_real [N] bool: false for the stand-in picture of a batch that has none.
-    N counts pictures (`router_scope="image"`) or samples (`"prompt"`).
+        question_words [N, R]: mean word direction of the question, where the router reads it. is_asked [N] bool:
+            whether there is one.
+        is_real [N] bool: false for the stand-in image of a batch that has none.
     """
 
     image: torch.Tensor
-    image_mask: torch.Tensor
     text: torch.Tensor
-    text_mask: torch.Tensor
-    prompt_mask: torch.Tensor
     image_profile: torch.Tensor | None = None
     image_content: torch.Tensor | None = None
     tag_words: torch.Tensor | None = None
     tag_scores: torch.Tensor | None = None
     has_tags: torch.Tensor | None = None
     question_words: torch.Tensor | None = None
+    is_asked: torch.Tensor | None = None
     is_real: torch.Tensor | None = None
 
     def routed(self, image, text):
@@ -41,10 +38,3 @@ class Streams:
     @property
     def num_items(self):
         return self.image.shape[0]
-
-
-def masked_mean(tokens, mask):
-    """Mean over the real tokens, [N, T, D] and [N, T] → [N, D]; zero where a stream has none."""
-    weights = mask.to(tokens.dtype)  # (N, T)
-    total = weights.sum(-1, keepdim=True).clamp_min(1.0)  # (N, 1)
-    return (weights[:, None] @ tokens)[:, 0] / total  # (N, D)

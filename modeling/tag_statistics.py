@@ -29,11 +29,11 @@ def tag_words(tag_input_ids, tag_mask, tag_scores):
     return (weight[..., None] * word_directions(tag_input_ids)).sum(1) / total  # (N, R)
 
 
-def question_words(input_ids, question_mask):
-    """Mean word direction of a question: ids [N, T], mask [N, T] → [N, WORD_DIRECTIONS] in float32."""
-    weight = question_mask.float()  # (N, T)
+def question_words(question_input_ids, question_mask):
+    """Mean word direction of a question: ids, mask [N, Lq] → [N, WORD_DIRECTIONS] in float32."""
+    weight = question_mask.float()  # (N, Lq)
     total = weight.sum(-1, keepdim=True).clamp_min(1.0)  # (N, 1)
-    return (weight[..., None] * word_directions(input_ids)).sum(1) / total  # (N, R)
+    return (weight[..., None] * word_directions(question_input_ids)).sum(1) / total  # (N, R)
 
 
 def score_statistics(tag_mask, tag_scores):

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .linear_product import linear_product
+
 HELD_OUT = 0.1  # share of the training stream that calibrates
 CALIBRATION_SIZE = 512  # held-out samples that are kept; a ring, the newest replace the oldest
 MIN_CALIBRATION = 32  # fewer give no verdict: everything counts as typical
@@ -202,7 +204,7 @@ class Typicality(RunningGaussian):
     """Is this like anything seen in training? The score is the log Mahalanobis distance."""
 
     def score(self, rows):
-        whitened = (rows - self.mean) @ self.whitener.mT  # (n, E)
+        whitened = linear_product(rows - self.mean, self.whitener)  # (n, E)
         return whitened.square().sum(-1).clamp_min(1e-12).log() / 2  # (n,)
 
 
@@ -227,8 +229,8 @@ class Agreement(RunningGaussian):
 
     def score(self, rows):
         centred = rows - self.mean  # (n, E)
-        conditional = (centred @ self.whitener[self.first_dim :].mT).square().sum(-1)  # (n,)
-        alone = (centred[:, self.first_dim :] @ self.second_whitener.mT).square().sum(-1)  # (n,)
+        conditional = linear_product(centred, self.whitener[self.first_dim :]).square().sum(-1)  # (n,)
+        alone = linear_product(centred[:, self.first_dim :], self.second_whitener).square().sum(-1)  # (n,)
         return conditional - alone  # (n,)
 
 

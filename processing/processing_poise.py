@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .chat_templates import choose_chat_template
 from .image_loading import MAX_PIXELS, flat_image_list
+from .questions import TurnFrame, questions_of_images, tokenize_questions
 from .tag_tokens import SCORE_ENCODINGS, tag_prompt_words, tokenize_tags
 from .tags import Tag, check_tags_of_images
 from .text_truncation import positions_to_keep
@@ -19,6 +20,7 @@ from .text_truncation import positions_to_keep
 logger = logging.get_logger(__name__)
 
 TAG_INPUTS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
+QUESTION_INPUTS = ("question_input_ids", "question_attention_mask")
 TAG_TOKENIZER_FOLDER = "tag_tokenizer"
 _CUTTING = (True, "longest_first", "only_first")
 
@@ -47,6 +49,7 @@ class PoiseProcessor(ProcessorMixin):
         image_token (`str`, *optional*, defaults to `"<image>"`): the placeholder.
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused before they are decoded.
         tasks (`list[str]`, *optional*): names of the tasks that a model with task-routed adapters tells apart.
+        question_length (`int`, *optional*, defaults to 64): tokens of an image's question that a router reads.
 
     Raises:
         ValueError: a choice is unknown, a number not positive, or the tokenizer does not know `image_token`.
@@ -69,6 +72,7 @@ class PoiseProcessor(ProcessorMixin):
         image_token="<image>",
         max_pixels=MAX_PIXELS,
         tasks=None,
+        question_length=64,
     ):
         if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
             raise ValueError(f"num_image_tokens={num_image_tokens!r} must be the model's config.num_image_tokens.")
@@ -80,6 +84,8 @@ class PoiseProcessor(ProcessorMixin):
             )
         if max_tags < 1:
             raise ValueError(f"max_tags={max_tags} must be at least 1; for a model without tags, give none.")
+        if question_length < 1:
+            raise ValueError(f"question_length={question_length} must be at least 1.")
         if tag_tokenizer is not None and not tag_tokenizer.is_fast:
             raise ValueError(
                 f"tag_tokenizer={type(tag_tokenizer).__name__} tells no character offsets, which tie scores to tokens: "
@@ -101,6 +107,8 @@ class PoiseProcessor(ProcessorMixin):
         self.image_token_id = image_token_id
         self.max_pixels = max_pixels
         self.tasks = None if tasks is None else list(tasks)
+        self.question_length = question_length
+        self._known_frame: tuple[Any, TurnFrame] | None = None  # of the chat template at hand
         chat_template = tokenizer.chat_template if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
@@ -120,8 +128,9 @@ class PoiseProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` [B, T], `pixel_values` [N, 3, H, W] over the N images
             of the batch in reading order, and if one of them has tags and there is a tag tokenizer, `tag_input_ids`,
-            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags). With a `task`, `task_ids`
-            [B].
+            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags). With a tag tokenizer also
+            `question_input_ids` and `question_attention_mask` [N, question_length]: what the turn that holds the image
+            asks. With a `task`, `task_ids` [B].
 
         Raises:
             ValueError: images, placeholders and tags do not match in number; a tag or an image is bad; the placeholders
@@ -141,6 +150,9 @@ class PoiseProcessor(ProcessorMixin):
         if images:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
         data.update(self._tag_inputs(tags_of_images, merged["text_kwargs"].get("return_tensors")))
+        if images and text is not None:
+            prompts = [text] if isinstance(text, str) else text
+            data.update(self._question_inputs(prompts, merged["text_kwargs"].get("return_tensors")))
         if task is not None:
             num_prompts = 1 if text is None or isinstance(text, str) else len(text)
             data["task_ids"] = self.task_ids([task] * num_prompts if isinstance(task, str) else task, num_prompts)
@@ -198,14 +210,11 @@ class PoiseProcessor(ProcessorMixin):
 
     def _expanded(self, prompts: list[str], tags_of_images: list[list[Tag]]) -> tuple[list[str], list[list[dict]]]:
         """B prompts with placeholders and tag words written out, and where (for masks over characters)."""
-        most = sum(prompt.count(self.image_token) for prompt in prompts)
-        # A first pass replaces each placeholder by itself: it finds those that count (user text can be marked as not
-        # meant), and which character follows, since words must not run into it.
-        _, found = self.get_text_with_replacements(list(prompts), [self.image_token] * most)
+        # Words must not run into the character that follows a placeholder.
         followers = [
-            prompt[place["span"][1] : place["span"][1] + 1]
-            for prompt, places in zip(prompts, found, strict=True)
-            for place in places
+            prompt[end : end + 1]
+            for prompt, spans in zip(prompts, self._placeholders(prompts), strict=True)
+            for _, end in spans
         ]
         if len(followers) != len(tags_of_images):
             raise ValueError(
@@ -218,6 +227,12 @@ class PoiseProcessor(ProcessorMixin):
             gap = " " if words and follower and not follower.isspace() else ""
             replacements.append(self.replace_image_token(image_idx=index) + words + gap)
         return self.get_text_with_replacements(list(prompts), replacements)
+
+    def _placeholders(self, prompts: list[str]) -> list[list[tuple[int, int]]]:
+        """Where the placeholders of each prompt stand; user text that is marked as not meant holds none."""
+        most = sum(prompt.count(self.image_token) for prompt in prompts)
+        _, found = self.get_text_with_replacements(list(prompts), [self.image_token] * most)
+        return [[place["span"] for place in places] for places in found]
 
     def _words(self, tags: list[Tag], index: int) -> str:
         if not self.tag_words or not tags:
@@ -272,6 +287,30 @@ class PoiseProcessor(ProcessorMixin):
         arrays = tokenize_tags(tags_of_images, self.tag_tokenizer, with_scores=self.tag_score_encoding == "text")
         return {name: array if return_tensors else array.tolist() for name, array in arrays.items()}
 
+    def _question_inputs(self, prompts: list[str], return_tensors: str | None) -> dict[str, Any]:
+        """What is asked about each image, tokenized as tags are, for a router that compares the two."""
+        if self.tag_tokenizer is None:
+            return {}
+        frame = self._turn_frame()
+        not_words = [self.image_token, *self.tokenizer.all_special_tokens]
+        questions = [
+            question
+            for prompt, spans in zip(prompts, self._placeholders(prompts), strict=True)
+            for question in questions_of_images(prompt, [start for start, _ in spans], not_words, frame)
+        ]
+        arrays = tokenize_questions(questions, self.tag_tokenizer, self.question_length)
+        return {name: array if return_tensors else array.tolist() for name, array in arrays.items()}
+
+    def _turn_frame(self) -> TurnFrame:
+        template = self.chat_template
+        if self._known_frame is None or self._known_frame[0] != template:
+            frame = TurnFrame() if template is None else TurnFrame.of(self._rendered)
+            self._known_frame = (template, frame)
+        return self._known_frame[1]
+
+    def _rendered(self, chat: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        return self.apply_chat_template(chat, add_generation_prompt=add_generation_prompt, tokenize=False)
+
     @property
     def uncut_token_ids(self) -> frozenset[int]:
         """Ids that truncation never cuts: the placeholder and the special tokens (an unknown word is text)."""
@@ -283,7 +322,7 @@ class PoiseProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of everything that the processor can return for the model."""
         text_names = [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
-        tag_names = TAG_INPUTS if self.tag_tokenizer is not None else ()
+        tag_names = (*TAG_INPUTS, *QUESTION_INPUTS) if self.tag_tokenizer is not None else ()
         task_names = () if self.tasks is None else ("task_ids",)
         return list(dict.fromkeys([*text_names, *self.image_processor.model_input_names, *tag_names, *task_names]))
 
@@ -328,7 +367,7 @@ class PoiseProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds."""
         without_tag_tokenizer = copy.copy(self)
-        del without_tag_tokenizer.tag_tokenizer
+        del without_tag_tokenizer.tag_tokenizer, without_tag_tokenizer._known_frame
         output = super(PoiseProcessor, without_tag_tokenizer).to_dict()
         output["tag_tokenizer_folder"] = None if self.tag_tokenizer is None else TAG_TOKENIZER_FOLDER
         return output

@@ -14,13 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ...modeling.inputs_poise import IMAGE_INPUTS
 from ...modeling.prefix_tokens import PREFIX_TOKENS
 
 # What model families call the same thing.
 _LAYERS = ("layers", "h", "blocks", "block")
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 _ATTENTIONS = ("self_attn", "attn", "attention", "self_attention")
-_PICTURE_INPUTS = ("pixel_values", "vision_features", "tag_input_ids", "tag_attention_mask", "tag_scores")
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,10 @@ class ModelParts:
 
     def merged_embeddings(self, inputs: Mapping[str, Any]) -> torch.Tensor:
         """What the reader reads: embeddings (B, T, D) with image and soft-prompt tokens in their places."""
-        pictures = {name: inputs[name] for name in _PICTURE_INPUTS if inputs.get(name) is not None}
+        pictures = {name: inputs[name] for name in IMAGE_INPUTS if inputs.get(name) is not None}
         if self.model.config.model_type == "poise":
-            absent = {name: None for name in ("pixel_values", "vision_features") if name not in pictures}
-            merged, _, _ = self.model.model.read_inputs(
-                inputs["input_ids"], None, inputs["attention_mask"], None, None, None, **pictures, **absent
-            )
-            return merged
+            arguments, _ = self.model.model.read_streams(inputs["input_ids"], **pictures)
+            return arguments["inputs_embeds"]
         embeddings = self.model.get_input_embeddings()(inputs["input_ids"])  # (B, T, D)
         features = self.model.get_image_features(**pictures, return_dict=True).pooler_output  # N × (P, D)
         placeholders = inputs["input_ids"] == self.image_token_id  # (B, T)

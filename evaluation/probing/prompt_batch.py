@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ...modeling.inputs_poise import IMAGE_INPUTS
 from .families import ANSWER_TOKEN_TYPE
 from .image_features import Change, ImageFeatures, changed_reading, image_features
 from .parts import ModelParts
@@ -109,8 +110,8 @@ class PromptBatch:
             batch, length = self.input_ids.shape
             inputs["attention_mask"] = self.attention_mask
             for name, value in inputs.items():
-                if not isinstance(value, torch.Tensor) or value.shape[:2] != (batch, length):
-                    continue
+                if name in IMAGE_INPUTS or not isinstance(value, torch.Tensor) or value.shape[:2] != (batch, length):
+                    continue  # rows of images may happen to be as many and as long
                 if name == "input_ids":
                     added = answers
                 elif name == "attention_mask":
@@ -121,8 +122,6 @@ class PromptBatch:
                 else:  # which images a place attends to: as the last place of the prompt does
                     added = value[:, -1:].expand(-1, answers.shape[1], *value.shape[2:])
                 inputs[name] = torch.cat([value, added], dim=1)
-            if "prompt_mask" in inspect.signature(self.parts.model.forward).parameters:
-                inputs["prompt_mask"] = torch.nn.functional.pad(self.attention_mask, (0, answers.shape[1])).bool()
         mask = inputs.get("attention_mask")
         if mask is not None and not bool(mask.all()) and "position_ids" not in inputs and self._takes_positions:
             inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)  # as `generate` counts them

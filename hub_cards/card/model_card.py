@@ -199,10 +199,7 @@ def _architecture(config: Any) -> list[tuple[str, str]]:
         rows.append(("pooling of the tags", POOLINGS.get(config.soft_prompt_pooling, config.soft_prompt_pooling)))
         rows.append(("tag scores", SCORE_ENCODINGS.get(config.tag_score_encoding, config.tag_score_encoding)))
     router = ROUTERS.get(config.router_type, config.router_type)
-    scope = {"image": "image tokens and soft prompt", "prompt": "image tokens, and soft prompt with the question"}
     rows.append(("information router", router))
-    if config.router_type != "none":
-        rows.append(("streams that it routes between", scope.get(config.router_scope, config.router_scope)))
     if config.asks_the_question:
         rows.append(("where picture and tags are at odds", "the question decides which of them is doubted"))
     if config.verifies_tags:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 from poise.command_line import COMMANDS, global_options
 from poise.commands.completion import FOLDER, SHELLS
 from poise.modeling.configuration_dual_encoder import TEXT_PATHS, VISION_PATHS
-from poise.modeling.configuration_poise import FEATURE_SELECTIONS, ROUTER_SCOPES
+from poise.modeling.configuration_poise import FEATURE_SELECTIONS
 from poise.modeling.contrastive_losses import CONTRASTIVE_LOSSES
 from poise.modeling.information_router import ROUTERS
 from poise.modeling.projectors import PROJECTORS
@@ -43,7 +43,6 @@ BOOLEANS = ("true", "false")
 # What may stand behind a field of a recipe, or behind an option whose parser leaves that to the program.
 VALUES: dict[str, Iterable[str]] = {
     "router_type": ROUTERS,
-    "router_scope": ROUTER_SCOPES,
     "projector_type": PROJECTORS,
     "soft_prompt_type": SOFT_PROMPTS,
     "soft_prompt_pooling": PROMPT_POOLINGS,

@@ -513,7 +513,6 @@ _shtab_poise_sft_options=(
   "--question_agreement[recipe\: model]:question_agreement:"
   "--reliability_quantile[recipe\: model]:reliability_quantile:"
   "--reliability_slope[recipe\: model]:reliability_slope:"
-  "--router_scope[recipe\: model]:router_scope:(image prompt)"
   "--router_type[recipe\: model]:router_type:(none gate channel reliability)"
   "--soft_prompt_length[recipe\: model]:soft_prompt_length:"
   "--soft_prompt_pooling[recipe\: model]:soft_prompt_pooling:(mean queries tokens)"

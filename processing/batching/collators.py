@@ -69,7 +69,6 @@ class TrainingCollator(PromptTokens):
             `True` puts the prompt into `input_ids` and the answer into `labels` [B, T_answer] (T5).
         prompts ([`Prompts`], *optional*): the instructions around captions and expressions.
         seed (`int`, *optional*, defaults to 0): draws the caption of each record and epoch.
-        return_prompt_mask (`bool`, *optional*, defaults to `False`): add `prompt_mask` [B, T], `True` on the prompt.
         pad_to_multiple_of (`int`, *optional*): round T up.
 
     `epoch` is an attribute: set it before an epoch to draw other captions; a record that a mixture or a stream repeats
@@ -87,12 +86,11 @@ class TrainingCollator(PromptTokens):
         is_encoder_decoder: bool = False,
         prompts: Prompts | None = None,
         seed: int = 0,
-        return_prompt_mask: bool = False,
         pad_to_multiple_of: int | None = None,
     ):
         super().__init__(processor, is_encoder_decoder, prompts)
         self.max_length, self.seed, self.epoch = max_length, seed, 0
-        self.return_prompt_mask, self.pad_to_multiple_of = return_prompt_mask, pad_to_multiple_of
+        self.pad_to_multiple_of = pad_to_multiple_of
 
     def fitted_rows(self, records: Records) -> tuple[list[tuple[list[int], list[int]]], dict[str, torch.Tensor]]:
         """(prompt, answer) token ids of every record, cut to `max_length`, and the inputs of their images."""
@@ -119,12 +117,6 @@ class TrainingCollator(PromptTokens):
             "labels": self.padded(labels, IGNORED, "right", multiple),  # (B, T), or (B, T_answer)
             **inputs,
         }
-        if self.return_prompt_mask:
-            prompt_rows = [[1] * len(prompt) for prompt, _ in fitted]
-            mask = self.padded(prompt_rows, 0, "right", multiple)  # (B, T_prompt)
-            batch["prompt_mask"] = torch.nn.functional.pad(
-                mask, (0, batch["input_ids"].shape[1] - mask.shape[1])
-            ).bool()
         return BatchFeature(batch)
 
     def _answer_rows(self, records: Records, texts: Sequence[str]) -> list[list[int]]:

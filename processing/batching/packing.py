@@ -58,7 +58,7 @@ class PackingCollator:
     belongs to another one.
 
     Raises:
-        ValueError: the collator is one of an encoder-decoder, or adds what belongs to whole rows (a prompt mask).
+        ValueError: the collator is one of an encoder-decoder.
     """
 
     def __init__(self, collator: TrainingCollator, capacity: int):
@@ -67,8 +67,6 @@ class PackingCollator:
                 "packing needs a decoder-only language model: an encoder-decoder's cross-attention would read the "
                 "other samples of a row; leave data.packing out"
             )
-        if collator.return_prompt_mask:
-            raise ValueError("packing does not go with a prompt mask, which ends once a row: leave one of them out")
         if capacity < 2:
             raise ValueError(f"capacity={capacity} is no row of several samples: give its tokens, such as 1024")
         self.collator, self.capacity = collator, capacity

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import LANGUAGES, MIXED, ROUTERS, SCOPES, Sample, batch_of, decoder_inputs, open_model, real_logits
+from tiny_models import LANGUAGES, MIXED, ROUTERS, Sample, batch_of, decoder_inputs, open_model, real_logits
 
 pytestmark = pytest.mark.numerics
 
@@ -12,12 +12,12 @@ CLOSE = {"atol": 2e-4, "rtol": 1e-3}
 def every_kind_of_model(test):
     test = pytest.mark.parametrize("language", LANGUAGES)(test)
     test = pytest.mark.parametrize("router", ROUTERS)(test)
-    return pytest.mark.parametrize("scope", SCOPES)(test)
+    return test
 
 
 @every_kind_of_model
-def test_alone_as_in_a_mixed_batch_padded_left_or_right(language, router, scope):
-    model = open_model(language, router_type=router, router_scope=scope)
+def test_alone_as_in_a_mixed_batch_padded_left_or_right(language, router):
+    model = open_model(language, router_type=router)
     right = real_logits(model, MIXED, side="right")
     left = real_logits(model, MIXED, side="left")
     for place, sample in enumerate(MIXED):
@@ -27,8 +27,8 @@ def test_alone_as_in_a_mixed_batch_padded_left_or_right(language, router, scope)
 
 
 @every_kind_of_model
-def test_what_padding_holds_does_not_matter(language, router, scope):
-    model = open_model(language, router_type=router, router_scope=scope)
+def test_what_padding_holds_does_not_matter(language, router):
+    model = open_model(language, router_type=router)
     batch = batch_of(model, MIXED, pad_to=60)
     decoder = decoder_inputs(model, MIXED)
     changed = dict(batch)
@@ -63,16 +63,15 @@ def test_a_row_of_text_alone_is_not_routed():
     """Text beside pictures of other rows reads exactly as it does in a batch of text alone."""
     text = Sample(pictures=(), question=(16, 17, 18))
     for router in ROUTERS[1:]:
-        model = open_model(router_type=router, router_scope="prompt")
+        model = open_model(router_type=router)
         beside = real_logits(model, [text, Sample()])[0]
         torch.testing.assert_close(beside, real_logits(model, text)[0], **CLOSE)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("router", ROUTERS)
-def test_pictures_go_to_their_own_rows(router, scope):
+def test_pictures_go_to_their_own_rows(router):
     """Swapping two rows swaps their results: no picture or tag of one row reaches the other."""
-    model = open_model(router_type=router, router_scope=scope)
+    model = open_model(router_type=router)
     one, other = Sample(pictures=(1, 2)), Sample(pictures=(3,), question=(11, 12))
     first = real_logits(model, [one, other])
     second = real_logits(model, [other, one])

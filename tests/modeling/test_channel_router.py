@@ -6,21 +6,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import SCOPES, Sample, batch_of, open_model, picture_inputs, tiny_config
+from tiny_models import Sample, batch_of, open_model, picture_inputs, tiny_config
 
-from poise.modeling.channel_router import ChannelRouter, channel_scores, evenly_spaced, inject, lowest_channels
+from poise.modeling.channel_router import ChannelRouter, channel_scores, evenly_spaced, lowest_channels
 from poise.modeling.streams import Streams
 
 pytestmark = pytest.mark.numerics
 
 
-def random_tokens(shape, seed=0, lengths=None):
-    """Tokens (N, T, D) with unequal channel variances and a random mean, and a mask with `lengths` real ones."""
+def random_tokens(shape, seed=0):
+    """Tokens (N, T, D) with unequal channel variances and a random mean."""
     generator = torch.Generator().manual_seed(seed)
-    n, t, d = shape
-    tokens = torch.randn(shape, generator=generator) * torch.linspace(0.1, 3.0, d) + torch.randn(d, generator=generator)
-    lengths = torch.tensor(lengths or [t] * n)
-    return tokens, torch.arange(t)[None] < lengths[:, None]
+    d = shape[-1]
+    return torch.randn(shape, generator=generator) * torch.linspace(0.1, 3.0, d) + torch.randn(d, generator=generator)
 
 
 def scores_by_svd(tokens, rank):
@@ -32,63 +30,46 @@ def scores_by_svd(tokens, rank):
 
 @pytest.mark.parametrize("shape", [(3, 9, 16), (3, 40, 16), (2, 16, 16)])
 def test_untruncated_scores_are_token_count_times_variance(shape):
-    tokens, mask = random_tokens(shape)
+    tokens = random_tokens(shape)
     expected = shape[1] * tokens.var(1, unbiased=False)
-    torch.testing.assert_close(channel_scores(tokens, mask, rank=64), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_untruncated_scores_of_padded_samples_are_too():
-    tokens, mask = random_tokens((3, 12, 8), lengths=[12, 5, 1])
-    scores = channel_scores(tokens, mask, rank=64)
-    for place, length in enumerate((12, 5, 1)):
-        expected = length * tokens[place, :length].var(0, unbiased=False)
-        torch.testing.assert_close(scores[place], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(channel_scores(tokens, rank=64), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 7])
-@pytest.mark.parametrize("shape,lengths", [((3, 9, 24), [9, 4, 8]), ((3, 40, 12), [40, 11, 25]), ((2, 12, 12), None)])
-def test_truncated_scores_are_those_of_an_svd(shape, lengths, rank):
-    tokens, mask = random_tokens(shape, lengths=lengths)
-    scores = channel_scores(tokens, mask, rank=rank)
-    for place, length in enumerate(lengths or [shape[1]] * shape[0]):
-        expected = scores_by_svd(tokens[place, :length], rank)
-        torch.testing.assert_close(scores[place], expected, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("shape", [(3, 9, 24), (3, 40, 12), (2, 12, 12)])
+def test_truncated_scores_are_those_of_an_svd(shape, rank):
+    tokens = random_tokens(shape)
+    scores = channel_scores(tokens, rank=rank)
+    for place in range(shape[0]):
+        torch.testing.assert_close(scores[place], scores_by_svd(tokens[place], rank), rtol=1e-3, atol=1e-3)
 
 
 @given(st.integers(1, 20), st.integers(2, 20), st.integers(1, 20), st.integers(0, 1000))
 def test_scores_equal_an_svd_for_any_shape(t, d, rank, seed):
-    tokens, mask = random_tokens((1, t, d), seed)
-    scores = channel_scores(tokens, mask, rank=rank)[0]
+    tokens = random_tokens((1, t, d), seed)
+    scores = channel_scores(tokens, rank=rank)[0]
     expected = scores_by_svd(tokens[0], rank)
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3 * float(expected.max().clamp_min(1.0)))
 
 
 def test_scores_are_float32_and_need_no_gradient():
-    tokens, mask = random_tokens((2, 9, 8))
-    scores = channel_scores(tokens.bfloat16().requires_grad_(), mask, rank=3)
+    tokens = random_tokens((2, 9, 8))
+    scores = channel_scores(tokens.bfloat16().requires_grad_(), rank=3)
     assert scores.dtype == torch.float32 and not scores.requires_grad
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 24), (2, 24, 9)])
 def test_scores_under_mixed_precision_are_exact(shape):
-    tokens, mask = random_tokens(shape)
+    tokens = random_tokens(shape)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = channel_scores(tokens, mask, rank=3)
-    assert torch.equal(mixed, channel_scores(tokens, mask, rank=3))
+        mixed = channel_scores(tokens, rank=3)
+    assert torch.equal(mixed, channel_scores(tokens, rank=3))
 
 
-@pytest.mark.parametrize("lengths", [[300, 20, 256], [257, 300, 299]])
-def test_at_most_so_many_evenly_spaced_real_tokens(lengths):
-    tokens, mask = random_tokens((3, 300, 4), lengths=lengths)
-    # Left-padded: the real tokens stand at the end.
-    tokens, mask = tokens.flip(1), mask.flip(1)
-    fewer, kept = evenly_spaced(tokens, mask, 256)
-    assert fewer.shape == (3, 256, 4)
-    for place, length in enumerate(lengths):
-        real = tokens[place, 300 - length :]
-        expected = real if length <= 256 else real[[i * length // 256 for i in range(256)]]
-        assert kept[place].sum() == min(length, 256)
-        assert torch.equal(fewer[place][kept[place]], expected)
+def test_at_most_so_many_evenly_spaced_tokens():
+    tokens = random_tokens((3, 300, 4))
+    assert torch.equal(evenly_spaced(tokens, 256), tokens[:, [i * 300 // 256 for i in range(256)]])
+    assert evenly_spaced(tokens, 300) is tokens
 
 
 @pytest.mark.parametrize("fraction,dim,k", [(0.1, 48, 5), (0.5, 10, 5), (1.0, 7, 7), (0.001, 48, 1)])
@@ -120,52 +101,37 @@ def routed_by_hand(router, receiver, donor, alpha):
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 @pytest.mark.parametrize("donor_size", [1.0, 100.0, 0.001])
 def test_both_directions_equal_the_slow_reference(rank, fraction, donor_size):
-    """Samples of different lengths in one batch; a donor so large or small that the scale reaches its limits too."""
+    """Three samples in one batch; a donor so large or small that the scale reaches its limits too."""
     config = tiny_config(router_type="channel", channel_rank=rank, channel_fraction=fraction)
     router = ChannelRouter(config).requires_grad_(False)
     router.image_blend.copy_(torch.randn(48))
     router.text_blend.copy_(torch.randn(48))
-    image, image_mask = random_tokens((3, 9, 48), 1, [9, 5, 7])
-    text, text_mask = random_tokens((3, 6, 48), 2, [2, 6, 3])
-    text = text * donor_size
-    streams, weights = router(Streams(image, image_mask, text, text_mask, text_mask))
+    image = random_tokens((3, 9, 48), 1)
+    text = random_tokens((3, 6, 48), 2) * donor_size
+    streams, weights = router(Streams(image, text))
     for place in range(3):
-        one, other = image[place][image_mask[place]], text[place][text_mask[place]]
-        expected_image = routed_by_hand(router, one, other, router.image_blend)
-        expected_text = routed_by_hand(router, other, one, router.text_blend)
-        torch.testing.assert_close(streams.image[place][image_mask[place]], expected_image, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(
-            streams.text[place][text_mask[place]], expected_text, rtol=1e-3, atol=1e-4 * max(1.0, donor_size)
-        )
+        expected_image = routed_by_hand(router, image[place], text[place], router.image_blend)
+        expected_text = routed_by_hand(router, text[place], image[place], router.text_blend)
+        torch.testing.assert_close(streams.image[place], expected_image, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(streams.text[place], expected_text, rtol=1e-3, atol=1e-4 * max(1.0, donor_size))
     assert weights.shape == (3, 2) and ((weights > 0) & (weights <= 1)).all()
 
 
-def test_padding_and_neighbours_do_not_matter():
+def test_neighbours_do_not_matter():
     router = ChannelRouter(tiny_config(router_type="channel", channel_rank=3))
     torch.nn.init.zeros_(router.image_blend), torch.nn.init.zeros_(router.text_blend)
-    image, image_mask = random_tokens((2, 9, 48), 1, [9, 5])
-    text, text_mask = random_tokens((2, 6, 48), 2, [6, 3])
-    together, _ = router(Streams(image, image_mask, text, text_mask, text_mask))
-    noisy = torch.where(image_mask[..., None], image, 1e3), torch.where(text_mask[..., None], text, -1e3)
-    with_noise, _ = router(Streams(noisy[0], image_mask, noisy[1], text_mask, text_mask))
-    torch.testing.assert_close(with_noise.image[image_mask], together.image[image_mask], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(with_noise.text[text_mask], together.text[text_mask], rtol=1e-4, atol=1e-4)
-    alone, _ = router(Streams(*(x[1:] for x in (image, image_mask, text, text_mask, text_mask))))
+    image, text = random_tokens((2, 9, 48), 1), random_tokens((2, 6, 48), 2)
+    together, _ = router(Streams(image, text))
+    alone, _ = router(Streams(image[1:], text[1:]))
     torch.testing.assert_close(alone.image[0], together.image[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.text[0], together.text[1], rtol=1e-4, atol=1e-4)
 
 
 def test_one_token_has_no_variance_and_still_gives_a_result():
     """Every channel of a single token scores zero; which ones are refilled is then arbitrary, how many is not."""
-    tokens, mask = random_tokens((2, 1, 48))
-    scores = channel_scores(tokens, mask)
+    tokens = random_tokens((2, 1, 48))
+    scores = channel_scores(tokens)
     assert not scores.any() and (lowest_channels(scores, 0.1).sum(-1) == 5).all()
-
-
-def test_a_stream_without_tokens_gives_nothing():
-    tokens, mask = random_tokens((1, 5, 8))
-    empty = torch.zeros(1, 4, dtype=torch.bool)
-    low = torch.ones(1, 8, dtype=torch.bool)
-    assert torch.equal(inject(tokens, mask, torch.randn(1, 4, 8), empty, low, torch.full((8,), 0.5)), tokens)
 
 
 def test_alpha_starts_at_one_half_and_learns():
@@ -180,15 +146,14 @@ def test_alpha_starts_at_one_half_and_learns():
         assert (blend.grad != 0).sum() <= 10
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_no_loop_over_samples(scope, monkeypatch):
+def test_no_loop_over_samples(monkeypatch):
     """The number of eigendecompositions does not grow with the batch."""
     calls = []
     real = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda *a, **k: calls.append(1) or real(*a, **k))
     counts = []
     for size in (1, 5):
-        model = open_model(router_type="channel", router_scope=scope, channel_rank=1)
+        model = open_model(router_type="channel", channel_rank=1)
         calls.clear()
         model(**batch_of(model, [Sample(pictures=(i,)) for i in range(size)]))
         counts.append(len(calls))

@@ -80,7 +80,7 @@ def test_a_tower_nobody_told_about_its_class_tokens():
 MISTAKES = [
     ({"router_type": "gait"}, r"router_type='gait' is not known: choose one of 'none', .* Did you mean 'gate'\?"),
     ({"router_type": "xyz"}, r"router_type='xyz' is not known: choose one of .*'reliability'\.$"),
-    ({"router_scope": "promt"}, r"router_scope='promt'.* Did you mean 'prompt'\?"),
+    ({"router_type": "gate", "router_scope": "prompt"}, r"router_scope='prompt' is no longer there.*train .* again"),
     ({"projector_type": "mpl"}, r"projector_type='mpl'.* Did you mean 'mlp'\?"),
     ({"soft_prompt_type": "dynamical"}, r"soft_prompt_type='dynamical'.* Did you mean 'dynamic'\?"),
     ({"soft_prompt_pooling": "querys"}, r"soft_prompt_pooling='querys'.* Did you mean 'queries'\?"),
@@ -89,7 +89,7 @@ MISTAKES = [
     ({"soft_prompt_length": 0}, r"soft_prompt_length=0 must be at least 1.*soft_prompt_type='none'"),
     ({"soft_prompt_pooling": "mean"}, r"soft_prompt_length=2 does not fit .*'mean'.*set soft_prompt_length=1"),
     ({"router_type": "gate", "soft_prompt_type": "none"}, r"router_type='gate'.*soft_prompt_type='none' leaves one"),
-    ({"router_type": "channel", "soft_prompt_type": "none"}, r"router_type='channel'.*or router_scope='prompt'"),
+    ({"router_type": "channel", "soft_prompt_type": "none"}, r"router_type='channel'.*choose a soft prompt"),
     ({"channel_fraction": 0.0}, r"channel_fraction=0.0 must lie in \(0, 1\]"),
     ({"channel_rank": 0}, r"channel_rank=0 must be at least 1"),
     ({"channel_max_tokens": 0}, r"channel_max_tokens=0 must be at least 1"),
@@ -117,8 +117,10 @@ def test_a_value_of_another_type_is_refused(fields):
     assert "Validation" in type(mistake.value).__name__ or isinstance(mistake.value, (TypeError, ValueError))
 
 
-def test_gate_without_a_soft_prompt_is_fine_where_the_question_is_a_stream():
-    tiny_config(router_type="gate", soft_prompt_type="none", router_scope="prompt")
+def test_fields_that_look_like_contradictions_but_are_none():
+    old = tiny_config(router_type="gate", router_scope="image")  # as configurations once said it
+    assert not hasattr(old, "router_scope")
+    tiny_config(router_type="none", router_scope="prompt")
     tiny_config(router_type="reliability", soft_prompt_type="none")
     tiny_config(soft_prompt_type="dynamic", soft_prompt_pooling="mean", soft_prompt_length=1)
     tiny_config(soft_prompt_type="static", soft_prompt_pooling="mean", soft_prompt_length=4)

@@ -5,7 +5,6 @@ import torch
 from tiny_models import (
     LANGUAGES,
     MIXED,
-    SCOPES,
     batch_of,
     open_branches,
     open_model,
@@ -26,16 +25,15 @@ def same_but(model, **fields):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("router", ["gate", "reliability"])
 @pytest.mark.parametrize("training", [False, True])
-def test_an_untrained_router_is_the_identity(language, scope, router, training):
+def test_an_untrained_router_is_the_identity(language, router, training):
     """Bit for bit what `router_type="none"` gives; in training too, with whole-stream dropout off."""
     samples = [sample.but(tags=None) for sample in MIXED]  # untagged pictures: see test_reliability_router.py
-    none = tiny_model(language, router_type="none", router_scope=scope)
+    none = tiny_model(language, router_type="none")
     open_branches(none)
-    routed = same_but(none, router_type=router, router_scope=scope, stream_dropout=0.0)
-    if training and scope == "image":
+    routed = same_but(none, router_type=router, stream_dropout=0.0)
+    if training:
         none.train(), routed.train()
     for row, other in zip(real_logits(none, samples), real_logits(routed, samples), strict=True):
         torch.testing.assert_close(row, other, atol=1e-6, rtol=1e-6)
@@ -59,11 +57,9 @@ def test_weights_scale_the_streams():
 
 
 def test_weights_come_out_of_the_model():
-    """One row a picture in scope "image", one a sample in scope "prompt"; at every step of the ways to call it."""
-    for scope, rows in (("image", 6), ("prompt", 5)):
-        model = open_model(router_type="gate", router_scope=scope)
-        output = model(**batch_of(model, MIXED))
-        assert output.router_weights.shape == (rows, 2)
-        assert model.model(**batch_of(model, MIXED)).router_weights.shape == (rows, 2)
+    """One row for each of the six images, from both model classes."""
+    model = open_model(router_type="gate")
+    for output in (model(**batch_of(model, MIXED)), model.model(**batch_of(model, MIXED))):
+        assert output.router_weights.shape == (6, 2)
         assert output.image_hidden_states.shape == (6, 9, 48)
         assert output.soft_prompt_hidden_states.shape == (6, 2, 48)

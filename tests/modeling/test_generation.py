@@ -7,7 +7,6 @@ from tiny_models import (
     MIXED,
     PLACEHOLDER,
     ROUTERS,
-    SCOPES,
     VOCABULARY,
     Sample,
     batch_of,
@@ -36,12 +35,12 @@ def logits_of(model, batch, **settings):
 def every_route(test):
     test = pytest.mark.parametrize("language", LANGUAGES)(test)
     test = pytest.mark.parametrize("router", ROUTERS)(test)
-    return pytest.mark.parametrize("scope", SCOPES)(test)
+    return test
 
 
 @every_route
-def test_greedy_follows_the_forward_pass_and_the_batch_does_not_matter(language, router, scope):
-    model = open_model(language, router_type=router, router_scope=scope)
+def test_greedy_follows_the_forward_pass_and_the_batch_does_not_matter(language, router):
+    model = open_model(language, router_type=router)
     batch = prompts(model, MIXED)
     new = model.generate(**batch, **FOUR_TOKENS)[:, -4:]
     for row, sample in zip(new, MIXED, strict=True):
@@ -54,17 +53,16 @@ def test_greedy_follows_the_forward_pass_and_the_batch_does_not_matter(language,
                 logits = model(**alone, decoder_input_ids=decoder_ids).logits
         else:
             ids = torch.cat([alone["input_ids"], row[None, :-1]], dim=1)
-            seen = torch.arange(ids.shape[1])[None] < alone["input_ids"].shape[1]
             rest = {k: v for k, v in alone.items() if k not in ("input_ids", "attention_mask")}
             with torch.no_grad():
-                logits = model(input_ids=ids, prompt_mask=seen, **rest).logits[:, -4:]
+                logits = model(input_ids=ids, **rest).logits[:, -4:]
         logits[..., [PLACEHOLDER, model.generation_config.eos_token_id]] = -torch.inf
         assert torch.equal(logits.argmax(-1), row[None])
 
 
 @every_route
-def test_beam_search_in_a_batch_equals_beam_search_alone(language, router, scope):
-    model = open_model(language, router_type=router, router_scope=scope)
+def test_beam_search_in_a_batch_equals_beam_search_alone(language, router):
+    model = open_model(language, router_type=router)
     settings = {**FOUR_TOKENS, "num_beams": 3, "num_return_sequences": 2}
     together = model.generate(**prompts(model, MIXED), **settings)[:, -4:]
     for place, sample in enumerate(MIXED):
@@ -74,7 +72,7 @@ def test_beam_search_in_a_batch_equals_beam_search_alone(language, router, scope
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_sampling_is_seeded_and_repeats_pictures_for_every_sequence(language):
-    model = open_model(language, router_type="reliability", router_scope="prompt")
+    model = open_model(language, router_type="reliability")
     settings = {"do_sample": True, "max_new_tokens": 4, "num_return_sequences": 3, "temperature": 1.5}
     runs = []
     for seed in (0, 0, 1):
@@ -85,9 +83,8 @@ def test_sampling_is_seeded_and_repeats_pictures_for_every_sequence(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("scope", SCOPES)
-def test_static_cache(language, scope):
-    model = open_model(language, router_type="gate", router_scope=scope)
+def test_static_cache(language):
+    model = open_model(language, router_type="gate")
     batch = prompts(model)
     settings = {"cache_implementation": "static", "disable_compile": True}
     torch.testing.assert_close(logits_of(model, batch, **settings), logits_of(model, batch), **CLOSE)
@@ -101,20 +98,11 @@ def test_chunked_prefill(router, chunk):
     torch.testing.assert_close(logits_of(model, batch, prefill_chunk_size=chunk), logits_of(model, batch), **CLOSE)
 
 
-def test_chunked_prefill_of_a_router_that_reads_the_whole_prompt_is_refused():
-    model = open_model(router_type="gate", router_scope="prompt")
-    with pytest.raises(ValueError, match=r"prefill_chunk_size=4: router_scope='prompt'.*prefill_chunk_size=None"):
-        model.generate(**prompts(model), **FOUR_TOKENS, prefill_chunk_size=4)
-    without_router = open_model(router_type="none", router_scope="prompt")
-    without_router.generate(**prompts(without_router), **FOUR_TOKENS, prefill_chunk_size=4)
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("beams", [1, 2])
-def test_inputs_embeds(language, scope, beams):
+def test_inputs_embeds(language, beams):
     """Embedded text with the placeholder's own embedding where the pictures go."""
-    model = open_model(language, router_type="reliability", router_scope=scope)
+    model = open_model(language, router_type="reliability")
     batch = prompts(model)
     by_ids = model.generate(**batch, **FOUR_TOKENS, num_beams=beams)[:, -4:]
     batch["inputs_embeds"] = model.get_input_embeddings()(batch.pop("input_ids"))
@@ -123,9 +111,8 @@ def test_inputs_embeds(language, scope, beams):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("scope", SCOPES)
-def test_prompt_lookup_decoding(language, scope):
-    model = open_model(language, router_type="gate", router_scope=scope)
+def test_prompt_lookup_decoding(language):
+    model = open_model(language, router_type="gate")
     batch = prompts(model, Sample(question=(7, 8, 9, 7, 8)))
     plain = model.generate(**batch, **FOUR_TOKENS)
     assert torch.equal(model.generate(**batch, **FOUR_TOKENS, prompt_lookup_num_tokens=2), plain)
@@ -184,7 +171,7 @@ def test_a_placeholder_is_never_an_answer(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_text_alone(language):
     """Without any picture the answer is the bare language model's."""
-    model = open_model(language, router_type="reliability", router_scope="prompt")
+    model = open_model(language, router_type="reliability")
     batch = padded([[1, 7, 8, 9]], 0)
     bare = model.model.language_model  # T5 itself cannot cache more decoder than encoder layers
     bare = bare.generate(**batch, **FOUR_TOKENS, suppress_tokens=[PLACEHOLDER], use_cache=language != "t5")
@@ -208,7 +195,7 @@ def test_a_missing_or_a_cut_picture_is_one_clear_line(language):
     with pytest.raises(ValueError, match=r"33 placeholder tokens for 22 image and soft-prompt tokens"):
         model.generate(**{k: v[:2] if len(v) == 3 else v for k, v in batch.items()}, **FOUR_TOKENS)
     cut = {**batch, "input_ids": batch["input_ids"][:, -12:], "attention_mask": batch["attention_mask"][:, -12:]}
-    with pytest.raises(ValueError, match="do not cut through a picture"):
+    with pytest.raises(ValueError, match="do not cut through an image"):
         model.generate(**cut, **FOUR_TOKENS)
 
 
@@ -217,15 +204,13 @@ def test_tags_of_another_number_of_pictures_are_one_clear_line():
     batch = prompts(model)
     for name in ("tag_input_ids", "tag_attention_mask", "tag_scores"):
         batch[name] = batch[name][:2]
-    with pytest.raises(ValueError, match="tag_input_ids has 2 rows for 3 pictures"):
+    with pytest.raises(ValueError, match="tag_input_ids has 2 rows for 3 images"):
         model(**batch)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_a_second_turn_with_a_new_picture_reuses_the_cache(scope):
+def test_a_second_turn_with_a_new_picture_reuses_the_cache():
     """The first turn's cache and the second turn's picture give what the whole conversation gives, read at once."""
-    router = "gate" if scope == "image" else "none"  # a route over the whole prompt is another one in every turn
-    model = open_model(router_type=router, router_scope=scope)
+    model = open_model(router_type="reliability")
     first = prompts(model, Sample(pictures=(1,)))
     answered = model.generate(**first, **FOUR_TOKENS, return_dict_in_generate=True)
     second = prompts(model, Sample(pictures=(2,), question=(12, 13)))
@@ -238,9 +223,9 @@ def test_a_second_turn_with_a_new_picture_reuses_the_cache(scope):
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_a_second_turn_is_routed_by_itself_in_scope_prompt(router):
+def test_a_second_turn_is_routed_by_itself(router):
     """What is cached is not routed again, and padding of the first turn stays unseen."""
-    model = open_model(router_type=router, router_scope="prompt")
+    model = open_model(router_type=router)
     rows = {}
     for padding in (0, 3):
         first = prompts(model, Sample(pictures=(1,)))

@@ -7,6 +7,7 @@ import torch
 from tiny_models import LANGUAGES, MIXED, Sample, batch_of, decoder_inputs, open_model, padded, tiny_config, tiny_model
 from transformers import GenerationMixin
 from transformers.modeling_outputs import ModelOutput
+from transformers.utils import logging
 
 from poise.modeling import PoiseForConditionalGeneration, PoiseModel
 
@@ -74,7 +75,7 @@ def test_only_the_logits_that_are_wanted(language, kept):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_embeddings_instead_of_ids(language):
-    model = open_model(language, router_type="gate", router_scope="prompt")
+    model = open_model(language, router_type="gate")
     batch = {**batch_of(model, MIXED), **decoder_inputs(model, MIXED)}
     with torch.no_grad():
         expected = model(**batch).logits
@@ -179,7 +180,7 @@ def test_input_gradients_for_adapters(language):
     model = open_model(language)
     model.requires_grad_(False)
     model.enable_input_require_grads()
-    embeddings, _ = model.model.embed_streams(padded([[1, 7, 8]], 0)["input_ids"])
+    embeddings = model.model.embed_streams(padded([[1, 7, 8]], 0)["input_ids"])
     assert embeddings.requires_grad
     model.disable_input_require_grads()
 
@@ -191,3 +192,64 @@ def test_fields_of_the_image_features():
     features = model.get_image_features(**pictures)
     assert [tuple(run.shape) for run in features.pooler_output] == [(11, 48)] * 3
     assert isinstance(model.get_image_features(**pictures, return_dict=False), tuple)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_placeholders_that_nothing_fills_are_refused(language):
+    """An answer without the image would come out in silence."""
+    model = open_model(language)
+    inputs = {k: v for k, v in batch_of(model, Sample(), answers=False).items() if k in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match="11 placeholder tokens for 0 image"):
+        model(**inputs, **decoder_inputs(model, Sample()))
+    with pytest.raises(ValueError, match="11 placeholder tokens for 0 image"):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+def test_labels_on_placeholders_are_not_trained_on():
+    """Trainers that supervise whole conversations label everything, their own shifted labels included."""
+    model = open_model()
+    batch = batch_of(model, MIXED, labels=True)
+    everywhere = torch.where(batch["input_ids"] == model.config.image_token_id, batch["input_ids"], batch["labels"])
+    assert (everywhere != batch["labels"]).any()
+    with torch.no_grad():
+        expected = model(**batch).loss
+        assert torch.equal(model(**{**batch, "labels": everywhere}).loss, expected)
+        shifted = torch.nn.functional.pad(everywhere[:, 1:], (0, 1), value=-100)
+        torch.testing.assert_close(model(**{**batch, "labels": everywhere}, shift_labels=shifted).loss, expected)
+
+
+def test_an_unknown_argument_is_said_once(caplog):
+    model = open_model()
+    batch = batch_of(model, Sample())
+    logger = logging.get_logger("poise.modeling.modeling_poise")
+    logger.propagate = True
+    logger.warning_once.cache_clear()
+    with torch.no_grad(), caplog.at_level("WARNING"):
+        model(
+            **batch,
+            output_attentions=False,
+            use_cache=False,
+            position_ids=torch.arange(batch["input_ids"].shape[1])[None],
+        )
+        assert not caplog.records
+        for _ in range(2):
+            model(**batch, tag_score=batch["tag_scores"])
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["tag_score"]
+
+
+def test_an_encoder_decoder_counts_positions_itself():
+    model = open_model("t5")
+    batch = {**batch_of(model, Sample()), **decoder_inputs(model, Sample())}
+    with pytest.raises(ValueError, match="position_ids is given, but an encoder-decoder"):
+        model(**batch, position_ids=torch.arange(batch["input_ids"].shape[1])[None])
+
+
+@pytest.mark.parametrize("router", ["gate", "reliability"])
+def test_dynamically_quantized_layers_leave_no_parameters_behind(router):
+    """`torch.ao` replaces every `nn.Linear`; the projector then has no parameters at all."""
+    model = open_model(router_type=router)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert not list(quantized.model.projector.parameters())
+    with torch.no_grad():
+        logits, expected = (m(**batch_of(m, Sample())).logits for m in (quantized, model))
+    assert torch.nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > 0.9

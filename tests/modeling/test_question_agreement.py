@@ -23,7 +23,7 @@ def batch_about(model, pictures, tags, questions, seed=0, labels=False):
 
 def fitted(language="llama", **fields):
     """A model that has seen 600 questions, each with its own picture and tags."""
-    fields = {"router_type": "reliability", "router_scope": "prompt", "question_agreement": True, **fields}
+    fields = {"router_type": "reliability", "question_agreement": True, **fields}
     model = tiny_model(language, **fields)
     open_branches(model)
     model.train()
@@ -94,25 +94,37 @@ def test_generation_asks_the_same_question():
     assert torch.equal(tokens[True][:, batch["input_ids"].shape[1]], first.argmax(-1))
 
 
-def test_embeddings_without_ids_have_no_question_to_ask():
-    model = fitted()
-    batch = batch_about(model, OTHERS, KINDS, KINDS)
-    ids = batch.pop("input_ids")
-    weights = weights_of(model, inputs_embeds=model.get_input_embeddings()(ids), **batch)
-    assert weights.median(0).values.min() > 0.9
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"router_scope": "image"}, "reads the question.*router_scope='prompt'"),
         ({"soft_prompt_type": "static"}, "reads no tags.*soft_prompt_type='dynamic'"),
         ({"image_trust": 0.5}, "image_trust=0.5 and question_agreement=True.*only one"),
     ],
 )
 def test_settings_that_contradict_it_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        tiny_config(**{"router_type": "reliability", "router_scope": "prompt", "question_agreement": True, **fields})
+        tiny_config(**{"router_type": "reliability", "question_agreement": True, **fields})
+
+
+def test_images_without_a_question_blame_nobody():
+    """Neither where no question is given, nor for a single image whose row is empty."""
+    model = fitted()
+    batch = batch_about(model, OTHERS, KINDS, KINDS)
+    empty = {**batch, "question_attention_mask": torch.zeros_like(batch["question_attention_mask"])}
+    without = {name: value for name, value in batch.items() if not name.startswith("question_")}
+    for inputs in (empty, without):
+        assert weights_of(model, **inputs).median(0).values.min() > 0.9
+
+
+def test_each_image_of_a_sample_is_asked_about_by_itself():
+    """Two images in one prompt, the second of another thing than the question: only that one is doubted."""
+    model = fitted()
+    kinds = [kind for _ in range(20) for kind in (0, 1)]
+    single = batch_about(model, kinds, [0] * 40, [0] * 40)  # everything speaks of things of the first kind but images
+    pairs = batch_of(model, [Sample(pictures=(2 * i, 2 * i + 1)) for i in range(20)], answers=False)
+    rows = {name: single[name] for name in single if name not in ("input_ids", "attention_mask")}
+    weights = weights_of(model, **{**pairs, **rows}).view(20, 2, 2).median(0).values  # (images of a pair, streams)
+    assert weights[0].min() > 0.9 and weights[1, 0] < 0.1
 
 
 def test_it_says_nothing_to_other_routers():

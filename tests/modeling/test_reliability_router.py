@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import MIXED, SCOPES, Sample, batch_of, fit_statistics, open_branches, picture_inputs, tiny_model
+from tiny_models import MIXED, Sample, batch_of, fit_statistics, open_branches, picture_inputs, tiny_model
 
 from poise.modeling import PoiseForConditionalGeneration
 from poise.modeling.reliability_router import Complement
@@ -54,10 +54,9 @@ def test_a_stream_that_nothing_can_replace_stays():
     assert both.min() > 0.9
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_without_a_second_stream_the_router_is_the_identity(scope):
+def test_without_a_second_stream_the_router_is_the_identity():
     """In training, too: nothing is learned from a picture that is dropped."""
-    fields = {"soft_prompt_type": "none", "router_scope": scope}
+    fields = {"soft_prompt_type": "none"}
     model = tiny_model(router_type="reliability", stream_dropout=0.9, **fields).train()
     none = tiny_model(router_type="none", **fields).train()
     none.load_state_dict(model.state_dict(), strict=False)
@@ -76,27 +75,25 @@ def test_a_faded_stream_is_its_null_token_and_complement():
     with torch.no_grad():
         plain, routed = none.get_image_features(**inputs), model.get_image_features(**inputs)
         image, text = plain.image_hidden_states, plain.soft_prompt_hidden_states
-        everything = [torch.ones(x.shape[:2], dtype=torch.bool) for x in (image, text)]
         router = model.model.router
-        image_null = router.image_complement(text, everything[1])
-        text_null = router.text_complement(image, everything[0])
+        image_null = router.image_complement(text)
+        text_null = router.text_complement(image)
         image_weight, text_weight = routed.router_weights[..., None, None].unbind(1)
     assert ((routed.router_weights > 0.05) & (routed.router_weights < 0.95)).all()
     torch.testing.assert_close(routed.image_hidden_states, image_weight * image + (1 - image_weight) * image_null)
     torch.testing.assert_close(routed.soft_prompt_hidden_states, text_weight * text + (1 - text_weight) * text_null)
 
 
-def test_complement_is_attention_over_real_tokens_by_hand():
+def test_complement_is_attention_by_hand():
     complement = Complement(8).requires_grad_(False)
     for parameter in complement.parameters():
-        torch.nn.init.normal_(parameter)
+        parameter.copy_(torch.randn(parameter.shape))
     other = torch.randn(2, 5, 8)
-    mask = torch.tensor([[True, True, False, True, False], [False] * 5])
-    found = complement(other, mask)
-    kept = other[0, mask[0]]
-    weights = (complement.key(kept) @ complement.query(complement.null) / 8**0.5).softmax(-1)
-    torch.testing.assert_close(found[0, 0], complement.null + complement.out(weights @ kept))
-    torch.testing.assert_close(found[1, 0], complement.null)  # nothing to attend to gives nothing
+    for row, tokens in zip(complement(other), other, strict=True):
+        weights = (complement.key(tokens) @ complement.query(complement.null) / 8**0.5).softmax(-1)
+        torch.testing.assert_close(row[0], complement.null + complement.out(weights @ tokens))
+    nothing = complement(torch.zeros(2, 0, 8))  # nothing to attend to gives nothing
+    assert torch.equal(nothing, complement.null.expand(2, 1, 8))
 
 
 def test_a_complement_starts_at_nothing():
@@ -104,26 +101,11 @@ def test_a_complement_starts_at_nothing():
     for module in complement.modules():
         if hasattr(module, "init_own_weights"):
             module.init_own_weights(0.02)
-    assert not complement(torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool)).any()
+    assert not complement(torch.randn(1, 3, 8)).any()
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_a_question_is_never_faded(scope):
-    model = fitted(router_scope=scope)
-    batch = batch_of(model, Sample(), answers=False)
-    batch["tag_scores"] = batch["tag_scores"] * 50  # the tags fade, and the question shares their stream
-    pictures = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
-    features = model.get_image_features(**pictures)
-    embeddings, weights = model.model.embed_streams(batch["input_ids"], features=features)
-    assert weights[0].min() < 0.1
-    plain = model.get_input_embeddings()(batch["input_ids"])
-    question = batch["input_ids"] != model.config.image_token_id
-    assert torch.equal(embeddings[question], plain[question])
-
-
-@pytest.mark.parametrize("scope", SCOPES)
-def test_training_drops_whole_streams_and_never_both(scope):
-    model = tiny_model(router_type="reliability", router_scope=scope, stream_dropout=0.4)
+def test_training_drops_whole_streams_and_never_both():
+    model = tiny_model(router_type="reliability", stream_dropout=0.4)
     open_branches(model)
     model.train()
     samples = [Sample(pictures=(i,), tags=(i % 3 > 0,)) for i in range(60)]
@@ -157,13 +139,11 @@ def test_evaluation_drops_nothing_and_learns_nothing():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_every_training_picture_is_seen_once_and_stand_ins_never(scope):
-    model = tiny_model(router_type="reliability", router_scope=scope).train()
+def test_every_training_picture_is_seen_once_and_stand_ins_never():
+    model = tiny_model(router_type="reliability").train()
     router = model.model.router
     model(**batch_of(model, MIXED, labels=True))
-    items = 6 if scope == "image" else 4  # pictures, or samples that have any
-    tagged = 4 if scope == "image" else 3
+    items, tagged = 6, 4
 
     def seen(statistics):
         return int(statistics.count + statistics.calibration_count)
@@ -177,9 +157,8 @@ def test_a_picture_without_tags_reads_the_null_token_that_training_knows():
     model = fitted()
     features = model.get_image_features(**picture_inputs([1, 2], tags=[True, False]))
     assert features.router_weights[1, 1] == 0 and features.router_weights[0, 1] > 0.5
-    null = model.model.router.text_complement(
-        features.image_hidden_states, torch.ones(2, 9, dtype=torch.bool)
-    )  # of the routed picture, which is nearly the picture
+    # Of the routed picture, which is nearly the picture.
+    null = model.model.router.text_complement(features.image_hidden_states)
     assert torch.allclose(features.soft_prompt_hidden_states[1], null[1].expand(2, -1), atol=0.5)
 
 

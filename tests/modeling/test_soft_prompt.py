@@ -31,7 +31,7 @@ def test_number_of_tokens_and_where_they_stand(language, prompt, length):
     assert features.soft_prompt_hidden_states.shape == (1, length, 48)
     run = torch.cat([features.image_hidden_states, features.soft_prompt_hidden_states], dim=1)[0]
     assert torch.equal(features.pooler_output[0], run)
-    embeddings, _ = model.model.embed_streams(batch["input_ids"], features=features)
+    embeddings = model.model.embed_streams(batch["input_ids"], features=features)
     assert torch.equal(embeddings[0, 1 : 10 + length], run)
 
 

@@ -111,9 +111,8 @@ def test_nothing_is_denied_before_enough_was_seen():
     assert (verification(pictures_of(things, 81), *lines_of([[row[0]] for row in things]), SOUND) == 1).all()
 
 
-@pytest.mark.parametrize("scope", ["image", "prompt"])
-def test_in_a_model_it_observes_in_training_and_fades_at_inference(scope, tmp_path):
-    model = tiny_model("llama", router_type="reliability", router_scope=scope, tag_verification=True)
+def test_in_a_model_it_observes_in_training_and_fades_at_inference(tmp_path):
+    model = tiny_model("llama", router_type="reliability", tag_verification=True)
     samples = [Sample(pictures=(i,)) for i in range(100)]
     model.train()
     for _ in range(3):

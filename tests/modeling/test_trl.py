@@ -40,7 +40,7 @@ def parts(backbones):
     def build(router):
         torch.manual_seed(0)
         model = PoiseForConditionalGeneration.from_backbones(
-            **arguments, router_type=router, router_scope="image", soft_prompt_length=2, stream_dropout=0.5,
+            **arguments, router_type=router, soft_prompt_length=2, stream_dropout=0.5,
             tag_score_encoding="embedding",
         )  # fmt: skip
         return model, PoiseProcessor.from_backbones(**arguments, config=model.config), Dataset.from_list(rows)

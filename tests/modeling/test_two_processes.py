@@ -17,9 +17,9 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from tiny_models import Sample, batch_of, tiny_model
 
-rank, folder, scope = int(sys.argv[2]), sys.argv[3], sys.argv[4]
+rank, folder = int(sys.argv[2]), sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-model = tiny_model(router_type="reliability", router_scope=scope, stream_dropout=0.0).train()
+model = tiny_model(router_type="reliability", stream_dropout=0.0).train()
 model.freeze_backbones()
 parallel = torch.nn.parallel.DistributedDataParallel(model)
 batches = [
@@ -33,15 +33,14 @@ torch.save({"gradients": gradients, "statistics": model.model.router.state_dict(
 """
 
 
-@pytest.mark.parametrize("scope", ["image", "prompt"])
-def test_statistics_are_shared_and_text_alone_holds_nobody_up(scope, tmp_path):
+def test_statistics_are_shared_and_text_alone_holds_nobody_up(tmp_path):
     from tiny_models import Sample, batch_of, tiny_model
 
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent.parent / "models")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = []
     for rank in range(2):
-        arguments = [*command, str(rank), str(tmp_path), scope]
+        arguments = [*command, str(rank), str(tmp_path)]
         processes.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
     try:
         for process in processes:
@@ -56,7 +55,7 @@ def test_statistics_are_shared_and_text_alone_holds_nobody_up(scope, tmp_path):
             assert value is not None, name
             assert torch.equal(value, ranks[1][kind][name]), name
 
-    alone = tiny_model(router_type="reliability", router_scope=scope, stream_dropout=0.0).train()
+    alone = tiny_model(router_type="reliability", stream_dropout=0.0).train()
     seeds = [*((seed,) for seed in range(6)), (6, 7), *((seed,) for seed in range(8, 13))]
     samples = [Sample(pictures=s, tags=(True, False) if len(s) == 2 else None) for s in seeds]
     alone(**batch_of(alone, samples, labels=True))

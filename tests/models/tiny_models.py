@@ -14,10 +14,9 @@ from poise.modeling.vision_features import encode_image
 
 PAD, BOS, EOS, PLACEHOLDER = 0, 1, 2, 5
 VOCABULARY, TAG_VOCABULARY = 60, 50
-IMAGE_SIZE, TAG_LENGTH = 24, 6
+IMAGE_SIZE, TAG_LENGTH, QUESTION_LENGTH = 24, 6, 6
 LANGUAGES = ("llama", "t5")
 ROUTERS = ("none", "gate", "channel", "reliability")
-SCOPES = ("image", "prompt")
 
 _SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -67,7 +66,9 @@ def open_model(language="llama", seed=0, **fields):
     A model as after training: no branch is closed, every router does something, `reliability` has fitted statistics.
     """
     if fields.get("router_type") == "reliability":
-        fields = {"reliability_slope": 0.3, **fields}  # flat: weights between 0 and 1 instead of all or nothing
+        # Flat: weights between 0 and 1 instead of all or nothing. With an arbiter: the route reads everything it can.
+        asks = fields.get("soft_prompt_type", "dynamic") == "dynamic" and fields.get("image_trust") is None
+        fields = {"reliability_slope": 0.3, "question_agreement": asks, **fields}
     model = tiny_model(language, seed, **fields)
     open_branches(model)
     if fields.get("router_type") == "reliability":
@@ -87,11 +88,9 @@ def open_branches(model, std=0.3, seed=1):
 
 def fit_statistics(model, count=600, seed=2):
     """Let a reliability router see `count` pictures with their tags, as training would."""
-    scope, model.config.router_scope = model.config.router_scope, "image"  # pictures alone are enough
     model.train()
     model.get_image_features(**picture_inputs(range(seed * 10_000, seed * 10_000 + count)))
     model.eval()
-    model.config.router_scope = scope
 
 
 def cached_features(model, batch):
@@ -133,8 +132,11 @@ MIXED = (
 )
 
 
-def picture_inputs(seeds, tags=True, tag_length=TAG_LENGTH):
-    """Inputs of pictures: the vision tower's and, with `tags` true or one bool per picture, their tags'."""
+def picture_inputs(seeds, tags=True, tag_length=TAG_LENGTH, questions=None):
+    """
+    Inputs of pictures: the vision tower's and, with `tags` true or one bool per picture, their tags'; with `questions`,
+    token ids for each picture, theirs, too (drawn by default).
+    """
     seeds = list(seeds)
     has_tags = [tags] * len(seeds) if isinstance(tags, bool) else list(tags)
     rows = [_picture(seed, tag_length) for seed in seeds]
@@ -144,7 +146,10 @@ def picture_inputs(seeds, tags=True, tag_length=TAG_LENGTH):
         for place, name in enumerate(("tag_input_ids", "tag_attention_mask", "tag_scores"), start=1):
             values = torch.stack([row[place] for row in rows])
             inputs[name] = torch.where(keep, values, torch.zeros_like(values))
-    return inputs
+    if questions is None:
+        questions = [(5 + seed % 40, 6 + seed % 30, 7) for seed in seeds]
+    asked = padded([list(question) for question in questions], 0, pad_to=QUESTION_LENGTH)
+    return {**inputs, "question_input_ids": asked["input_ids"], "question_attention_mask": asked["attention_mask"]}
 
 
 def _picture(seed, tag_length):
@@ -178,7 +183,8 @@ def batch_of(model, samples, side="right", answers=True, labels=False, pad_to=No
         batch["labels"] = padded(targets, -100, side, pad_to)["input_ids"]
     seeds = [seed for s in samples for seed in s.pictures]
     if seeds:
-        inputs = picture_inputs(seeds, [has for s in samples for has in s.has_tags])
+        questions = [s.question for s in samples for _ in s.pictures]
+        inputs = picture_inputs(seeds, [has for s in samples for has in s.has_tags], questions=questions)
         dynamic = config.soft_prompt_type == "dynamic"
         batch.update({name: value for name, value in inputs.items() if dynamic or name == "pixel_values"})
     return batch

@@ -32,13 +32,13 @@ def test_the_walk_has_the_shapes_of_the_demo():
     assert tuple(inputs["pixel_values"].shape) == (2, 3, 48, 48) and "(N, 3, 48, 48)" in PAGE
     tags = {name: inputs[name] for name in ("tag_input_ids", "tag_attention_mask", "tag_scores")}
     assert len({tuple(value.shape) for value in tags.values()}) == 1
+    question = {name: inputs[name] for name in ("question_input_ids", "question_attention_mask")}
+    assert {tuple(value.shape) for value in question.values()} == {(2, 64)} and "(N, 64)" in PAGE
     with torch.no_grad():
         features, profile = encode_image(model.model.vision_tower, inputs["pixel_values"], model.config)
-        streams = model.get_image_features(pixel_values=inputs["pixel_values"], **tags)
+        streams = model.get_image_features(pixel_values=inputs["pixel_values"], **tags, **question)
     assert (features.shape[0], *features.shape[2:]) == (2, patches, width) and "(N, S, 36, 96)" in PAGE
     assert profile.shape[1] % 6 == 0 and "(N, 6·L)" in PAGE
     assert tuple(streams.image_hidden_states.shape) == (2, patches, width) and f"(N, {patches}, D)" in PAGE
     assert tuple(streams.soft_prompt_hidden_states.shape) == (2, prompt, width) and f"(N, {prompt}, D)" in PAGE
-    assert model.config.router_scope == "prompt" and streams.router_weights is None  # it routes after the merge
-    with torch.no_grad():
-        assert tuple(model(**inputs).router_weights.shape) == (2, 2)
+    assert tuple(streams.router_weights.shape) == (2, 2) and "weights (N, 2)" in PAGE

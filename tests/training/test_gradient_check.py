@@ -54,7 +54,6 @@ def test_a_run_whose_router_is_passed_by_ends_at_its_first_step(small_recipe, tm
     settings = {
         "max_steps": 1,
         "router_type": "gate",
-        "router_scope": "image",
         "save_strategy": "no",
         "eval_strategy": "no",
     }

@@ -55,7 +55,6 @@ FINE_TUNING = {
     "targets": (["--lora.target_modules", "[q_prj]"], "fits no layer of the language model: name some of down_proj"),
     "targets everywhere": (["--lora.target_modules", "all-linear"], "would also take the projector's"),
     "packing t5": (["--data.packing", "512", "--model.text", "tiny:seq2seq_lm"], "leave packing out"),
-    "packing scope": (["--data.packing", "512", "--router_scope", "prompt"], "leave packing out"),
     "tags": (["--processor.max_tags", "-1"], "processor.max_tags=-1 must be a whole number of at least 1"),
     "not yaml": (["--processor.chat_template", "{% x"], "put quotes around it"),
 }  # fmt: skip

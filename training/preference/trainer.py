@@ -35,15 +35,13 @@ class PreferenceCollator:
     Args:
         processor ([`PoiseProcessor`]): made for a decoder-only model.
         max_length (`int`, *optional*): longest row; text is cut, placeholders never.
-        with_prompt_mask (`bool`, *optional*, defaults to `False`): say where the prompt ends, which a router of scope
-            `"prompt"` asks for and TRL does not know.
 
     Returns `input_ids`, `attention_mask`, `completion_mask` (2B, T), B chosen rows and then B rejected ones, with the
     pictures and tags of 2B rows. An example may be a pair, or hold one under `"pair"`.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, with_prompt_mask: bool = False):
-        self.rows = TrainingCollator(processor, max_length=max_length, return_prompt_mask=with_prompt_mask)
+    def __init__(self, processor: Any, max_length: int | None = None):
+        self.rows = TrainingCollator(processor, max_length=max_length)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         pairs = [example.get("pair", example) for example in examples]
@@ -81,9 +79,7 @@ class PreferenceTrainer(SafeTraining, DPOTrainer):
         callbacks: Sequence[Any] = (),
     ):
         self.recipe, self.score = recipe, score
-        collator = PreferenceCollator(
-            processor, recipe.data["max_length"], with_prompt_mask=model.config.router_scope == "prompt"
-        )
+        collator = PreferenceCollator(processor, recipe.data["max_length"])
         rows = as_dataset(pairs)
         super().__init__(
             model=model,

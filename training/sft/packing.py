@@ -20,19 +20,14 @@ FIRST, SECOND = 5, 7  # tokens of the two samples of the probe
 def check_packing(model: Any) -> None:
     """
     Raises:
-        ValueError: packed samples would not be what they are alone: the router reads whole rows, the language model
-            is an encoder-decoder, or in its attention one sample of a row changes another one.
+        ValueError: packed samples would not be what they are alone: the language model is an encoder-decoder, or in its
+            attention one sample of a row changes another one.
     """
     config = model.config
     if config.is_encoder_decoder:
         raise ValueError(
             "data.packing needs a decoder-only language model: an encoder-decoder's cross-attention would read the "
             "other samples of a row; leave it out"
-        )
-    if config.router_type != "none" and config.router_scope == "prompt":
-        raise ValueError(
-            "data.packing does not go with router_scope='prompt', which pools over a whole row, that is over several "
-            "samples: use router_scope='image', or leave packing out"
         )
     leak, shift = packing_errors(model.model.language_model)
     attention = config.text_config._attn_implementation

@@ -177,22 +177,11 @@ def _check_processing(recipe: Any) -> None:
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ValueError(f"processor.max_tags={most!r} must be a whole number of at least 1, or null")
     _check_tag_words(recipe)
-    scope = recipe.model.get("router_scope", "image")
-    if recipe.data["packing"] is not None and scope == "prompt" and recipe.model.get("router_type", "none") != "none":
-        raise ValueError(
-            f"data.packing={recipe.data['packing']} does not go with router_scope='prompt', which pools over a whole "
-            "row, that is over several samples: use router_scope='image', or leave packing out"
-        )
 
 
 def _check_tag_words(recipe: Any) -> None:
     if not recipe.processor.get("tag_words", True) or recipe.model.get("router_type") != "reliability":
         return
-    if recipe.model.get("question_agreement"):
-        raise ValueError(
-            "model.question_agreement=True lets the question judge the tags, but processor.tag_words=True writes them "
-            "into it: set tag_words=false"
-        )
     if recipe.model.get("tag_verification"):
         raise ValueError(
             "model.tag_verification=True fades tags that the picture does not show, but processor.tag_words=True "

@@ -12,6 +12,7 @@ from ...modeling.vision_features import encode_image
 from ...processing import PoiseProcessor, TrainingCollator
 from ...processing.degradations.degradations import degrade
 from ...processing.degradations.stateless_random import random_uniforms, stable_hash
+from ...processing.processing_poise import QUESTION_INPUTS
 from ...processing.scenes.scenes import Scenes
 from ..feature_cache.cache import FeatureCache, Features, fingerprint
 
@@ -99,6 +100,7 @@ def token_rows(model: PreTrainedModel, processor: PoiseProcessor, data: Any, key
                 kept[name] = torch.zeros(
                     len(rows), MAX_TAG_TOKENS, dtype=torch.float if "score" in name else torch.long
                 )
+        kept.update({name: batch[name] for name in QUESTION_INPUTS if name in batch})  # (B, Lq), always as long
         kept["prior_answer"] = torch.tensor([ids[0] if ids else -1 for ids in spelled])  # (B,)
         return kept
 

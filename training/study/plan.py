@@ -37,8 +37,8 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "dynamic+words": {"soft_prompt_type": "dynamic", "processor.tag_words": True},
 }
 # "+question" lets the question decide where picture and tags disagree, "+tags" checks every tag against the picture.
-PLAIN = {"router_scope": "image", "question_agreement": False, "tag_verification": False}
-_ASKING = {"router_type": "reliability", "router_scope": "prompt", "question_agreement": True}
+PLAIN = {"question_agreement": False, "tag_verification": False}
+_ASKING = {"router_type": "reliability", "question_agreement": True}
 ROUTERS: dict[str, dict[str, Any]] = {
     "reliability+question": _ASKING,
     "reliability+question+tags": {**_ASKING, "tag_verification": True},

@@ -59,7 +59,7 @@ def test_every_command_and_every_option_before_it_is_offered(press_tab):
         ("poise evaluate --data rec", ["records.jsonl"]),
         ("poise evaluate --task vqa --data rec", ["records.jsonl"]),
         ("poise evaluate model --trust-remote-code --js", ["--json"]),
-        ("poise sft --router_", ["--router_scope", "--router_type"]),
+        ("poise sft --router_", ["--router_type"]),
         ("poise sft --router_type rel", ["reliability"]),
         ("poise sft --config dem", ["demo"]),
         ("poise sft --config demo --quantization n", ["none", "nf4"]),

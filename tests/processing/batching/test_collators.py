@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from poise.processing.batching.batch_description import describe_batch
 from poise.processing.batching.collators import GenerationCollator, TrainingCollator
 from poise.processing.chat_templates import choose_chat_template
+from poise.processing.processing_poise import QUESTION_INPUTS
 from poise.processing.prompts import Prompts
 
 from ..conftest import make_processor, word_tokenizer
@@ -48,16 +49,15 @@ EXPECTED_ANSWERS = ["red </s>", "a blue dog </s>", "[ 0 , 0 , 5 0 0 , 5 0 0 ] </
 
 
 def test_training_of_a_decoder_only_model(processor):
-    batch = TrainingCollator(processor, prompts=PROMPTS, return_prompt_mask=True)(RECORDS)
+    batch = TrainingCollator(processor, prompts=PROMPTS)(RECORDS)
     assert supervised(batch, processor) == EXPECTED_ANSWERS
     rows = [f"{prompt} {answer}" for prompt, answer in zip(EXPECTED_PROMPTS, EXPECTED_ANSWERS, strict=True)]
     assert [said(processor, row) for row in batch["input_ids"]] == rows
     mask, labels, ids = batch["attention_mask"].bool(), batch["labels"], batch["input_ids"]
     assert torch.equal(ids[labels != -100], labels[labels != -100])
-    # Right-padded: attended, then padding; the prompt is what is attended and not supervised.
+    # Right-padded: attended, then padding.
     assert (mask[:, :-1] | ~mask[:, 1:]).all() and mask[:, 0].all()
-    assert torch.equal(batch["prompt_mask"], mask & (labels == -100))
-    assert ids.shape == labels.shape == mask.shape == batch["prompt_mask"].shape
+    assert ids.shape == labels.shape == mask.shape
     assert batch["pixel_values"].shape == (3, 3, 48, 48)
     assert batch["tag_attention_mask"].sum(dim=1).tolist() == [5, 0, 0]
 
@@ -66,17 +66,22 @@ def test_only_the_models_inputs_unless_asked(processor):
     batch = TrainingCollator(processor)(RECORDS)
     assert set(batch) == {*processor.model_input_names, "labels"}
     assert set(TrainingCollator(processor)([TEXT_ONLY, TEXT_ONLY])) == {"input_ids", "attention_mask", "labels"}
-    assert set(TrainingCollator(processor)([CAPTION])) == {"input_ids", "attention_mask", "labels", "pixel_values"}
+    assert set(TrainingCollator(processor)([CAPTION])) == {
+        "input_ids",
+        "attention_mask",
+        "labels",
+        "pixel_values",
+        *QUESTION_INPUTS,
+    }
 
 
 def test_training_of_an_encoder_decoder():
     processor = make_processor(tokenizer=word_tokenizer(encoder_decoder=True))
-    collate = TrainingCollator(processor, is_encoder_decoder=True, prompts=PROMPTS, return_prompt_mask=True)
+    collate = TrainingCollator(processor, is_encoder_decoder=True, prompts=PROMPTS)
     batch = collate(RECORDS)
     assert supervised(batch, processor) == EXPECTED_ANSWERS
     assert [said(processor, row) for row in batch["input_ids"]] == [f"{prompt} </s>" for prompt in EXPECTED_PROMPTS]
     assert batch["labels"].shape[1] < batch["input_ids"].shape[1]
-    assert torch.equal(batch["prompt_mask"], batch["attention_mask"].bool())
     assert (batch["labels"][:, 0] != -100).all()
 
 
@@ -91,10 +96,11 @@ def test_generation_pads_on_the_left_and_hands_the_records_on(processor):
 
 
 def test_training_and_generation_see_the_same_prompt(processor):
-    trained = TrainingCollator(processor, return_prompt_mask=True)(RECORDS)
+    trained = TrainingCollator(processor)(RECORDS)
     generated, _ = GenerationCollator(processor)(RECORDS)
     for index in range(len(RECORDS)):
-        prompt = trained["input_ids"][index][trained["prompt_mask"][index]]
+        is_prompt = trained["attention_mask"][index].bool() & (trained["labels"][index] == -100)
+        prompt = trained["input_ids"][index][is_prompt]
         assert torch.equal(prompt, generated["input_ids"][index][generated["attention_mask"][index].bool()])
 
 

@@ -14,7 +14,7 @@ from poise.training.sft.recipe import load_recipe
 pytestmark = pytest.mark.numerics
 
 ROUTERS = ("none", "gate", "channel", "reliability")
-BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2, "router_scope": "image",
+BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2,
         "question_agreement": False, "tag_verification": False}  # fmt: skip
 
 
@@ -112,13 +112,9 @@ def test_padding_is_known_without_a_mask(mixed_records):
 
 
 def test_what_cannot_be_exact_is_refused():
-    model, processor = assembled(router_type="gate", router_scope="prompt")
-    with pytest.raises(ValueError, match="router_scope='prompt', which pools over a whole row"):
-        check_packing(model)
+    _, processor = assembled(router_type="gate")
     with pytest.raises(ValueError, match="needs a decoder-only language model"):
         PackingCollator(TrainingCollator(processor, is_encoder_decoder=True), 100)
-    with pytest.raises(ValueError, match="a prompt mask"):
-        PackingCollator(TrainingCollator(processor, return_prompt_mask=True), 100)
     with pytest.raises(ValueError, match="capacity=1"):
         PackingCollator(TrainingCollator(processor), 1)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, IterableDataset
 
-from poise.modeling import modeling_poise
+from poise.modeling import image_streams
 from poise.processing import load_task_records, write_task_records
 from poise.processing.scenes.scenes import Scenes
 from poise.training.feature_cache import frozen_towers as sft_features
@@ -57,13 +57,13 @@ def uncached(tmp_path_factory):
 def tower_calls(monkeypatch):
     """Grows by one whenever the model itself runs a tower over pictures."""
     calls = []
-    run_tower = modeling_poise.run_tower
+    run_tower = image_streams.run_tower
 
     def counted(*args, **kwargs):
         calls.append(len(args[1]))
         return run_tower(*args, **kwargs)
 
-    monkeypatch.setattr(modeling_poise, "run_tower", counted)
+    monkeypatch.setattr(image_streams, "run_tower", counted)
     return calls
 
 
@@ -99,7 +99,7 @@ VARIANTS = [
     {"router_type": "channel", "projector_type": "aggregator", "vision_feature_layer": [1, 2, -1],
      "soft_prompt_pooling": "queries", "align_words": False},
     {"router_type": "gate", "tag_score_encoding": "embedding", "soft_prompt_pooling": "mean",
-     "soft_prompt_length": 1, "router_scope": "prompt"},
+     "soft_prompt_length": 1},
     {"router_type": "none", "soft_prompt_type": "static", "model.tag_encoder": None, "align_words": False},
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ def test_a_batch_holds_chosen_and_rejected_rows_with_their_tags(small_preference
     recipe = small_preference_recipe(tmp_path)
     processor = PoiseProcessor.from_pretrained(recipe.model["folder"])
     pairs = load_pairs(recipe)
-    batch = PreferenceCollator(processor, with_prompt_mask=True)([pairs[0], pairs[1], pairs[2]])
+    batch = PreferenceCollator(processor)([pairs[0], pairs[1], pairs[2]])
     assert "labels" not in batch
     assert {len(value) for value in batch.values()} == {6}
     said = [
@@ -44,8 +44,7 @@ def test_a_batch_holds_chosen_and_rejected_rows_with_their_tags(small_preference
         for row, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
     ]
     assert said == [pairs[i][choice] for choice in ("chosen", "rejected") for i in range(3)]
-    assert not (batch["prompt_mask"] & batch["completion_mask"].bool()).any()
-    for name in ("tag_input_ids", "tag_scores", "pixel_values"):
+    for name in ("tag_input_ids", "tag_scores", "question_input_ids", "pixel_values"):
         assert batch[name][:3].equal(batch[name][3:]), name
     assert batch["tag_attention_mask"].any(-1).all()
 
@@ -109,24 +108,6 @@ def test_the_first_loss_is_that_of_two_equal_models(small_preference_recipe, tmp
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)
-
-
-def test_a_router_over_the_whole_prompt_can_learn_too(small_preference_recipe, tmp_path):
-    """TRL gives no labels, so the collator says where the prompt ends."""
-    from poise.training.preference.trainer import PreferenceTrainer
-    from poise.training.sft.checkpoints import load_trained
-
-    recipe = small_preference_recipe(tmp_path, "gate", max_steps=1)
-    model, processor = load_trained(recipe.model["folder"])
-    model.config.router_scope = "prompt"
-    trainer = PreferenceTrainer(model, preference_arguments(recipe), processor, recipe, load_pairs(recipe))
-    routed = []
-    for name, module in trainer.model.named_modules():
-        if name.endswith("router.modules_to_save.default"):
-            module.register_forward_hook(lambda module, inputs, output: routed.append(inputs[0].prompt_mask.sum(-1)))
-    trainer.train()
-    assert len(routed) == 1 and (routed[0] > 0).all()
-    assert routed[0][:4].equal(routed[0][4:])  # chosen and rejected answers differ, their prompts do not
 
 
 def test_groups_without_a_rate_stay(small_preference_recipe, tmp_path):

@@ -47,16 +47,11 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
             {
                 "soft_prompt_type": "none",
                 "router_type": "gate",
-                "router_scope": "image",
                 "learning_rates.soft_prompt": None,
             },
-            ["router_type='gate'", "router_scope='prompt'"],
+            ["router_type='gate'", "choose a soft prompt"],
         ),
-        ({"router_scope": "image"}, ["question_agreement=True", "router_scope='prompt'"]),
-        (
-            {"question_agreement": True, "router_scope": "prompt", "tag_words": True},
-            ["question_agreement=True", "tag_words=false"],
-        ),
+        ({"image_trust": 0.5}, ["question_agreement=True", "give only one of them"]),
         (
             {"question_agreement": False, "tag_verification": True, "tag_words": True},
             ["tag_verification=True", "tag_words=false"],

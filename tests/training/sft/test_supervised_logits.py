@@ -56,7 +56,7 @@ def step(trainer, batch, **arguments):
 
 VARIANTS = {
     "lora": {},
-    "question read by the router": {"router_type": "gate", "router_scope": "prompt"},
+    "gate": {"router_type": "gate"},
     "task-routed": {"lora.task_routed": True},
     "nf4": {"quantization": "nf4"},
     "prompt of one token": {"model.soft_prompt_length": 1, "soft_prompt_pooling": "mean"},
