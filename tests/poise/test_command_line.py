@@ -127,7 +127,8 @@ def test_tiny_commands_run_on_one_thread(fake_command, monkeypatch, set_before, 
     assert seen == [expected]
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_reader_that_leaves_early_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     script = f"{sys.executable} -m poise completion bash | true"
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr

@@ -28,6 +28,16 @@ def run_command(arguments: str) -> str:
     )
 
 
+KEPT_SCRIPT = """
+import os, tempfile
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+from poise.commands.completion import cached_script
+path = cached_script("bash")
+path.parent.mkdir(parents=True)
+path.write_text("complete")
+"""
+
+
 @pytest.mark.parametrize(
     "code",
     [
@@ -35,7 +45,7 @@ def run_command(arguments: str) -> str:
         "import poise.modeling, poise.processing, poise.training, poise.evaluation, poise.hub_cards",
         run_command("['--help']"),
         run_command("['--version']"),
-        run_command("['completion', 'bash']"),
+        KEPT_SCRIPT + run_command("['completion', 'bash']"),
         run_command("['ask', '--help']"),
     ],
     ids=["poise", "rooms", "help", "version", "completion", "ask-help"],

@@ -1,6 +1,5 @@
-"""The completion scripts: what a TAB gives in a real shell, and that what is shipped is what the parsers say."""
+"""The completion scripts: what a TAB gives in a real shell, and that a script is made once."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from poise.command_line import COMMANDS, main
-from poise.commands.completion import FOLDER, SHELLS
+from poise.commands import completion
+from poise.commands.completion import SHELLS, build_script, cached_script
 
 # Gives what bash offers for a line: its words stand in COMP_WORDS, the last of them is being typed.
 TAB = """
@@ -32,9 +32,11 @@ def press_tab(tmp_path_factory):
     for name in ("photo.png", "records.jsonl"):
         (folder / name).touch()
 
+    script_of_bash = build_script("bash")
+
     def press(lines):
         words = ["tab " + " ".join(f"'{word}'" for word in line.split(" ")) for line in lines]
-        script = TAB.format(script=(FOLDER / "poise.bash").read_text(), lines="\n".join(words))
+        script = TAB.format(script=script_of_bash, lines="\n".join(words))
         done = subprocess.run(["bash", "--norc"], input=script, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr, done.stderr
         return [line.split() for line in done.stdout.split("\n")[:-1]]
@@ -78,23 +80,28 @@ def test_what_a_tab_offers(press_tab, line, offered):
     assert press_tab([line]) == [offered]
 
 
-def test_what_is_shipped_is_what_the_parsers_say():
-    builder = pytest.importorskip(
-        "poise.commands.completion_builder", reason="shtab is not installed: pip install shtab"
-    )
-    scripts = builder.build_scripts()
-    again = "an option has changed: run `python -m poise.commands.completion_builder`"
-    # bash's script holds no help texts, so that a reworded one changes nothing here.
-    assert scripts["bash"] == (FOLDER / "poise.bash").read_text(encoding="utf-8"), again
-    for shell in ("zsh", "fish"):
-        shipped = (FOLDER / f"poise.{shell}").read_text(encoding="utf-8")
-        marks = r'"(--[\w.-]+)\[' if shell == "zsh" else r"-l ([\w.-]+)"
-        options = re.findall(marks, scripts[shell])
-        assert len(options) > 200 and set(options) == set(re.findall(marks, shipped)), again
+def test_a_script_is_made_once_until_the_source_changes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = iter(["first", "second"])
+    monkeypatch.setattr(completion, "build_script", lambda shell: next(made))
+    for expected in ("first", "first"):
+        assert main(["completion", "zsh"]) == 0
+        assert capsys.readouterr().out == expected
+    assert [path.name for path in (tmp_path / "poise").iterdir()] == [cached_script("zsh").name]  # nothing left over
+    monkeypatch.setattr(completion.poise, "__version__", "another")
+    assert main(["completion", "zsh"]) == 0 and capsys.readouterr().out == "second"
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(completion, "build_script", lambda shell: "script")
+    assert main(["completion", "fish"]) == 0 and capsys.readouterr().out == "script"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_the_command_prints_the_script(shell, capsys):
+def test_the_command_prints_the_script(shell, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(name in script for name in COMMANDS) and str(Path.home()) not in script
