@@ -164,6 +164,12 @@ COMMANDS = {
             "poise publish outputs/demo/reliability --repo user/name --dry-run",
         ),
         Command(
+            "card",
+            "poise.commands.card",
+            "write a model's card anew, with what has been measured since",
+            "poise card outputs/demo/reliability --evaluation scores.json",
+        ),
+        Command(
             "space",
             "poise.commands.space",
             "write a web page on which anybody can ask a published model (a Gradio Space)",

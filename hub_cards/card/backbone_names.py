@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from .escaping import Markdown, code
+
 TINY = "tiny:"
 ROLES = {"vision": "vision tower", "text": "language model", "tag_encoder": "tag encoder"}
 
@@ -32,10 +34,11 @@ def base_models(backbones: Mapping[str, str | None] | None) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def in_words(role: str, name: str | None) -> str:
+def in_words(role: str, name: str | None) -> Markdown:
     """A backbone as a reader should know it, in Markdown."""
     if name and name.startswith(TINY):
-        return f"`{name}`, a tiny {ROLES[role]} that ships with Poise (pretrained on drawn scenes; not on the Hub)"
+        words = f", a tiny {ROLES[role]} that ships with Poise (pretrained on drawn scenes; not on the Hub)"
+        return Markdown(code(name) + words)
     if hub_id(name):
-        return f"`{name}`"
-    return f"a {ROLES[role]} that is not on the Hub; its weights are in this repository"
+        return code(name)
+    return Markdown(f"a {ROLES[role]} that is not on the Hub; its weights are in this repository")

@@ -77,6 +77,7 @@ class CardData:
 
     Args:
         model_name (`str`): title of the card; the repository's name by default.
+        repository (`str`): `user/name` that the card's code names.
         license (`str`): licence identifier of the weights, such as "apache-2.0".
         language (`list[str]`): codes of the languages it was trained on.
         datasets (`list[dict]`): `{"name", "hub_id", "split", "records", "description"}` of what it was trained on.
@@ -92,6 +93,7 @@ class CardData:
     """
 
     model_name: str | None = None
+    repository: str | None = None
     license: str | None = None
     language: list[str] = dataclasses.field(default_factory=list)
     datasets: list[dict[str, Any]] = dataclasses.field(default_factory=list)

@@ -10,7 +10,9 @@ from jinja2 import Environment, StrictUndefined
 from .backbone_names import ROLES, base_models, in_words, public_name
 from .cited_works import works_behind
 from .data import CardData, EvaluationRow
-from .tables import CLEAN, cell, is_score, markdown, metric_tables
+from .escaping import Markdown, code, escape, one_line, path, python
+from .tables import CLEAN, condition_table, is_score, markdown, score_table, verdict
+from .training_data import SCENES
 
 TEMPLATE = "model_card.md.jinja"
 VARIANTS = ("finetune", "adapter", "quantized")
@@ -49,6 +51,7 @@ ROUTERS = {
         "and the other stream's complement is brought in by cross-attention"
     ),
 }
+SIMULATED = ". **Its tags' scores were simulated**, not made by a tagger: with a real one it may behave differently"
 SCORE_ENCODINGS = {
     "text": "written after the tag's name",
     "embedding": "added to the tag's tokens as an embedding",
@@ -85,14 +88,14 @@ def build_card(
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is not known: choose one of {', '.join(VARIANTS)}")
     environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=escape
     )
-    environment.filters.update(cell=cell, number=number, markdown=markdown, duration=duration)
+    environment.filters.update(python=python, path=path, written=Markdown, markdown=markdown, table=score_table)
     template = environment.from_string((files("poise.hub_cards.card") / TEMPLATE).read_text(encoding="utf-8"))
-    name = card_data.model_name or repository.split("/")[-1]
+    name = one_line(card_data.model_name or repository.split("/")[-1])
     metadata = build_metadata(config, card_data, name, variant)
     content = template.render(
-        metadata=metadata.to_yaml(),
+        metadata=Markdown(metadata.to_yaml()),
         name=name,
         repository=repository,
         variant=variant,
@@ -103,12 +106,15 @@ def build_card(
         architecture=_architecture(config),
         datasets=[_data_in_words(data) for data in card_data.datasets],
         training=_training_facts(card_data),
-        tables={name: metric_tables(getattr(card_data, name)) for name in ("evaluation", "robustness", "dominance")},
+        router=ROUTERS.get(config.router_type, config.router_type),
+        holds_up=condition_table(card_data.robustness),
+        verdict=verdict(card_data.robustness),
+        misuses=_misuses(config, card_data),
         plots=dict(plots or {}),
         sample=None if sample is None else dict(sample),
-        example=dict(sample or {"image": "picture.png", "question": "what is in the picture ?", "tags": []}),
+        example=dict(sample or {"image": "image.png", "question": "what is in the image ?", "tags": []}),
         licenses=_licenses(config, card_data),
-        works=works_behind(config, _uses_lora(card_data, variant), card_data.recipe),
+        works=Markdown("\n\n".join(works_behind(config, _uses_lora(card_data, variant), card_data.recipe))),
     )
     return ModelCard(content)
 
@@ -178,15 +184,31 @@ def _treatment(card_data: CardData, variant: str) -> dict[str, str]:
     }
 
 
-def _data_in_words(data: Mapping[str, Any]) -> str:
-    parts = [f"`{data['hub_id']}`" if data.get("hub_id") else data["name"]]
+def _data_in_words(data: Mapping[str, Any]) -> Markdown:
+    parts = [code(data["hub_id"]) if data.get("hub_id") else escape(data["name"])]
     if data.get("split"):
-        parts.append(f"split {data['split']}")
+        parts.append(escape(f"split {data['split']}"))
     if data.get("records"):
-        parts.append(f"{data['records']:,} records")
+        parts.append(escape(f"{data['records']:,} records"))
     description = data.get("description") or ""
     between = "" if not description else " " if description.startswith("(") else ": "
-    return ", ".join(parts) + between + description
+    simulated = SIMULATED if data.get("tag_scores") == "simulated" else ""
+    return Markdown(", ".join(parts) + between + escape(description) + simulated)
+
+
+def _misuses(config: Any, card_data: CardData) -> list[str]:
+    """What the model must not be used for, from what it was made of."""
+    sentences = [
+        "Decisions about people, and whatever is dangerous when the answer is wrong: medicine, law, traffic, security.",
+        "Telling who somebody is, or guessing health, origin or belief from an image.",
+    ]
+    if card_data.datasets and all(data["name"] == SCENES for data in card_data.datasets):
+        sentences.insert(0, "Photographs: it was trained on drawn scenes of coloured shapes alone.")
+    if ((config.backbones or {}).get("text") or "").startswith("tiny:"):
+        sentences.insert(1, "Conversation: its language model is tiny, and knows the words of such scenes only.")
+    if not card_data.robustness:
+        sentences.append("Degraded images or a tagger that errs: how it answers then was not measured.")
+    return sentences
 
 
 def _architecture(config: Any) -> list[tuple[str, str]]:
@@ -245,11 +267,11 @@ def _ends(losses: Sequence[Sequence[float]]) -> str | None:
     return " → ".join(f"{number(loss)} (step {int(step)})" for step, loss in (losses[0], losses[-1]))
 
 
-def _licenses(config: Any, card_data: CardData) -> list[tuple[str, str]]:
+def _licenses(config: Any, card_data: CardData) -> list[tuple[Markdown, str]]:
     names = [public_name(name) for name in (config.backbones or {}).values() if name]
     shipped = "apache-2.0, as Poise itself"
     return [
-        (name, shipped if name.startswith("tiny:") else card_data.backbone_licenses.get(name, "see its own card"))
+        (code(name), shipped if name.startswith("tiny:") else card_data.backbone_licenses.get(name, "see its own card"))
         for name in dict.fromkeys(name for name in names if name)
     ]
 

@@ -84,9 +84,9 @@ def _conditions(rows: Sequence[EvaluationRow], heading: str) -> Figure:
             elinewidth=1,
             capsize=2.5,
         )
-    axes.set_yticks(places, [row.condition for row in rows])
+    axes.set_yticks(places, [row.condition for row in rows], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel(metric + (" (lines: 95 % interval)" if known else ""))
+    axes.set_xlabel(metric + (" (lines: 95 % interval)" if known else ""), parse_math=False)
     if all(0 <= row.value <= 1 for row in rows):
         axes.set_xlim(0, 1)
     axes.set_title(heading, fontsize=11)

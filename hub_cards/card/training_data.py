@@ -33,6 +33,7 @@ def datasets_of(recipe: Mapping[str, Any], records: int | None = None, present: 
             "split": source.get("split") or ("train" if source["name"] == SCENES else None),
             "records": _count(source, data, records) if alone else None,
             "description": _description(source, data, weights if weighted and not alone else None),
+            "tag_scores": "simulated" if source["name"] == SCENES and not data.get("tagger") else None,
         }
         for source in sources
     ]

@@ -18,11 +18,12 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from peft import PeftModel
 from PIL import Image
 
+from ...modeling import PoiseConfig
 from ...processing import PoiseProcessor, Scenes
 from ...training.run_files import RECIPE_FILE, VERSIONS_FILE, base_of, versions
 from ...training.sft.recipe import Recipe
 from ..card.backbone_names import hub_id, public_name
-from ..card.data import SCHEMA, CardData, EvaluationRow
+from ..card.data import CARD_DATA_FILE, SCHEMA, CardData, EvaluationRow
 from ..card.model_card import build_card
 from ..card.plots import draw_plots
 from ..card.public_recipe import public_recipe
@@ -80,7 +81,7 @@ def write_publishable_folder(
     recipe = recipe.to_dict() if isinstance(recipe, Recipe) else recipe
     shown_recipe = public_recipe(recipe if recipe is not None else card_data.recipe)
     card_data.recipe = shown_recipe
-    repository = repository or folder.name
+    repository = card_data.repository = repository or folder.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
@@ -88,17 +89,15 @@ def write_publishable_folder(
         own_names = base.config.backbones
         base.config.backbones = {role: public_name(name) for role, name in (own_names or {}).items()}
         try:
-            variant = _save_model(model, new, repository, adapter_only, max_shard_size)
+            _save_model(model, new, repository, adapter_only, max_shard_size)
             processor.save_pretrained(new)
             forget_local_names(new)
-            _write_facts(new, card_data, shown_recipe)
+            _write_json(new / VERSIONS_FILE, versions())
             shown_sample = _write_sample(new, sample)
             if check:
-                shown_sample["answer"] = _answer(new, shown_sample, with_cache=variant == "adapter")
+                shown_sample["answer"] = _answer(new, shown_sample, with_cache=adapter_only)
                 _write_json(new / SAMPLE_ANSWER_FILE, shown_sample)
-            plots = draw_plots(new, card_data, figures)
-            card = build_card(base.config, card_data, repository, variant, plots, shown_sample if check else None)
-            (new / "README.md").write_text(str(card), encoding="utf-8")
+            write_card(new, card_data, figures)
         finally:
             base.config.backbones = own_names
         _move_into_place(new, folder, Path(scratch) / "replaced")
@@ -114,12 +113,12 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _save_model(model: torch.nn.Module, folder: Path, repository: str, adapter_only: bool, max_shard_size: str) -> str:
-    """Weights, configurations, code. Returns the relation to the backbones: "adapter", "quantized" or "finetune"."""
+def _save_model(model: torch.nn.Module, folder: Path, repository: str, adapter_only: bool, max_shard_size: str) -> None:
+    """Weights, configurations, code."""
     base = base_of(model)
     if adapter_only:
         save_adapter(model, folder, repository)
-        return "adapter"
+        return
     quantized = bool(getattr(base, "is_quantized", False))
     if isinstance(model, PeftModel):
         if quantized:
@@ -129,7 +128,6 @@ def _save_model(model: torch.nn.Module, folder: Path, repository: str, adapter_o
             )
         base = model.merge_and_unload()
     base.eval().save_pretrained(folder, max_shard_size=max_shard_size)
-    return "quantized" if quantized else "finetune"
 
 
 def forget_local_names(folder: Path) -> None:
@@ -155,12 +153,35 @@ def _without_local_names(content: Any) -> bool:
     return changed
 
 
-def _write_facts(folder: Path, card_data: CardData, recipe: dict[str, Any] | None) -> None:
-    _write_json(folder / VERSIONS_FILE, versions())
+def write_card(folder: Path, card_data: CardData, figures: Mapping[str, Path] | None = None) -> None:
+    """
+    The card of a saved model and what it refers to: plots, results, recipe, and the data that it can be made of again.
+
+    Args:
+        folder: with `config.json`; `sample.json`, where it lies there, is shown.
+        card_data ([`CardData`]): `recipe` is one for everybody, see `public_recipe`.
+        figures (*optional*): see [`write_publishable_folder`].
+
+    Raises:
+        ValueError: there is no configuration of a Poise model.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"MODEL {str(folder)!r} holds no config.json: name the folder of a saved model")
+    config = PoiseConfig.from_pretrained(folder)
+    variant = "adapter" if (folder / "adapter_config.json").is_file() else "finetune"
+    if variant == "finetune" and getattr(config, "quantization_config", None):
+        variant = "quantized"
+    sample = None
+    if (folder / SAMPLE_ANSWER_FILE).is_file():
+        sample = json.loads((folder / SAMPLE_ANSWER_FILE).read_text(encoding="utf-8"))
+    card_data.save(folder / CARD_DATA_FILE)
     _write_json(folder / RESULTS_FILE, {"schema": SCHEMA, **card_data.tables()})
     write_benchmark_results(folder, card_data.evaluation)
-    if recipe is not None:
-        (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    if card_data.recipe is not None:
+        (folder / RECIPE_FILE).write_text(yaml.safe_dump(card_data.recipe, sort_keys=False), encoding="utf-8")
+    plots = draw_plots(folder, card_data, figures)
+    card = build_card(config, card_data, card_data.repository or folder.name, variant, plots, sample)
+    (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def write_benchmark_results(folder: Path, rows: Sequence[EvaluationRow]) -> None:

@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     from poise.hub_cards.card.licenses import look_up_licenses
     from poise.hub_cards.publishing.publishable_folder import write_publishable_folder
     from poise.hub_cards.publishing.run_folder import RunFolder
+    from poise.hub_cards.publishing.secret_scan import refuse_secrets
     from poise.hub_cards.publishing.upload import upload
 
     run = RunFolder.find(arguments.run)
@@ -70,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         figures=figures,
     )
     if arguments.dry_run:
+        refuse_secrets(folder)
         sys.stdout.write(listing(folder) + "\n")
         return 0
     published = upload(folder, arguments.repo, arguments.private, arguments.create_pr, arguments.message)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from poise.hub_cards.card.backbone_names import base_models, hub_id, in_words
 from poise.hub_cards.card.data import CardData, EvaluationRow, add_evaluation_file, rows_from
 from poise.hub_cards.card.model_card import POOLINGS, ROUTERS, SCORE_ENCODINGS, SOFT_PROMPTS, build_card
-from poise.hub_cards.card.tables import markdown, metric_tables
+from poise.hub_cards.card.tables import condition_table, markdown, score_table, verdict
 from poise.modeling import PoiseConfig
 from poise.modeling.information_router import ROUTERS as BUILT_ROUTERS
 from poise.modeling.soft_prompt import PROMPT_POOLINGS
@@ -18,15 +18,13 @@ from poise.modeling.soft_prompt import SOFT_PROMPTS as BUILT_PROMPTS
 
 SECTIONS = (
     "How to use it",
-    "Architecture",
-    "Training",
-    "Evaluation",
-    "How it behaves when a modality fails",
-    "Dominance",
-    "Limitations and bias",
+    "How it holds up",
+    "What it was trained on",
+    "What it must not be used for",
+    "Details",
     "Licences",
-    "Works it builds on",
 )
+DETAILS = ("Architecture", "Training", "Evaluation", "Dominance", "Works it builds on")
 CONDITIONS = [
     {"condition": "clean", "stream": "none", "accuracy": 0.9, "low": 0.85, "high": 0.93, "n": 300,
      "image_weight": 0.97, "text_weight": 0.95},
@@ -46,13 +44,19 @@ def section(card: ModelCard, title: str) -> str:
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card.text, flags=re.MULTILINE | re.DOTALL)[1].strip()
 
 
+def details(card: ModelCard, title: str) -> str:
+    pattern = rf"<summary>{title}</summary>\n(.*?)</details>"
+    return re.search(pattern, card.text, flags=re.MULTILINE | re.DOTALL)[1].strip()
+
+
 def test_every_section_is_there_and_says_when_it_has_no_data():
     card = build_card(config(), CardData(), "user/name")
     assert re.findall(r"^## (.*)$", card.text, flags=re.MULTILINE) == list(SECTIONS)
-    assert "not recorded" in section(card, "Training") and "No record" in section(card, "Training")
-    assert "has not been evaluated" in section(card, "Evaluation")
-    assert "Not measured" in section(card, "How it behaves when a modality fails")
-    assert "Not measured" in section(card, "Dominance")
+    assert re.findall(r"<summary>(.*)</summary>", card.text) == list(DETAILS)
+    assert "not recorded" in section(card, "What it was trained on") and "No record" in details(card, "Training")
+    assert "has not been evaluated" in details(card, "Evaluation")
+    assert "Not measured" in section(card, "How it holds up") and "Not measured" in details(card, "Dominance")
+    assert "was not measured" in section(card, "What it must not be used for")
     assert "No licence was chosen" in section(card, "Licences")
     assert card.data.get("model-index") is None and card.data.eval_results is None and card.data.metrics is None
     assert not re.search(r"\|\s*(None|nan|Undefined)", card.text)
@@ -62,34 +66,63 @@ def test_tables_hold_values_intervals_and_counts():
     data = CardData()
     data.add_conditions(CONDITIONS)
     card = build_card(config(), data, "user/name", plots={"robustness": "plots/robustness.png"})
-    assert "On `scenes`:" in section(card, "Evaluation")
-    assert "| VQA accuracy | n |\n| --- | --- |\n| 0.900 [0.850, 0.930] | 300 |" in section(card, "Evaluation")
-    failing = section(card, "How it behaves when a modality fails")
-    assert r"| image \| blank | 0.400 [0.300, 0.500] | 0.000 | 0.950 | 300 |" in failing
+    assert "On `scenes`:" in details(card, "Evaluation")
+    table = "| metric | value | n |\n| --- | --- | --- |\n| VQA accuracy | 0.900 [0.850, 0.930] | 300 |"
+    assert table in details(card, "Evaluation")
+    failing = section(card, "How it holds up")
+    assert failing.startswith(r"VQA accuracy is 0.90 on sound input and falls to 0.40 at worst (image \| blank).")
+    assert r"| image \| blank | 0.400 [0.300, 0.500] | -0.500 | 0.00 | 0.95 | 300 |" in failing
     assert "![Score by condition](plots/robustness.png)" in failing
-    assert "prior broken" in section(card, "Dominance") and "clean" not in section(card, "Dominance")
+    assert "prior broken" in details(card, "Dominance") and "clean" not in details(card, "Dominance")
     (result,) = card.data.eval_results
     assert (result.metric_name, result.metric_value, result.dataset_name) == ("vqa_accuracy", 0.9, "scenes")
 
 
-def test_what_belongs_together_stands_in_one_table():
+def test_what_a_reader_sees_first_fits_into_eight_columns_and_ten_lines():
+    metrics = ["vqa_accuracy, mean over severities", *(f"severity {n}" for n in range(1, 6)), "router image_weight"]
+    rows = [EvaluationRow("clean", "vqa_accuracy", 0.9, 0.8, 0.95, 100, "scenes:test")]
+    rows += [
+        EvaluationRow(f"image {damage}", metric, 0.8 - damage / 50, n=100, dataset="scenes:test")
+        for damage in range(20)
+        for metric in metrics
+    ]
+    table = condition_table(rows)
+    assert len(table["headers"]) <= 8 and all(len(line) == len(table["headers"]) for line in table["lines"])
+    assert [line[0] for line in table["lines"]] == ["clean", *(f"image {damage}" for damage in range(19, 10, -1))]
+    assert table["left_out"] == 11 and table["lines"][1][1:4] == ["0.420", "-0.480", "0.42"]
+    assert verdict(rows) == "VQA accuracy is 0.90 on sound input and falls to 0.42 at worst (image 19)."
+    assert verdict(rows[1:]) == "" and condition_table([]) is None
+    text = str(build_card(config(), CardData(robustness=rows, evaluation=rows), "user/name"))
+    assert "11 more conditions" in text
+    assert max(line.count("|") for line in text.splitlines() if line.startswith("| ")) <= 9
+
+
+def test_all_scores_stand_in_one_long_table():
     rows = [
         EvaluationRow("clean", "vqa_accuracy", 0.5, 0.4, 0.6, 100, "scenes:test"),
-        EvaluationRow("tags by tagger", "vqa_accuracy", 0.4, 0.3, 0.5, 100, "scenes:test"),
-        EvaluationRow("clean", "vqa_empty_share", 0.1, n=100, dataset="scenes:test"),
-        EvaluationRow("clean", "caption_cider_d", 1.5, n=7, dataset="coco.jsonl"),
-        EvaluationRow("attention", "MDI", 3.0, 2.0, 4.0, 20, "scenes:test"),
+        EvaluationRow("tags by tagger", "vqa_empty_share", 0.1, n=100, dataset="scenes:test"),
     ]
-    together, captions, attention = metric_tables(rows)
-    assert together["headers"] == ["condition", "VQA accuracy", "empty answers", "n"]
-    assert together["lines"] == [
-        ["clean", "0.500 [0.400, 0.600]", "0.100", 100],
-        ["tags by tagger", "0.400 [0.300, 0.500]", "–", 100],
+    table = score_table(rows)
+    assert table["headers"] == ["condition", "metric", "value", "n"] and table["dataset"] == "scenes:test"
+    assert table["lines"] == [
+        ["clean", "VQA accuracy", "0.500 [0.400, 0.600]", 100],
+        ["tags by tagger", "empty answers", "0.100", 100],
     ]
-    assert markdown(captions) == "On `coco.jsonl`:\n\n| CIDEr-D | n |\n| --- | --- |\n| 1.500 | 7 |"
-    assert attention["headers"] == ["condition", "MDI", "n"]
-    both = metric_tables([EvaluationRow("clean", "pope_f1", 0.5, dataset=name) for name in ("a", "b")])
-    assert [table["headers"] for table in both] == [["data", "POPE F1", "n"]]
+    captions = [EvaluationRow("clean", "caption_cider_d", 1.5, n=7, dataset="coco.jsonl")]
+    expected = "On `coco.jsonl`:\n\n| metric | value | n |\n| --- | --- | --- |\n| CIDEr-D | 1.500 | 7 |"
+    assert markdown(score_table(captions)) == expected
+    assert score_table([*rows, *captions])["headers"] == ["data", "condition", "metric", "value", "n"]
+
+
+def test_what_it_was_trained_on_says_what_it_is_not_for():
+    drawn = {"name": "scenes", "split": "train", "tag_scores": "simulated"}
+    tiny = config(backbones={"vision": "tiny:vision", "text": "tiny:causal_lm"})
+    card = build_card(tiny, CardData(datasets=[drawn]), "user/name")
+    assert "scores were simulated" in section(card, "What it was trained on")
+    assert "Photographs" in section(card, "What it must not be used for")
+    assert "Conversation" in section(card, "What it must not be used for")
+    card = build_card(config(), CardData(datasets=[drawn, {"name": "photos"}]), "user/name")
+    assert "Photographs" not in card.text and "Conversation" not in card.text and card.text.count("simulated") == 1
 
 
 def test_only_scores_are_in_the_index_and_conditions_are_told_apart():
@@ -189,7 +222,7 @@ def test_every_choice_of_the_model_has_words():
     assert set(POOLINGS) == set(PROMPT_POOLINGS) and set(SCORE_ENCODINGS) == set(BUILT_ENCODINGS)
     for router in ROUTERS:
         card = build_card(config(router_type=router), CardData(), "user/name")
-        assert ROUTERS[router] in section(card, "Architecture")
+        assert ROUTERS[router] in details(card, "Architecture")
         assert f"router-{router}" in card.data.tags
 
 
