@@ -84,7 +84,7 @@ def verdict(rows: Sequence[EvaluationRow]) -> str:
     if len(scores) < 2 or scores[0].condition != CLEAN:
         return ""
     sound, worst = scores[0], scores[1]
-    metric = in_words(sound.metric)
+    metric = in_words(sound.metric.partition(",")[0])
     if worst.value >= sound.value:
         return f"{metric} is {sound.value:.2f} on sound input, and no condition that was measured lowers it."
     return f"{metric} is {sound.value:.2f} on sound input and falls to {worst.value:.2f} at worst ({worst.condition})."

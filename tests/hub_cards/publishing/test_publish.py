@@ -178,9 +178,11 @@ def test_what_was_measured_beside_the_run_is_on_the_card(online, run, unchecked)
     assert main([str(run), "--repo", "user/name"]) == 0
     files = online.repositories["user/name"].main
     card = files["README.md"].content.decode()
-    assert "| vqa.jsonl | 0.700 [0.600, 0.800] | 20 |" in card
-    assert "| noise | 0.500 [0.400, 0.600] | 20 |" in card
-    assert "It follows the picture." in card and "| tags swapped | 0.500 [0.400, 0.600] | 20 |" in card
+    assert "| vqa.jsonl | VQA accuracy | 0.700 [0.600, 0.800] | 20 |" in card
+    assert re.search(r"^\| noise \| 0.500 \[0.400, 0.600\] \|.* 20 \|$", card, flags=re.MULTILINE)
+    assert "It follows the picture." in card and re.search(
+        r"^\| tags swapped \|.*\| 0.500 \[0.400, 0.600\] \| 20 \|$", card, re.MULTILINE
+    )
     for name in ("robustness", "dominance"):
         assert f"(plots/{name}.png)" in card
         with Image.open(io.BytesIO(files[f"plots/{name}.png"].content)) as picture:

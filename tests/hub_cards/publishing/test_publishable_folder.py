@@ -167,3 +167,25 @@ def test_importing_the_self_check_imports_no_torch():
     # The demo and the command line import it before they know whether they need a model.
     code = "import sys, poise.hub_cards.publishing.self_check; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_poise_card_writes_the_card_of_a_published_folder_anew(built, tmp_path, monkeypatch, capsys):
+    from poise.command_line import main
+
+    monkeypatch.setattr(publishable_folder, "check_loads_without_poise", lambda *args, **kwargs: ["red"])
+    rows = [EvaluationRow("clean", "vqa_accuracy", 0.9, n=3, dataset="d")]
+    folder = write_publishable_folder(built.model, built.processor, tmp_path / "name", CardData(evaluation=rows))
+    first = (folder / "README.md").read_text()
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "README.md").write_text("lost")
+    assert main(["card", str(folder)]) == 0
+    assert (folder / "README.md").read_text() == first and capsys.readouterr().out == f"{folder / 'README.md'}\n"
+
+    (tmp_path / "more.json").write_text(json.dumps({"robustness": [{"condition": "c", "metric": "f1", "value": 0.25}]}))
+    options = ["--evaluation", str(tmp_path / "more.json"), "--repo", "user/other", "--name", "A *name*"]
+    assert main(["card", str(folder), *options, "--license", "mit"]) == 0
+    card = ModelCard.load(folder / "README.md")
+    assert "| c | 0.250 |" in card.text and 'repository = "user/other"' in card.text and card.data.license == "mit"
+    assert "# A \\*name\\*" in card.text and (folder / "plots" / "robustness.png").is_file()
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert main(["card", str(tmp_path)]) == 1 and "holds neither a finished model" in capsys.readouterr().err

@@ -32,8 +32,10 @@ def test_demo_leaves_a_report_results_and_a_publishable_model(tmp_path, capsys):
     assert printed.count("(right:") == 3
     # What it measured is on the card, with intervals, and is found again by `poise publish`.
     card = (published / "README.md").read_text()
-    evaluation = card[card.index("## Evaluation") : card.index("## How it behaves")]
-    assert re.search(r"^\| [01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\] \| 10 \|$", evaluation, flags=re.MULTILINE)
+    evaluation = card[card.index("<summary>Evaluation") : card.index("<summary>Dominance")]
+    assert re.search(
+        r"^\| VQA accuracy \| [01]\.\d{3} \[[01]\.\d{3}, [01]\.\d{3}\] \| 10 \|$", evaluation, flags=re.MULTILINE
+    )
     tables, _, _ = RunFolder.find(tmp_path / "reliability").everything_for_the_card()
     assert len({row.condition for row in tables.robustness}) == len(DEMO_CONDITIONS) and tables.evaluation
 
