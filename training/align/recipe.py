@@ -35,7 +35,8 @@ HEAD_FIELDS = (
 )  # fmt: skip
 FIELDS = {
     "model": ("vision", "text", "dtype", *HEAD_FIELDS),
-    "regularization": ("fusemix_alpha", "structure_weight", "structure_levels", "structure_temperature"),
+    "regularization": ("fusemix_alpha", "structure_weight", "structure_warmup_steps", "structure_levels",
+                       "structure_temperature"),
     "data": ("train", "evaluation", "image_folder", "scenes", "evaluation_size", "caption_parts", "feature_cache",
              "feature_dtype", "feature_batch_size"),
     "tagger": ("vocabulary", "templates", "threshold", "max_tags"),
@@ -43,8 +44,9 @@ FIELDS = {
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"vision": None, "text": None, "dtype": "float32"},
-    "regularization": {"fusemix_alpha": None, "structure_weight": 0.0, "structure_levels": 1,
-                       "structure_temperature": 0.1},
+    # Of STRUCTURE the values of its published code, whose weight is 10.
+    "regularization": {"fusemix_alpha": None, "structure_weight": 0.0, "structure_warmup_steps": 500,
+                       "structure_levels": 1, "structure_temperature": 0.07},
     "data": {"train": None, "evaluation": None, "image_folder": None, "scenes": {}, "evaluation_size": 500,
              "caption_parts": False, "feature_cache": "outputs/features", "feature_dtype": "float16",
              "feature_batch_size": 64},
@@ -73,8 +75,9 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 class AlignRecipe:
     """
     model: `vision` and `text` (Hub id, folder, `tiny:NAME`), `dtype`, and fields of `PoiseDualEncoderConfig`.
-    regularization: `fusemix_alpha` mixes pairs (see `fusemix`); `structure_weight`, `structure_levels`,
-        `structure_temperature` keep neighbourhoods (see `structure_regularizer`).
+    regularization: `fusemix_alpha` mixes pairs (see `fuse_mix`); `structure_weight`, reached over
+        `structure_warmup_steps`, `structure_levels`, `structure_temperature` keep neighbourhoods (see
+        `structure_regularizer`).
     data: `train` and `evaluation` ("scenes", a JSON-lines file of task records with captions, a folder with
         `train.jsonl` and `validation.jsonl`), `caption_parts` (phrases of captions are texts, too), knobs, and where
         and how frozen features are stored.
@@ -136,6 +139,7 @@ def load_align_recipe(name: str | None = None, overrides: Mapping[str, Any] | No
     if settings["fusemix_alpha"] is not None:
         check_number("regularization.fusemix_alpha", settings["fusemix_alpha"], 0.0, above=True)
     check_number("regularization.structure_weight", settings["structure_weight"], 0.0)
+    check_number("regularization.structure_warmup_steps", settings["structure_warmup_steps"], 0)
     check_number("regularization.structure_levels", settings["structure_levels"], 1)
     check_number("regularization.structure_temperature", settings["structure_temperature"], 0.0, above=True)
     check_number("tagger.threshold", recipe.tagger["threshold"], 0.0, 1.0)

@@ -45,7 +45,7 @@ def fuse_mix(features: Features, alpha: float) -> tuple[Features, torch.Tensor]:
 
 
 def structure_regularizer(
-    original: torch.Tensor, aligned: torch.Tensor, levels: int = 1, temperature: float = 0.1
+    original: torch.Tensor, aligned: torch.Tensor, levels: int = 1, temperature: float = 0.07
 ) -> torch.Tensor:
     """
     Mean over levels l of JS(P(original)ˡ, P(aligned)ˡ) / l, where row i of P is the softmax over cosine similarities of
@@ -55,7 +55,7 @@ def structure_regularizer(
         original (B, Do): what the frozen encoder says, pooled.
         aligned (B, D): what the projector made of it.
         levels (`int`, *optional*, defaults to 1).
-        temperature (`float`, *optional*, defaults to 0.1): of the softmax.
+        temperature (`float`, *optional*, defaults to 0.07, as in the published code): of the softmax.
 
     Returns:
         A scalar between 0 (the same structure) and log 2.

@@ -79,7 +79,10 @@ class AlignTrainer(SafeTraining, Trainer):
         logits = scale * gathered(image_embeds) @ gathered(text_embeds).T + bias  # (W·B, W·B)
         loss = CONTRASTIVE_LOSSES[self.accelerator.unwrap_model(model).loss_type](logits, matches)
         if training and settings["structure_weight"]:
-            loss = loss + settings["structure_weight"] * structure_loss(inputs, image_embeds, text_embeds, settings)
+            weight = settings["structure_weight"] * warmed_up(
+                self.state.global_step, settings["structure_warmup_steps"]
+            )
+            loss = loss + weight * structure_loss(inputs, image_embeds, text_embeds, settings)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -100,6 +103,11 @@ class AlignTrainer(SafeTraining, Trainer):
             folder = Path(output_dir if output_dir is not None else self.args.output_dir)
             write_versions(folder)
             self.recipe.save(folder / RECIPE_FILE)
+
+
+def warmed_up(step: int, warmup_steps: int) -> float:
+    """Share of a weight that grows evenly from nothing to all of it over `warmup_steps`; all of it at once for 0."""
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 def structure_loss(

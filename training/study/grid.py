@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import logging as transformers_logging
 
+from ..feature_cache.cache import fingerprint
+from ..recipe_loading import recipe_path
 from .plan import Cell, StudyPlan
 from .run import StudyInputs, run_cell
 
 logger = logging.getLogger(__name__)
+CODE = ("modeling", "processing", "evaluation", "training")  # packages that a run is made by
 Run = dict[str, Any]
 
 
@@ -26,13 +30,13 @@ class Worker:
     current: "Worker"
 
     def __init__(self, plan: StudyPlan, folder: Path):
-        self.plan, self.folder = plan, folder
+        self.plan, self.folder, self.key = plan, folder, run_key(plan)
         self.inputs: dict[str, StudyInputs] = {}
 
     def run(self, cell: Cell, seed: int) -> Run:
         if cell.prompt not in self.inputs:
             self.inputs[cell.prompt] = StudyInputs(self.plan, cell.prompt, self.folder / "features")
-        result = run_cell(self.plan, cell, seed, self.inputs[cell.prompt])
+        result = {**run_cell(self.plan, cell, seed, self.inputs[cell.prompt]), "key": self.key}
         write_run(self.folder, cell, seed, result)
         return result
 
@@ -48,6 +52,23 @@ def _start(plan: StudyPlan, folder: Path) -> None:
 
 def _work(cell: Cell, seed: int) -> Run:
     return Worker.current.run(cell, seed)
+
+
+def run_key(plan: StudyPlan) -> dict[str, str]:
+    """
+    What a run depends on besides its cell and seed, as two hashes: `settings` (the plan and its recipe's text) and
+    `code` (every Python file that trains, asks or measures).
+    """
+    settings = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in ("cells", "seeds")}
+    settings["conditions"] = [asdict(condition) for condition in plan.conditions]
+    settings["scene_seed"] = plan.scene_seed
+    recipe = Path(recipe_path(plan.recipe)).read_text(encoding="utf-8")
+    root = Path(__file__).resolve().parents[2]
+    sources = [path for package in CODE for path in sorted((root / package).rglob("*.py"))]
+    return {
+        "settings": fingerprint(settings, recipe),
+        "code": fingerprint([[path.name, path.read_bytes()] for path in sources]),
+    }
 
 
 def run_file(folder: Path, cell: Cell, seed: int) -> Path:
@@ -68,19 +89,19 @@ def finished_runs(plan: StudyPlan, folder: Path) -> dict[tuple[Cell, int], Run]:
     Runs of this plan that a folder holds already.
 
     Raises:
-        ValueError: a run there was made with other steps or conditions.
+        ValueError: a run there was made with other settings or by other code.
     """
-    found = {}
+    found, key = {}, run_key(plan)
     for cell, seed in runs_of(plan):
         path = run_file(folder, cell, seed)
         if not path.is_file():
             continue
         run = json.loads(path.read_text(encoding="utf-8"))
-        names = [condition.name for condition in plan.conditions]
-        if run["steps"] != plan.steps or list(run["conditions"]) != names:
+        different = [name for name, value in key.items() if run.get("key", {}).get(name) != value]
+        if different:
             raise ValueError(
-                f"{path} was made with {run['steps']} steps and {len(run['conditions'])} conditions, the plan says "
-                f"{plan.steps} and {len(names)}: choose another --output, or delete the folder"
+                f"{path} was made with other {' and '.join(different)} than the plan's: choose another --output, or "
+                "delete the folder"
             )
         found[cell, seed] = run
     return found

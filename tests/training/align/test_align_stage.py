@@ -92,7 +92,7 @@ def test_a_short_run_is_far_above_chance_and_writes_all_that_it_measured(aligned
     assert load_align_recipe(str(model / "recipe.yaml")).model["loss_type"] == tagger.model.config.loss_type
 
 
-RICH = {"fusemix_alpha": 1.0, "structure_weight": 5.0, "loss_type": "sigmoid"}
+RICH = {"fusemix_alpha": 1.0, "structure_weight": 5.0, "structure_warmup_steps": 4, "loss_type": "sigmoid"}
 
 
 @pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), RICH], ids=["plain", "rich"])
@@ -106,7 +106,9 @@ def test_a_resumed_run_is_the_same_run(align_recipe, tmp_path, options):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("options", [{"fusemix_alpha": 1.0}, {"structure_weight": 5.0, "structure_levels": 2}])
+@pytest.mark.parametrize(
+    "options", [{"fusemix_alpha": 1.0}, {"structure_weight": 5.0, "structure_warmup_steps": 0, "structure_levels": 2}]
+)
 def test_regularizers_change_what_is_learned_and_nothing_in_evaluation(align_recipe, tmp_path, options):
     plain, mixed = align_recipe(tmp_path / "a"), align_recipe(tmp_path / "b", **options)
     losses = {}

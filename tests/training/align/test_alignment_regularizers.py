@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from poise.training.align.regularizers import fuse_mix, jensen_shannon, structure_regularizer
+from poise.training.align.trainer import warmed_up
 
 
 def features(lengths=(2, 4, 3, 4)):
@@ -76,12 +77,12 @@ def test_its_gradient_brings_the_neighbourhoods_back():
     original = torch.randn(12, 6, generator=generator)
     aligned = torch.randn(12, 6, generator=generator, requires_grad=True)
     optimizer = torch.optim.Adam([aligned], lr=0.05)
-    first = structure_regularizer(original, aligned).item()
+    first = structure_regularizer(original, aligned, temperature=0.1).item()
     for _ in range(100):
         optimizer.zero_grad()
-        structure_regularizer(original, aligned).backward()
+        structure_regularizer(original, aligned, temperature=0.1).backward()
         optimizer.step()
-    assert structure_regularizer(original, aligned).item() < first / 5
+    assert structure_regularizer(original, aligned, temperature=0.1).item() < first / 5
 
 
 def test_structure_is_the_sum_that_the_paper_writes():
@@ -102,3 +103,8 @@ def test_structure_is_the_sum_that_the_paper_writes():
         expected += divergence / level / 3
     found = structure_regularizer(original, aligned, levels=3, temperature=0.2)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_weight_of_structure_grows_evenly():
+    assert [warmed_up(step, 500) for step in (0, 1, 250, 500, 900)] == [0, 1 / 500, 0.5, 1, 1]
+    assert warmed_up(0, 0) == 1

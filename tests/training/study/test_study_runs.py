@@ -7,7 +7,8 @@ import yaml
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
 from poise.processing.scenes.scenes import Scenes
-from poise.training.study.grid import finished_runs, run_file, run_grid, runs_of
+from poise.training.study import grid
+from poise.training.study.grid import finished_runs, run_file, run_grid, run_key, runs_of, write_run
 from poise.training.study.inputs import DegradedScenes
 from poise.training.study.plan import Cell, load_plan
 from poise.training.study.run import StudyInputs, measure, router_held_open, run_cell
@@ -100,5 +101,25 @@ def test_finished_runs_are_not_repeated(plan, tmp_path):
     (tmp_path / "other.yaml").write_text(
         yaml.safe_dump({**yaml.safe_load((tmp_path / "plan.yaml").read_text()), "steps": 3}), encoding="utf-8"
     )
-    with pytest.raises(ValueError, match="was made with 2 steps.*another --output"):
+    with pytest.raises(ValueError, match="was made with other settings than the plan's: choose another --output"):
         finished_runs(load_plan(str(tmp_path / "other.yaml")), folder)
+
+
+def test_a_run_is_known_by_its_settings_and_by_the_code_that_made_it(plan, tmp_path, monkeypatch):
+    content = yaml.safe_load((tmp_path / "plan.yaml").read_text())
+    cell, seed = next(runs_of(plan))
+    write_run(tmp_path, cell, seed, {"key": run_key(plan)})
+    assert list(finished_runs(plan, tmp_path)) == [(cell, seed)]
+
+    def changed(**fields):
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump({**content, **fields}), encoding="utf-8")
+        return run_key(load_plan(str(tmp_path / "other.yaml")))
+
+    key = run_key(plan)
+    assert changed() == key  # nothing of where the plan lies
+    for fields in ({"steps": 3}, {"batch_size": 2}, {"samples": 5}, {"overrides": {"lora.r": 4}}, {"seeds": [9]}):
+        assert changed(**fields)["settings"] != key["settings"], fields
+    assert changed(seeds=[*content["seeds"], 77]) == key  # more seeds of the same study
+    monkeypatch.setattr(grid, "CODE", ("modeling",))
+    with pytest.raises(ValueError, match="was made with other code than the plan's"):
+        finished_runs(plan, tmp_path)
