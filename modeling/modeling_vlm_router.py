@@ -1,0 +1,411 @@
+"""A router and a soft prompt on any pretrained vision-language model, which stays as it is.
+
+    pixel_values ─ the VLM's own vision tower and projector ─┐
+                                                             ├─ router ─ image tokens read the prompt ─ the VLM's own
+    tags + scores ─ tag encoder ─ dynamic soft prompt ───────┘                                           language model
+
+Everything happens in what the model's own `get_image_features` returns, so that its positions, masks, deeper features,
+cache, processor and chat template need not be known. The image tokens read the soft prompt by an attention whose output
+starts at zero: a new router leaves every logit what it was, and no placeholder is added to the prompt.
+"""
+
+import functools
+import os
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import cached_file
+
+from .activation_profile import activation_profile
+from .configuration_vlm_router import VlmRouterConfig
+from .image_reliability import tower_states
+from .information_router import build_router
+from .linear_product import Linear
+from .pretrained_poise import without_pooler
+from .soft_prompt import DynamicSoftPrompt
+from .streams import Streams
+from .tag_statistics import score_statistics, tag_words
+from .zero_linear import ZeroLinear
+
+WEIGHTS = "model.safetensors"
+# Their own `generate` runs the vision tower itself and does not ask `get_image_features`.
+OWN_GENERATE = ("blip-2", "instructblip", "instructblipvideo", "kosmos-2")
+TAGS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
+BACKBONES = ("vlm.", "tag_encoder.")  # what is not new, and is not saved
+
+
+class PromptReader(nn.Module):
+    """Image tokens [N, P, D] attend to soft-prompt tokens [N, K, D]; what they find is added and starts at zero."""
+
+    def __init__(self, dim, width):
+        super().__init__()
+        self.query, self.key, self.value = Linear(dim, width), Linear(dim, width), Linear(dim, width)
+        self.out = ZeroLinear(width, dim)
+
+    def forward(self, image, prompt):
+        found = nn.functional.scaled_dot_product_attention(
+            self.query(image)[:, None], self.key(prompt)[:, None], self.value(prompt)[:, None]
+        )[:, 0]  # (N, P, W)
+        return image + self.out(found)  # (N, P, D)
+
+
+class ImageRoute(nn.Module):
+    """
+    All that is new: soft prompt, router, and how the image tokens read the prompt.
+
+    `image` [N, P, D], tags ids, mask and scores [N, L], `states` of the tower, L' × [N, P', Dv] or `None` →
+    image tokens [N, P, D] and weights [N, 2] or `None`.
+    """
+
+    def __init__(self, config, tag_encoder_config):
+        super().__init__()
+        parts = config.of_parts(tag_encoder_config)
+        self.router_type = config.router_type
+        self.soft_prompt = DynamicSoftPrompt(parts)
+        self.router = build_router(parts)
+        self.reader = PromptReader(config.width, config.reader_width)
+        # A channel router refills channels from the start; it is let in as training wants it.
+        self.opening = nn.Parameter(torch.zeros(())) if config.router_type == "channel" else None
+
+    def forward(self, image, tags, tag_encoder, states=None):
+        ids, mask, scores = tags
+        prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
+        weights = None
+        if self.router is not None:
+            streams = Streams(image, prompt, is_real=torch.ones(len(image), dtype=torch.bool, device=image.device))
+            if states is not None:
+                streams.image_profile = activation_profile(states).to(image.device)  # (N, 6·L')
+                streams.image_content = states[-1].detach().float().mean(1)  # (N, Dv)
+                streams.tag_words = tag_words(ids, mask, scores)  # (N, R)
+                streams.tag_scores, streams.has_tags = score_statistics(mask, scores), mask.any(-1)  # (N, 5), (N,)
+            streams, weights = self.router(streams)
+            routed, prompt = streams.image.to(image.dtype), streams.text.to(image.dtype)
+            image = routed if self.opening is None else image + self.opening.tanh() * (routed - image)  # (N, P, D)
+        return self.reader(image, prompt), weights
+
+
+class RoutedVlm(PreTrainedModel):
+    """
+    A pretrained vision-language model with a router and a soft prompt on its image tokens.
+
+    Its inputs are those of the model, and per image `tag_input_ids`, `tag_attention_mask` and `tag_scores` [N, L], all
+    or none; its outputs are the model's. `router_weights` [N, 2] holds what the last images were weighed with.
+
+    Example:
+        >>> model = RoutedVlm.from_vlm("llava-hf/llava-1.5-7b-hf", "sentence-transformers/all-MiniLM-L6-v2")
+        >>> model.generate(**inputs, **tags, max_new_tokens=16)
+    """
+
+    config_class = VlmRouterConfig
+    base_model_prefix = "route"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+
+    def __init__(self, config: VlmRouterConfig, vlm, tag_encoder):
+        super().__init__(config)
+        self.vlm, self.tag_encoder = vlm, without_pooler(tag_encoder)
+        self.route = ImageRoute(config, tag_encoder.config)
+        for module in self.route.modules():
+            if hasattr(module, "init_own_weights"):
+                module.init_own_weights(config.initializer_range)
+        self.route.to(vlm.device)
+        self.router_weights: torch.Tensor | None = None
+        self.generation_config = vlm.generation_config
+        self.freeze_backbones()
+
+    @classmethod
+    def from_vlm(
+        cls, vlm, tag_encoder, example=None, dtype="auto", trust_remote_code=False, quantization_config=None, **fields
+    ) -> "RoutedVlm":
+        """
+        A new, untrained router on a pretrained model; the model's logits are what they were.
+
+        Args:
+            vlm (`str` or `PreTrainedModel`): Hub id, folder, or a loaded image-text-to-text model.
+            tag_encoder (`str` or `PreTrainedModel`): Hub id or folder of a BERT-like encoder, or the encoder.
+            example (`Mapping`, *optional*): what the model's image processor makes of one image, from which shapes are
+                read; made with the processor of the same id by default.
+            dtype, trust_remote_code, quantization_config: of loading the model.
+            **fields: fields of [`VlmRouterConfig`].
+
+        Raises:
+            ValueError: a family whose image features enter elsewhere, or that shows no states of its tower.
+        """
+        options = {"trust_remote_code": trust_remote_code}
+        source = vlm if isinstance(vlm, str) else (vlm.config._name_or_path or None)
+        if isinstance(vlm, str):
+            quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
+            vlm = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **quantized, **options)
+        encoder_source = tag_encoder if isinstance(tag_encoder, str) else (tag_encoder.config._name_or_path or None)
+        if isinstance(tag_encoder, str):
+            tag_encoder = AutoModel.from_pretrained(tag_encoder, dtype=torch.float32)
+        if image_owner(vlm) is None:
+            raise ValueError(
+                f"vlm={type(vlm).__name__} ({vlm.config.model_type}) fills no placeholders by get_image_features, "
+                "where a router could stand: take another family."
+            )
+        if "width" not in fields:
+            fields |= _shapes(vlm.eval(), example, source, options)
+        shapes = {"vlm": source, "vlm_type": vlm.config.model_type, "tag_encoder": encoder_source}
+        return cls(VlmRouterConfig(**{**shapes, **fields}), vlm, tag_encoder.to(vlm.device)).eval()
+
+    def freeze_backbones(self):
+        """Stop gradients to the model and the tag encoder; what is new stays trainable."""
+        self.vlm.requires_grad_(False)
+        self.tag_encoder.requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        # Frozen towers are functions: dropout inside them would only blur what the router calls typical.
+        for tower in (self.tag_encoder, self.vlm.get_encoder("image")):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    @contextmanager
+    def routing(self, tags=None):
+        """Within it the model's own `get_image_features` returns routed tokens. `tags`: ids, mask, scores (N, L)."""
+        owner = image_owner(self.vlm)
+        original = owner.get_image_features
+        own = vars(owner).get("get_image_features")
+
+        @functools.wraps(original)
+        def routed(*args, **kwargs):
+            kwargs["return_dict"] = True
+            if self.config.router_type == "reliability":
+                kwargs["output_hidden_states"] = True
+            return self._routed(original(*args, **kwargs), tags, kwargs.get("image_grid_thw"))
+
+        owner.get_image_features = routed
+        try:
+            yield
+        finally:
+            if own is None:
+                del owner.get_image_features
+            else:
+                owner.get_image_features = own
+
+    def _routed(self, features, tags, grid):
+        """What `get_image_features` returned, with routed tokens in their places."""
+        pooled = features["pooler_output"]
+        items = list(pooled)  # n × (P_i, D), images or tiles
+        tags = _of_items(tags, len(items), items[0].device)
+        states = None
+        if self.config.router_type == "reliability":
+            states = _states_of_items(features.get("hidden_states"), items, grid)  # n × L' × [1, P', Dv]
+        routed, weights = [None] * len(items), [None] * len(items)
+        for places in _equal_places(items, states):
+            some = torch.stack([items[i] for i in places])  # (N, P, D)
+            seen = None
+            if states is not None:
+                layers = zip(*(states[i] for i in places), strict=True)
+                seen = [torch.cat(layer) for layer in layers]  # L' × [N, P', Dv]
+            tokens, weight = self.route(
+                some.to(self.route_dtype), tuple(rows[places] for rows in tags), self.tag_encoder, seen
+            )
+            for i, place in enumerate(places):
+                routed[place] = tokens[i].to(pooled[0].dtype)
+                weights[place] = None if weight is None else weight[i]
+        self.router_weights = None if weights[0] is None else torch.stack(weights)  # (n, 2)
+        features["pooler_output"] = torch.stack(routed) if torch.is_tensor(pooled) else type(pooled)(routed)
+        if self.config.router_type == "reliability" and features.get("deepstack_features"):
+            # Features that are added in deeper layers say what the tokens say: they fade with them.
+            faded = [
+                [part * w[0] for part, w in zip(layer, weights, strict=True)]
+                for layer in features["deepstack_features"]
+            ]
+            features["deepstack_features"] = faded
+        return features
+
+    @property
+    def route_dtype(self):
+        return next(self.route.parameters()).dtype
+
+    def observe(self, **inputs):
+        """
+        Adds sound images with their tags to the router's statistics; nothing is trained. `eval()` makes verdicts of it.
+
+        Args:
+            **inputs: what `get_image_features` takes of some images, and their tags.
+        """
+        if self.config.router_type != "reliability":
+            raise ValueError(f"router_type={self.config.router_type!r} keeps no statistics: take 'reliability'.")
+        self.route.router.train()
+        with torch.enable_grad():  # the router observes what a training step would show it
+            self.get_image_features(**inputs)
+
+    def get_image_features(self, *args, **kwargs):
+        """The model's own, routed; see [`RoutedVlm`] for the tags."""
+        tags = _tags_of(kwargs)
+        with self.routing(tags):
+            return image_owner(self.vlm).get_image_features(*args, **kwargs)
+
+    def forward(self, *args, **kwargs):
+        """As the model's own, with the tags of each image."""
+        tags = _tags_of(kwargs)
+        with self.routing(tags):
+            return self.vlm(*args, **kwargs)
+
+    def generate(self, *args, **kwargs):
+        """As the model's own, with the tags of each image."""
+        tags = _tags_of(kwargs)
+        if self.config.vlm_type in OWN_GENERATE:
+            raise ValueError(
+                f"generate of {type(self.vlm).__name__} runs its vision tower around get_image_features: nothing would "
+                "be routed; call forward, or take another family."
+            )
+        with self.routing(tags):
+            return self.vlm.generate(*args, **kwargs)
+
+    def can_generate(self):
+        return True
+
+    def get_input_embeddings(self):
+        return self.vlm.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.vlm.get_output_embeddings()
+
+    def get_encoder(self, modality=None):
+        return self.vlm.get_encoder(modality) if modality else self.vlm.get_encoder()
+
+    def get_decoder(self):
+        return self.vlm.get_decoder()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Configuration and new weights; the model and the tag encoder stay where their ids say."""
+        if self.config.vlm is None or self.config.tag_encoder is None:
+            raise ValueError(
+                f"config.vlm={self.config.vlm!r} and config.tag_encoder={self.config.tag_encoder!r}: what is saved "
+                "loads both by their ids; set them."
+            )
+        os.makedirs(save_directory, exist_ok=True)
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith(BACKBONES)}
+        save_file(
+            {k: v.contiguous() for k, v in state.items()}, os.path.join(save_directory, WEIGHTS), {"format": "pt"}
+        )
+        self.config.architectures = [type(self).__name__]
+        if self._auto_class is not None:
+            custom_object_save(self, save_directory, config=self.config)
+        self.config.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
+        """
+        The model and the tag encoder by their ids, and the new weights of a folder or repository.
+
+        Args:
+            **kwargs: `dtype`, `trust_remote_code`, `quantization_config` of loading the model.
+
+        Raises:
+            ValueError: weights are missing, or belong to another configuration.
+        """
+        config = config or VlmRouterConfig.from_pretrained(pretrained_model_name_or_path)
+        names = ("dtype", "trust_remote_code", "quantization_config")
+        options = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        fields = {
+            name: value for name, value in config.to_diff_dict().items() if name in VlmRouterConfig.__annotations__
+        }
+        sources = (fields.pop("vlm"), fields.pop("tag_encoder"))
+        model = cls.from_vlm(*sources, **options, **fields)
+        weights = load_file(cached_file(pretrained_model_name_or_path, WEIGHTS))
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        lost = [*unexpected, *(name for name in missing if not name.startswith(BACKBONES))]
+        if lost:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: weights and configuration differ, first in {lost[0]!r}."
+            )
+        for module in model.route.modules():
+            module.train(False)  # statistics derive their verdicts
+        return model
+
+
+def image_owner(vlm):
+    """The module whose `get_image_features` fills the placeholders of a model, or `None`."""
+    if vlm.config.model_type in ("mllama", "kosmos-2", "kosmos-2.5"):  # their images enter elsewhere
+        return None
+    return next((owner for owner in (vlm.base_model, vlm) if hasattr(owner, "get_image_features")), None)
+
+
+def _shapes(vlm, example, source, options):
+    """Width of image tokens and shape of the tower's states, read off one image."""
+    if example is None:
+        from PIL import Image
+
+        from .image_reliability import image_inputs
+
+        processor = AutoProcessor.from_pretrained(source, **options)
+        example = image_inputs(processor, Image.new("RGB", (224, 224), (127, 127, 127)))
+    states = tower_states(vlm, example)
+    return {
+        "width": vlm.get_input_embeddings().weight.shape[1],
+        "tower_width": states[-1].shape[-1],
+        "tower_layers": len(states) - 1,
+    }
+
+
+def _tags_of(arguments):
+    """Takes the tags of N images out of the arguments of a call: ids, mask and scores (N, L), or `None`."""
+    given = {name: arguments.pop(name, None) for name in TAGS}
+    missing = [name for name, rows in given.items() if rows is None]
+    if len(missing) == len(TAGS):
+        return None
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is None, but comes with {', '.join(TAGS)}: pass all, or none.")
+    return given["tag_input_ids"], given["tag_attention_mask"].bool(), given["tag_scores"]
+
+
+def _of_items(tags, count, device):
+    """Tags (N, L) for `count` items: repeated for the tiles of an image and for beams; none where none are given."""
+    if tags is None:
+        ids = torch.zeros(count, 1, dtype=torch.long, device=device)
+        return ids, ids.bool(), ids.float()
+    if count % len(tags[0]):
+        raise ValueError(
+            f"tag_input_ids has {len(tags[0])} rows for {count} images: give one row per image, all-zero in the "
+            "attention mask for an image without."
+        )
+    return tuple(rows.to(device).repeat_interleave(count // len(rows), dim=0) for rows in tags)
+
+
+def _states_of_items(states, items, grid):
+    """The tower's states for each item, n × L' × [1, P', Dv], however the family lays them out."""
+    if not states:
+        raise ValueError(
+            "get_image_features returned no hidden states of the tower: router_type='reliability' needs them."
+        )
+    count = len(items)
+    layers = []
+    for layer in states:
+        layer = layer.flatten(2).mT if layer.ndim == 4 else layer
+        if layer.ndim == 2:  # the patches of all images in one row
+            sizes = grid.prod(-1) if grid is not None else torch.tensor([item.shape[0] for item in items])
+            sizes = (sizes * layer.shape[0] // sizes.sum()).tolist()
+            layers.append([part[None] for part in layer.split(sizes)])
+        elif layer.shape[0] % count == 0:  # tiles of one image behind one another
+            layers.append([part.reshape(1, -1, part.shape[-1]) for part in layer.split(layer.shape[0] // count)])
+        else:
+            raise ValueError(
+                f"{count} images of {layer.shape[0]} tiles: which belong to which cannot be told where they differ in "
+                "number; give images one at a time, or take router_type='gate'."
+            )
+    return list(zip(*layers, strict=True))
+
+
+def _equal_places(items, states):
+    """Groups of items that can share a batch: as many image tokens and as many tower tokens each."""
+    groups = {}
+    for place, item in enumerate(items):
+        key = (item.shape[0], None if states is None else tuple(layer.shape[1] for layer in states[place]))
+        groups.setdefault(key, []).append(place)
+    return list(groups.values())
+
+
+VlmRouterConfig.register_for_auto_class()
+RoutedVlm.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = ["RoutedVlm"]
