@@ -9,11 +9,14 @@ of Poise itself that cannot be imported), so its traceback is shown. `--debug` s
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from poise import __version__
@@ -256,8 +259,9 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
     if command.one_thread:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is imported, which is below
     try:
-        module = importlib.import_module(command.module)
-        return module.main(arguments)
+        with sigterm_interrupts():
+            module = importlib.import_module(command.module)
+            return module.main(arguments)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -272,6 +276,28 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
             raise
         print(f"poise {command.name}: {one_line(error)}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within this context SIGTERM is a Ctrl-C that cannot be echoed: what is half written is cleaned up, and said."""
+
+    process = os.getpid()
+
+    def stop(number, frame):
+        if os.getpid() == process:
+            raise KeyboardInterrupt("stopped by SIGTERM")
+        signal.signal(number, signal.SIG_DFL)  # a worker that was forked from this process ends as it would have
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def one_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@
 A process that dies while it writes leaves nothing but a rest below `.saving`, which the next one clears away.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import xxhash
 from safetensors import SafetensorError
 
 ASIDE = ".saving"
 FORMER = "former-"  # a folder on its way out, while its successor is not in yet
 REMOVED = "removed-"
 MANIFEST = "checkpoint_files.json"
+BLOCK = 1 << 20  # bytes read at once
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # torch and safetensors write from their own languages, and tell what went wrong only in words.
 _FULL_WORDS = re.compile(
@@ -32,23 +35,35 @@ class DiskFull(OSError):
     """A folder could not be written; what stood there before is untouched. The message says how much is missing."""
 
 
-def clear_aside(parent: Path) -> None:
-    """Remove what a killed process left, and put back a folder that died between going out and being replaced."""
+def clear_aside(parent: Path, name: str = "*") -> None:
+    """
+    Remove what a killed process left, and put back a folder that died between going out and being replaced.
+
+    Args:
+        parent (`Path`): the folder that holds `ASIDE`.
+        name (`str`, *optional*): the only folder meant, where others may be writing beside it.
+    """
     aside = parent / ASIDE
     if not aside.is_dir():
         return
-    for former in aside.glob(f"{FORMER}*"):
+    for former in aside.glob(f"{FORMER}{name}"):
         place = parent / former.name.removeprefix(FORMER)
         if not place.exists():
             former.rename(place)
-    shutil.rmtree(aside)
+    for left in [path for pattern in (name, f"{FORMER}{name}", f"{REMOVED}{name}") for path in aside.glob(pattern)]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's folder is in there
+        aside.rmdir()
 
 
 def seal(folder: Path) -> None:
-    """Note every file with its size, and flush all of it to the disk."""
+    """Note size and checksum of every file, and flush all of it to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    (folder / MANIFEST).write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    contents = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "xxh3_128": checksum_of(path)}
+        for path in files
+    }
+    (folder / MANIFEST).write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
     for path in (*files, folder / MANIFEST, folder):
         _flush(path)
 
@@ -61,18 +76,43 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def missing_files(folder: Path) -> list[str]:
-    """Files of a sealed folder that are gone or of another size; empty for a folder that nobody sealed."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return []
+def checksum_of(path: Path) -> str:
+    """XXH3 of a file's bytes, 128 bits: against accidents, not against forgers, and about as fast as memory is."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def damage_of(folder: Path, read: bool = True) -> str | None:
+    """
+    What is wrong with a sealed folder, in a few words that name the file; `None` if nothing is.
+
+    Args:
+        folder (`Path`): what `seal` was called with, wherever it lies now.
+        read (`bool`, *optional*, defaults to `True`): compare checksums, which reads every file; otherwise only sizes.
+    """
     try:
-        sizes = json.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError:
-        return [MANIFEST]
-    return [
-        name for name, size in sizes.items() if not (folder / name).is_file() or (folder / name).stat().st_size != size
-    ]
+        contents = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (int(noted["size"]), noted["xxh3_128"]) for name, noted in contents.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{MANIFEST} is unreadable"
+    for name, (size, _) in expected.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes in place of {size}"
+    for name, (_, checksum) in expected.items():
+        try:
+            if read and checksum_of(folder / name) != checksum:
+                return f"the checksum of {name} is wrong"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
 
 
 def move_into_place(written: Path, folder: Path) -> None:
@@ -127,20 +167,31 @@ def room_for(folder: Path, needed: int, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def finished_folder(folder: Path) -> Iterator[Path]:
+def finished_folder(folder: Path, advice: str | None = None) -> Iterator[Path]:
     """
-    Around the writing of a run's finished model: gives the folder to write into, which then becomes `folder`, whole.
+    Around the writing of a finished model: gives the folder to write into, which then becomes `folder`, whole.
+
+    Args:
+        folder (`Path`): where the model will be.
+        advice (`str`, *optional*): what is untouched and how to go on, if there is no room; that of a training run by
+            default.
 
     Raises:
-        DiskFull: there is no room; what stood there before is untouched.
+        DiskFull: there is no room; what stood there before is untouched, here and in every other case.
+        KeyboardInterrupt: it was stopped; the message says that there is no half of a model.
     """
-    clear_aside(folder.parent)
+    clear_aside(folder.parent, folder.name)
     written = folder.parent / ASIDE / folder.name
-    with room_for(written, 0, f"the checkpoints in {folder.parent} are untouched: make room and go on with --resume"):
-        written.mkdir(parents=True)
-        yield written
-        move_into_place(written, folder)
-    clear_aside(folder.parent)
+    advice = advice or f"the checkpoints in {folder.parent} are untouched: make room and go on with --resume"
+    try:
+        with room_for(written, 0, advice):
+            written.mkdir(parents=True)
+            yield written
+            move_into_place(written, folder)
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(f"{str(stopped) or 'interrupted'} while {folder} was written: it was removed") from None
+    finally:
+        clear_aside(folder.parent, folder.name)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.trainer import TRAINER_STATE_NAME
 
-from .atomic_folders import clear_aside, missing_files
+from .atomic_folders import MANIFEST, damage_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +38,11 @@ def warn_of_other_versions(folder: Path) -> str | None:
         return None
     try:
         written = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        changes = [
+            f"{name} {written[name]} → {now}" for name, now in versions().items() if written.get(name, now) != now
+        ]
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): the folder is damaged, take another one") from error
-    changes = [f"{name} {written[name]} → {now}" for name, now in versions().items() if written.get(name, now) != now]
     if not changes:
         return None
     line = f"{folder} was written with other versions: {', '.join(changes)}; results may differ in the last digits"
@@ -49,55 +50,81 @@ def warn_of_other_versions(folder: Path) -> str | None:
     return line
 
 
-def complete_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The run's `checkpoint-N` folders that hold all that was written into them, by N."""
+def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The run's `checkpoint-N` folders, by N."""
     found = {
         int(match[1]): path
         for path in Path(output_dir).glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-        and (path / TRAINER_STATE_NAME).is_file()
-        and not missing_files(path)
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     }
     return [found[step] for step in sorted(found)]
 
 
+def complete_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """Those that hold all that was written into them, by names and sizes."""
+    return [path for path in checkpoints(output_dir) if damage_of(path, read=False) is None]
+
+
 def resumable_checkpoint(checkpoint: str | os.PathLike, command: str) -> Path:
     """
-    The folder that a run can go on from: a `checkpoint-N`, or the newest complete one of a run's folder.
+    The folder that a run can go on from: a `checkpoint-N`, or the newest sound one of a run's folder.
+
+    Every file is read and compared with its checksum. Damaged checkpoints of a run are passed over, one logged line
+    each.
 
     Args:
         checkpoint (`str`): either folder.
         command (`str`): who writes such checkpoints, for the message.
 
     Raises:
-        ValueError: it is no folder, holds no complete checkpoint, or one without optimizer state.
+        ValueError: it is no folder, holds no sound checkpoint, or one without optimizer state.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
         raise ValueError(f"resume={str(checkpoint)!r} is no folder: give a checkpoint-N folder, or the run's folder")
-    torn = missing_files(folder)
-    if torn:
-        raise ValueError(
-            f"resume={str(folder)!r} is torn, {torn[0]} is missing or of another size: give the run's folder to go on "
-            "from its newest complete checkpoint"
-        )
-    if not (folder / TRAINER_STATE_NAME).is_file():
-        clear_aside(folder)
-        saved = complete_checkpoints(folder)
-        if not saved:
+    if re.fullmatch(r"checkpoint-\d+", folder.resolve().name) or (folder / MANIFEST).is_file():
+        damage = damage_of(folder)
+        if damage is not None:
             raise ValueError(
-                f"resume={str(checkpoint)!r} holds no complete checkpoint (no {TRAINER_STATE_NAME}): give a "
-                f"checkpoint-N folder that {command} wrote, or start without --resume"
+                f"resume={str(checkpoint)!r} is damaged, {damage}: give the run's folder to go on from its newest "
+                "sound checkpoint, or another checkpoint-N"
             )
-        folder = saved[-1]
+    else:
+        folder = _newest_sound(folder, command)
     # One file from one process; folders of their own from FSDP and DeepSpeed.
     if not any(path.name.startswith(("optimizer", "global_step")) for path in folder.iterdir()):
         raise ValueError(
             f"resume={str(folder)!r} has no optimizer state (written with save_only_model): it would silently start a "
             "new optimizer; start without --resume, or train with save_only_model=false"
         )
+    _warn_of_foreign_files(folder)
     warn_of_other_versions(folder)
     return folder
+
+
+def _newest_sound(run: Path, command: str) -> Path:
+    damaged: list[str] = []
+    for folder in reversed(checkpoints(run)):
+        damage = damage_of(folder)
+        if damage is None:
+            for line in damaged:
+                logger.warning("%s; going on from %s", line, folder.name)
+            return folder
+        damaged.append(f"{folder} is damaged, {damage}")
+    if damaged:
+        raise ValueError(f"resume={str(run)!r} holds no sound checkpoint: {'; '.join(damaged)}. Start anew")
+    raise ValueError(
+        f"resume={str(run)!r} holds no complete checkpoint: give a checkpoint-N folder that {command} wrote, or start "
+        "without --resume"
+    )
+
+
+def _warn_of_foreign_files(folder: Path) -> None:
+    known = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    foreign = sorted(name for name in files if name not in known and name != MANIFEST)
+    if foreign:
+        logger.warning("%s holds files that were not written with it: %s", folder, ", ".join(foreign[:5]))
 
 
 RECIPE_FILE = "recipe.yaml"

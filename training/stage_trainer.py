@@ -8,13 +8,15 @@ SIGTERM, which clusters send before they take a machine away) saves after the cu
 rotation keeps the best and the newest; the first step checks that the processes run as they were launched.
 """
 
+import json
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from .atomic_folders import ASIDE, clear_aside, move_into_place, remove, room_for, seal, size_of
 from .first_step_checks import check_launch
 from .run_files import complete_checkpoints, write_versions
+from .run_settings import SETTINGS_FILE, run_settings, tell_of_other_settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +47,64 @@ class SafeTraining:
     model: Any
     accelerator: Any
     optimizer: Any
+    lr_scheduler: Any
+    is_deepspeed_enabled: bool
+    train_dataset: Any
+    _tr_loss: torch.Tensor
+    _total_loss_scalar: float
+    _globalstep_last_logged: int
 
+    _settings: Mapping[str, Any] = MappingProxyType({})
     _aside: Path | None = None
     _launch_checked = False
     _written: str | None = None
 
-    def train(self, *args, **kwargs):
-        stop = StopOnSignal()
-        self.add_callback(stop)
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        self._settings = run_settings(self)
+        if resume_from_checkpoint is not None and self.args.process_index == 0:
+            tell_of_other_settings(Path(resume_from_checkpoint), self._settings)
+        callbacks = [stop := StopOnSignal(), LossBefore(self, resume_from_checkpoint)]
+        for callback in callbacks:
+            self.add_callback(callback)
         try:
-            result = super().train(*args, **kwargs)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             stop.forget()
-            self.remove_callback(stop)
+            for callback in callbacks:
+                self.remove_callback(callback)
         if stop.wanted:
             raise Interrupted(self._how_to_go_on())
-        return result
+        loss = self._mean_loss()
+        return result._replace(training_loss=loss, metrics={**result.metrics, "train_loss": loss})
+
+    def _mean_loss(self) -> float:
+        """Over all steps since the first, those before a resumption included; the Trainer divides the rest's sum."""
+        return self._total_loss_scalar / max(1, self.state.global_step)
+
+    def log(self, logs, *args, **kwargs):
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self._mean_loss()}
+        super().log(logs, *args, **kwargs)
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        place = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # a resumed state brings the intervals of the former command
+        return place
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """A checkpoint brings its own learning rates and decays; those asked for now replace them."""
+        wanted = [(group.get("initial_lr"), group.get("weight_decay")) for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled:
+            return
+        for group, (rate, decay) in zip(self.optimizer.param_groups, wanted, strict=True):
+            if rate and group.get("initial_lr") and group["initial_lr"] != rate:
+                group["lr"] *= rate / group["initial_lr"]
+                group["initial_lr"] = rate
+            if decay is not None:
+                group["weight_decay"] = decay
+        if hasattr(self.lr_scheduler, "base_lrs"):
+            self.lr_scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
 
     def _how_to_go_on(self) -> str:
         saved = complete_checkpoints(self.args.output_dir)
@@ -105,11 +150,14 @@ class SafeTraining:
                 self._aside = None
             if self.state.best_global_step == self.state.global_step:
                 self.state.best_model_checkpoint = os.fspath(folder)
+            loss = self.accelerator.gather(self._tr_loss.detach()).mean().item()  # of the steps since the last log
             if self.args.should_save:
                 self.state.save_to_json(os.fspath(written / TRAINER_STATE_NAME))
                 write_versions(written)
                 # A pickle of the arguments, names of this machine and all, which nothing reads: there is the recipe.
                 (written / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+                LossBefore.write(written, self._total_loss_scalar, loss, self._globalstep_last_logged)
+                (written / SETTINGS_FILE).write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
             self.accelerator.wait_for_everyone()
             self._publish(written, folder)
         if self.args.should_save:
@@ -146,6 +194,30 @@ class SafeTraining:
         kept = f"{saved[-1].name} is untouched: make" if saved else "make"
         again = "go on with the same command and --resume" if saved else "start again"
         return f"{kept} room and {again}"
+
+
+class LossBefore(TrainerCallback):
+    """
+    Gives a resumed trainer the losses of the steps before: their sum, of which `train_loss` is made, and what has not
+    been logged yet.
+    """
+
+    FILE = "training_loss.json"
+
+    def __init__(self, trainer: SafeTraining, checkpoint: str | os.PathLike | None):
+        self.trainer, self.path = trainer, None if checkpoint is None else Path(checkpoint) / self.FILE
+
+    @classmethod
+    def write(cls, folder: Path, total: float, unlogged: float, last_logged: int) -> None:
+        content = {"logged": total, "since": unlogged, "last_logged_step": last_logged}
+        (folder / cls.FILE).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.path is not None and self.path.is_file():
+            before = json.loads(self.path.read_text(encoding="utf-8"))
+            self.trainer._total_loss_scalar = before["logged"]
+            self.trainer._tr_loss += before["since"]
+            self.trainer._globalstep_last_logged = before["last_logged_step"]
 
 
 def rotate(run: Path, limit: int | None, best_step: int | None) -> None:

@@ -143,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--routers", nargs="+", default=ROUTERS, help="to compare; the last is published (%(default)s)")
     parser.add_argument("--seed", type=int, help="of scenes, new modules and training (default: the recipe's)")
     parser.add_argument("--samples", type=int, default=300, help="questions per condition (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="give up the models of a former demo")
     return parser
 
 
@@ -167,14 +168,14 @@ def recipe_for(router: str, args: argparse.Namespace) -> Recipe:
 
 
 def train_and_measure(
-    recipe: Recipe, samples: int, report: Report
+    recipe: Recipe, samples: int, overwrite: bool, report: Report
 ) -> tuple[Path, list[dict[str, Any]], dict[str, Any]]:
     """
     Fine-tune as the recipe says and measure under every condition: (model folder, rows, training metrics).
 
     The rows also lie in the run's folder, where `poise publish` finds them.
     """
-    folder, metrics = run_sft(recipe, callbacks=[ProgressReport(report), CardCollector(recipe)])
+    folder, metrics = run_sft(recipe, callbacks=[ProgressReport(report), CardCollector(recipe)], overwrite=overwrite)
     model, processor = load_trained(folder)
     rows = evaluate_conditions(
         model,
@@ -245,7 +246,10 @@ def train_side_by_side(args: argparse.Namespace) -> dict[str, Run]:
     """Both runs at the same time, by router."""
     recipes = {router: recipe_for(router, args) for router in args.routers}
     print(f"fine-tuning and measuring {len(recipes)} models, router_type {' and '.join(recipes)}, side by side")
-    jobs = {f"router {router}": (train_and_measure, (recipe, args.samples)) for router, recipe in recipes.items()}
+    jobs = {
+        f"router {router}": (train_and_measure, (recipe, args.samples, args.overwrite))
+        for router, recipe in recipes.items()
+    }
     results = run_side_by_side(jobs).values()
     return {router: Run(recipes[router], *result) for router, result in zip(recipes, results, strict=True)}
 

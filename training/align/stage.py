@@ -24,9 +24,10 @@ from ..atomic_folders import finished_folder
 from ..backbone_loading import read_config, resolve_backbone
 from ..recipe_loading import parse_overrides, source_override
 from ..run_files import resumable_checkpoint, write_versions
+from ..run_start import Run, check_output_named, opened_run
 from .caption_pairs import CaptionPairs, load_pairs
 from .pair_features import pair_features
-from .recipe import AlignRecipe, load_align_recipe, load_vocabulary, training_arguments
+from .recipe import TRAINING_DEFAULTS, AlignRecipe, load_align_recipe, load_vocabulary, training_arguments
 from .report import calibrate, measure, quick_retrieval
 from .trainer import RECIPE_FILE, AlignTrainer
 
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
     )
+    parser.add_argument("--overwrite", action="store_true", help="give up a former run in the same folder")
     return parser
 
 
@@ -85,7 +87,10 @@ def build_dual_encoder(recipe: AlignRecipe) -> tuple[PoiseDualEncoder, VisionTex
 
 
 def run_align(
-    recipe: AlignRecipe, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+    recipe: AlignRecipe,
+    resume: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    overwrite: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """
     Train as the recipe says; write the dual encoder with its processor, and the tagger where there is a vocabulary.
@@ -94,6 +99,7 @@ def run_align(
         recipe ([`AlignRecipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the finished model, and what was measured, as it stands in `metrics.json`.
@@ -102,7 +108,11 @@ def run_align(
         ValueError: bad data, or a checkpoint that does not fit.
     """
     args = training_arguments(recipe)
-    checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
+    with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
+        return _run(recipe, args, run, callbacks)
+
+
+def _run(recipe: AlignRecipe, args: Any, run: Run, callbacks: Sequence[TrainerCallback]) -> tuple[Path, dict[str, Any]]:
     train, held_out = load_alignment_data(recipe)
     _check_vocabulary(recipe, train)
     for part in ("vision", "text"):
@@ -126,7 +136,7 @@ def run_align(
         score=None if watched is None else lambda head: quick_retrieval(head, watched),
         callbacks=list(callbacks),
     )
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    result = run.train(trainer)
     trainer.accelerator.wait_for_everyone()
     folder = Path(args.output_dir) / "model"
     metrics: dict[str, Any] = {
@@ -170,6 +180,7 @@ def finish(
             except ValueError as error:  # too short a run, or tags in other words: no reason to lose what was trained
                 logger.warning("the tagger stays uncalibrated: %s", error)
         metrics.update(measure(model, processor, tagger, held_out, halves[1], folder.parent / RELIABILITY_PLOT))
+    (folder.parent / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     with finished_folder(folder) as written:
         if tagger is None:
             model.save_pretrained(written)
@@ -178,7 +189,6 @@ def finish(
             tagger.save_pretrained(written)
         recipe.save(written / RECIPE_FILE)
         write_versions(written)
-    (folder.parent / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     return metrics
 
 
@@ -212,10 +222,11 @@ def main(argv: Sequence[str]) -> int:
     if known.data is not None:
         overrides["data.train"] = source_override(known.data)
     recipe = load_align_recipe(known.config, overrides)
+    check_output_named(known.resume, recipe.training.get("output_dir", TRAINING_DEFAULTS["output_dir"]), overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()  # of loading and saving a few megabytes
-    folder, metrics = run_align(recipe, known.resume)
+    folder, metrics = run_align(recipe, known.resume, overwrite=known.overwrite)
     for section, values in metrics.items():
         parts = values.items() if isinstance(values, dict) else [("", values)]
         for name, value in parts:

@@ -16,6 +16,7 @@ from ...evaluation.data_sources import load_data_source
 from ...processing.scenes.scenes import Scenes
 from ..recipe_loading import made_arguments, parse_overrides, source_override
 from ..run_files import RECIPE_FILE, resumable_checkpoint
+from ..run_start import Run, check_output_named, opened_run
 from ..sft.checkpoints import export_model, load_trained
 from ..sft.recipe import load_recipe
 from .pairs import PreferenceRecords, ScenePairs
@@ -37,11 +38,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
     )
+    parser.add_argument("--overwrite", action="store_true", help="give up a former run in the same folder")
     return parser
 
 
 def run_preference(
-    recipe: PreferenceRecipe, resume: str | None = None, callbacks: Sequence[Any] = ()
+    recipe: PreferenceRecipe,
+    resume: str | None = None,
+    callbacks: Sequence[Any] = (),
+    overwrite: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """
     Train as the recipe says and write the finished model below the run's folder.
@@ -50,6 +55,7 @@ def run_preference(
         recipe ([`PreferenceRecipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the model, and `steps`, `train_loss`, and `before` and `after`: the scores on `data.evaluation`.
@@ -60,7 +66,13 @@ def run_preference(
     """
     folder = check_model(recipe.model["folder"])
     args = preference_arguments(recipe)
-    checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
+    with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
+        return _run(recipe, args, run, folder, callbacks)
+
+
+def _run(
+    recipe: PreferenceRecipe, args: Any, run: Run, folder: Path, callbacks: Sequence[Any]
+) -> tuple[Path, dict[str, Any]]:
     pairs = load_pairs(recipe)
     questions = None if recipe.data["evaluation"] is None else load_questions(recipe)
     from .trainer import PreferenceTrainer
@@ -72,20 +84,23 @@ def run_preference(
         model, args, processor, recipe, pairs, _scorer(questions, processor, recipe), callbacks=callbacks
     )
     metrics: dict[str, Any] = {}
-    if questions is not None and checkpoint is None:
+    if questions is not None and run.checkpoint is None:
         with trainer.accelerator.unwrap_model(trainer.model).disable_adapter():
             metrics["before"] = trainer.evaluate()
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    result = run.train(trainer)
     metrics.update(steps=result.global_step, train_loss=result.training_loss)
     if questions is not None:
         metrics["after"] = trainer.evaluate()
     trainer.accelerator.wait_for_everyone()
     output = Path(args.output_dir) / "model"
     if trainer.is_world_process_zero():
-        export_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, None)
-        recipe.save(output / PREFERENCE_RECIPE_FILE)
-        if (folder / RECIPE_FILE).is_file():
-            shutil.copy(folder / RECIPE_FILE, output / RECIPE_FILE)
+
+        def write_recipes(written: Path) -> None:
+            recipe.save(written / PREFERENCE_RECIPE_FILE)
+            if (folder / RECIPE_FILE).is_file():
+                shutil.copy(folder / RECIPE_FILE, written / RECIPE_FILE)
+
+        export_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, None, write_recipes)
     return output, metrics
 
 
@@ -192,9 +207,10 @@ def main(argv: Sequence[str]) -> int:
     if known.model is not None:
         overrides["model.folder"] = known.model
     recipe = load_preference_recipe(known.config, overrides)
+    check_output_named(known.resume, recipe.training.get("output_dir", TRAINING_DEFAULTS["output_dir"]), overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()
-    folder, metrics = run_preference(recipe, known.resume)
+    folder, metrics = run_preference(recipe, known.resume, overwrite=known.overwrite)
     for moment in ("before", "after"):
         if moment in metrics:
             shown = ("vqa_accuracy", "prior_following", "other_wrong")

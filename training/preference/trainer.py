@@ -78,7 +78,7 @@ class PreferenceTrainer(SafeTraining, DPOTrainer):
         score: Any = None,
         callbacks: Sequence[Any] = (),
     ):
-        self.recipe, self.score = recipe, score
+        self.recipe, self.score, self.training_data = recipe, score, pairs
         collator = PreferenceCollator(processor, recipe.data["max_length"])
         rows = as_dataset(pairs)
         super().__init__(

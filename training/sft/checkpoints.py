@@ -12,6 +12,7 @@ own full precision (closer to the backbone, a little off what was trained).
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,23 @@ def _check_same_architecture(folder: Path, recipe: Recipe) -> None:
             )
 
 
-def export_model(model: torch.nn.Module, processor: PoiseProcessor, folder: Path, recipe: Recipe | None) -> Path:
+def export_model(
+    model: torch.nn.Module,
+    processor: PoiseProcessor,
+    folder: Path,
+    recipe: Recipe | None,
+    write_more: Callable[[Path], None] = lambda written: None,
+    advice: str | None = None,
+) -> Path:
     """
     Write the finished model: adapters merged into the language model, processor, remote code.
 
     A quantized language model keeps its adapter apart, because merging into 4-bit weights loses accuracy; the folder
-    then is a PEFT adapter with the new modules inside.
+    then is a PEFT adapter with the new modules inside. `write_more` adds files before the folder appears; `advice` says
+    how to go on where the disk is full, as in `finished_folder`.
     """
     base = base_of(model)
-    with finished_folder(folder) as written:
+    with finished_folder(folder, advice) as written:
         if isinstance(model, PeftModel) and getattr(base, "is_quantized", False):
             model.save_pretrained(written)
         else:
@@ -106,6 +115,7 @@ def export_model(model: torch.nn.Module, processor: PoiseProcessor, folder: Path
             merged.eval().save_pretrained(written)
         processor.save_pretrained(written)
         write_run_files(written, base, recipe)
+        write_more(written)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ..feature_cache.frozen_towers import cached_records
 from ..first_step_checks import module_table
 from ..parameter_groups import count_parameters, group_settings
 from ..recipe_loading import made_arguments, parse_overrides, source_override
+from ..run_start import Run, check_output_named, opened_run
 from .assembly import assemble, check_backbones, check_length, prepare_for_training
 from .checkpoints import check_resumable, export_model
 from .recipe import Recipe, load_recipe
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
     )
+    parser.add_argument("--overwrite", action="store_true", help="give up a former run in the same folder")
     return parser
 
 
@@ -61,7 +62,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
 
 
 def run_sft(
-    recipe: Recipe, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+    recipe: Recipe,
+    resume: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    overwrite: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """
     Train as the recipe says and write the finished model.
@@ -70,6 +74,7 @@ def run_sft(
         recipe ([`Recipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the finished model, and the last evaluation's metrics with `train_loss`, `steps`, `seconds` and
@@ -79,9 +84,11 @@ def run_sft(
         ValueError: bad records, a checkpoint that does not fit, or an output folder that is a file.
     """
     args = training_arguments(recipe)
-    checkpoint = None
-    if resume is not None:
-        checkpoint = check_resumable(resume or args.output_dir, recipe)
+    with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
+        return _run(recipe, args, run, callbacks)
+
+
+def _run(recipe: Recipe, args: Any, run: Run, callbacks: Sequence[TrainerCallback]) -> tuple[Path, dict[str, Any]]:
     train, evaluation = load_records(recipe)
     if evaluation is None and args.eval_strategy != "no":
         raise ValueError(
@@ -118,7 +125,7 @@ def run_sft(
     )
     if callbacks and args.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # the bar is off because somebody else shows how it goes
-    result = trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    result = run.train(trainer)
     metrics = {"train_loss": result.training_loss, "steps": result.global_step,
                "seconds": result.metrics.get("train_runtime"), "parameters": parameters}  # fmt: skip
     if evaluation is not None and args.eval_strategy != "no":
@@ -155,9 +162,10 @@ def main(argv: Sequence[str], callbacks: Callable[[Recipe], Sequence[TrainerCall
     if known.data is not None:
         overrides["data.train"] = source_override(known.data)
     recipe = load_recipe(known.config, overrides)
+    check_output_named(known.resume, recipe.training.get("output_dir", TRAINING_DEFAULTS["output_dir"]), overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()
-    folder, metrics = run_sft(recipe, known.resume, callbacks(recipe))
+    folder, metrics = run_sft(recipe, known.resume, callbacks(recipe), overwrite=known.overwrite)
     for name, value in metrics.items():
         if isinstance(value, int | float) and not name.endswith(("_low", "_high")):
             logger.info("%s: %.4g", name, value)

@@ -31,7 +31,7 @@ from ...processing import PoiseProcessor, describe_batch
 from ...processing.batching.collators import IGNORED
 from ...processing.batching.packing import PackingCollator, padding_places
 from ...processing.records.endless_records import EndlessRecords
-from ..feature_cache.cached_records import CachedTrainingCollator
+from ..feature_cache.cached_records import CachedRecords, CachedTrainingCollator
 from ..first_step_checks import GradientCheck
 from ..parameter_groups import optimizer_groups, own_schedules, scheduler_by_group
 from ..run_files import base_of, write_run_files
@@ -181,6 +181,8 @@ class PoiseTrainer(DataFlow, SafeTraining, Trainer):
     ):
         self.processor, self.learning_rates = processor, dict(learning_rates)
         self.score_answers, self.recipe = score_answers, recipe
+        # The same records, whether their features are kept or not.
+        self.training_data = train_dataset.records if isinstance(train_dataset, CachedRecords) else train_dataset
         self.first_batch_described = False
         self.group_rates: dict[str, float] = {}
         args.remove_unused_columns = False

@@ -19,9 +19,10 @@ from ..atomic_folders import finished_folder
 from ..backbone_loading import SCORE_EMBEDDING_FILE, load_tag_encoder
 from ..recipe_loading import parse_overrides, source_override
 from ..run_files import RECIPE_FILE, resumable_checkpoint, write_versions
+from ..run_start import Run, check_output_named, opened_run
 from .data import TaggedCaptions, TripletCollator, load_tagged_captions, positive_captions, split_held_out
 from .model import TagEmbedder
-from .recipe import TagEncoderRecipe, load_tag_encoder_recipe, training_arguments
+from .recipe import TRAINING_DEFAULTS, TagEncoderRecipe, load_tag_encoder_recipe, training_arguments
 from .scores import embed_captions, tag_encoder_scores
 from .trainer import TagEncoderTrainer
 
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", nargs="?", const="", metavar="CHECKPOINT", help="go on from the newest, or this one"
     )
+    parser.add_argument("--overwrite", action="store_true", help="give up a former run in the same folder")
     return parser
 
 
@@ -78,7 +80,10 @@ def load_images(recipe: TagEncoderRecipe) -> tuple[list[TaggedCaptions], list[Ta
 
 
 def run_tag_encoder(
-    recipe: TagEncoderRecipe, resume: str | None = None, callbacks: Sequence[TrainerCallback] = ()
+    recipe: TagEncoderRecipe,
+    resume: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    overwrite: bool = False,
 ) -> tuple[Path, dict[str, Any]]:
     """
     Train as the recipe says and write `tag_encoder` below the run's folder.
@@ -87,6 +92,7 @@ def run_tag_encoder(
         recipe ([`TagEncoderRecipe`]): checked already.
         resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
+        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the tag encoder, and its results: `train` and `held_out` (numbers of images) and `curve`, the
@@ -96,7 +102,13 @@ def run_tag_encoder(
         ValueError: bad records, or a checkpoint that does not fit.
     """
     args = training_arguments(recipe)
-    checkpoint = None if resume is None else check_resumable(resume or args.output_dir, recipe)
+    with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
+        return _run(recipe, args, run, callbacks)
+
+
+def _run(
+    recipe: TagEncoderRecipe, args: Any, run: Run, callbacks: Sequence[TrainerCallback]
+) -> tuple[Path, dict[str, Any]]:
     train, held_out = load_images(recipe)
     set_seed(args.seed)
     encoder, tokenizer = load_tag_encoder(recipe.model["tag_encoder"])
@@ -122,7 +134,7 @@ def run_tag_encoder(
         data_collator=collator,
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else os.fspath(checkpoint))
+    run.train(trainer)
     results = {"train": len(train), "held_out": len(held_out), "curve": curve(trainer.state.log_history)}
     folder = Path(args.output_dir) / "tag_encoder"
     trainer.accelerator.wait_for_everyone()
@@ -189,9 +201,10 @@ def main(argv: Sequence[str]) -> int:
     if known.data is not None:
         overrides["data.train"] = source_override(known.data)
     recipe = load_tag_encoder_recipe(known.config, overrides)
+    check_output_named(known.resume, recipe.training.get("output_dir", TRAINING_DEFAULTS["output_dir"]), overrides)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_warning()
-    folder, results = run_tag_encoder(recipe, known.resume)
+    folder, results = run_tag_encoder(recipe, known.resume, overwrite=known.overwrite)
     for moment, scores in (("before", results["curve"][:1]), ("after", results["curve"][-1:])):
         for entry in scores:
             logger.info(

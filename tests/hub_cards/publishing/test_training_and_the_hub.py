@@ -15,7 +15,7 @@ from poise.hub_cards.publishing import publishable_folder
 from poise.hub_cards.publishing.adapter_folder import save_adapter
 from poise.hub_cards.publishing.card_collector import CardCollector
 from poise.modeling import PoiseForConditionalGeneration
-from poise.training.atomic_folders import missing_files
+from poise.training.atomic_folders import damage_of
 from poise.training.run_files import complete_checkpoints
 from poise.training.sft.checkpoints import load_trained
 from poise.training.sft.recipe import load_recipe
@@ -116,7 +116,7 @@ def test_strategies_that_push_at_the_end_and_what_can_be_resumed(backbones_on_hu
         if path.startswith("last-checkpoint/"):
             (fetched / path).parent.mkdir(parents=True, exist_ok=True)
             (fetched / path).write_bytes(file.content)
-    assert missing_files(fetched / "last-checkpoint") == []
+    assert damage_of(fetched / "last-checkpoint") is None
 
 
 def test_nothing_is_lost_when_pushing_breaks_off(backbones_on_hub, tmp_path):

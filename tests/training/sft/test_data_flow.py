@@ -57,9 +57,9 @@ def losses(folder):
             if "loss" in row}  # fmt: skip
 
 
-def trained(folder, resume=None, **overrides):
+def trained(folder, resume=None, overwrite=False, **overrides):
     run_sft(load_recipe("demo", {**SMALL, "output_dir": str(folder), "save_strategy": "steps", "save_steps": 2,
-                                 "save_total_limit": 9, **overrides}), resume)  # fmt: skip
+                                 "save_total_limit": 9, **overrides}), resume, overwrite=overwrite)  # fmt: skip
     return losses(folder)
 
 
@@ -68,7 +68,7 @@ def test_a_stream_resumes_to_the_bit(tmp_path):
     streaming = {"data.streaming": True, "data.shuffle_buffer": 16}
     whole = trained(tmp_path / "run", **streaming)
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
-    assert trained(tmp_path / "run", resume="", **streaming) == whole and len(whole) == 4
+    assert trained(tmp_path / "run", resume="", overwrite=True, **streaming) == whole and len(whole) == 4
 
 
 @pytest.mark.slow
