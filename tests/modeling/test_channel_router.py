@@ -158,3 +158,13 @@ def test_no_loop_over_samples(monkeypatch):
         model(**batch_of(model, [Sample(pictures=(i,)) for i in range(size)]))
         counts.append(len(calls))
     assert counts[0] == counts[1] > 0
+
+
+def test_weights_say_how_much_of_each_stream_stayed_its_own():
+    """[image, text]: one minus the share of channels that were refilled times how far they were."""
+    router = ChannelRouter(tiny_config(router_type="channel", channel_fraction=0.25))
+    with torch.no_grad():
+        router.image_blend.fill_(math.log(3))  # 3/4 of a refilled channel is the other stream's
+        router.text_blend.fill_(-math.log(3))  # 1/4
+    _, weights = router(Streams(random_tokens((2, 9, 48), 1), random_tokens((2, 6, 48), 2)))
+    torch.testing.assert_close(weights, torch.tensor([[1 - 0.25 * 0.75, 1 - 0.25 * 0.25]] * 2))

@@ -95,8 +95,10 @@ def test_text_alone_reaches_the_rest_when_one_part_is_frozen(frozen_part):
 def test_text_alone_with_everything_new_frozen():
     model = frozen(tiny_model(router_type="reliability"))
     model.requires_grad_(False)
-    model.get_output_embeddings().weight.requires_grad_(True)
+    head = model.get_output_embeddings().weight.requires_grad_(True)
     model(**batch_of(model, Sample(pictures=()), labels=True)).loss.backward()
+    assert head.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters() if parameter is not head)
 
 
 @pytest.mark.parametrize("router", ROUTERS)

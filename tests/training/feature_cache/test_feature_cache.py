@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -240,6 +241,12 @@ def test_fingerprints_tell_contents_apart():
         ["ab", "c"],
         ["a", "bc"],
         [["a"], "b"],
+        ["a", "b"],
+        [["a", "b"]],
+        np.zeros(4, np.float32),
+        np.zeros(4, np.int32),  # the same bytes
+        np.zeros((2, 2), np.float32),
+        np.zeros((1, 4), np.float32),
     ]
     prints = [fingerprint(part) for part in parts]
     assert len(set(prints)) == len(prints)
