@@ -1,14 +1,19 @@
-"""Opening an image so that a bad one ends in one clear line, before a bomb is decoded."""
+"""Opening an image, wherever it comes from, so that a bad one ends in one clear line, before a bomb is decoded."""
 
+import base64
+import binascii
+import io
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from .image_addresses import fetch_image_bytes
+
 MAX_PIXELS = 50_000_000  # a 50-megapixel image takes 150 MB as RGB; a small file can claim to be far larger
+MAX_TEXT = 64 << 20  # characters of base64
 
 
 def open_image(
@@ -52,16 +57,49 @@ def _open(source: str | os.PathLike, argument: str) -> ImageFile.ImageFile:
         raise FileNotFoundError(f"{argument}={str(source)!r}{_no_file(path)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{argument}={str(source)!r} is an empty file; copy or download it again.")
+    with open(path, "rb") as file:
+        start = file.read(512)
+    return _header(path, start, argument, repr(str(source)))
+
+
+def _header(source: Path | io.BytesIO, start: bytes, argument: str, name: str) -> ImageFile.ImageFile:
+    """An image whose header alone has been read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` says it better
-            return Image.open(path)
+            return Image.open(source)
     except UnidentifiedImageError:
-        raise ValueError(f"{argument}={str(source)!r} is {_kind_of(path)}; give JPEG, PNG or WebP.") from None
-    except (OSError, SyntaxError, EOFError) as error:  # it ends within its header
-        raise ValueError(_damaged(argument, repr(str(source)), error)) from None
+        raise ValueError(f"{argument}={name} is {_kind_of(start)}; give JPEG, PNG or WebP.") from None
+    except (OSError, SyntaxError, EOFError, ValueError) as error:  # it ends within its header, or hides a bomb there
+        raise ValueError(_damaged(argument, name, error)) from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{argument}={str(source)!r} is far too large to decode safely: {error}") from None
+        raise ValueError(f"{argument}={name} is far too large to decode safely: {error}") from None
+
+
+def open_image_bytes(content: bytes, max_pixels: int = MAX_PIXELS, argument: str = "image") -> Image.Image:
+    """As `open_image`, of what a file would hold."""
+    name = f"<{len(content)} bytes>"
+    with _header(io.BytesIO(content), content[:512], argument, name) as image:
+        return _decode(image, max_pixels, True, argument, name)
+
+
+def open_image_text(text: str, max_pixels: int = MAX_PIXELS, argument: str = "image") -> Image.Image:
+    """As `open_image`, of an http or https address, a `data:` address or base64.
+
+    Raises:
+        ValueError: as `open_image` and `fetch_image_bytes`; or it is no base64.
+    """
+    if text[:8].lower().startswith(("http://", "https://")):
+        return open_image_bytes(fetch_image_bytes(text, argument), max_pixels, argument)
+    head, comma, body = text.partition(",") if text.startswith("data:") else ("", ",", text)
+    if not comma or (head and not head.endswith(";base64")):
+        raise ValueError(f"{argument} is a data: address without base64; write data:image/png;base64,...")
+    if len(body) > MAX_TEXT:
+        raise ValueError(f"{argument} has {len(body)} characters of base64, more than {MAX_TEXT}; name a file.")
+    try:
+        return open_image_bytes(base64.b64decode("".join(body.split()), validate=True), max_pixels, argument)
+    except binascii.Error:
+        raise ValueError(f"{argument} is no base64, and too long for the name of a file.") from None
 
 
 def _no_file(path: Path) -> str:
@@ -75,10 +113,8 @@ def _no_file(path: Path) -> str:
     return ": there is no such file; check the path."
 
 
-def _kind_of(path: Path) -> str:
-    """What a file that is no image seems to be."""
-    with open(path, "rb") as file:
-        start = file.read(512)
+def _kind_of(start: bytes) -> str:
+    """What a file that is no image seems to be, by how it begins."""
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
         return 'a HEIC photo, which Pillow does not read: convert it (heif-convert, or the phone\'s "most compatible")'
     if b"<svg" in start:
@@ -120,13 +156,12 @@ def _decode(image: Image.Image, max_pixels: int, turn_upright: bool, argument: s
     return image.convert("RGB")
 
 
-def flat_image_list(images: Any, fetch: Callable[[str], Any], max_pixels: int = MAX_PIXELS) -> list[Any]:
+def flat_image_list(images: Any, max_pixels: int = MAX_PIXELS) -> list[Any]:
     """The images of a call as one list in reading order.
 
     Args:
         images: `None`, one image, or a list of images and of such lists: PIL images, files, addresses or base64 texts,
             arrays or tensors (of three dimensions; four are taken apart). `None` entries are left out.
-        fetch: what opens addresses and base64 texts, such as the image processor's `fetch_images`.
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused.
 
     Raises:
@@ -139,7 +174,7 @@ def flat_image_list(images: Any, fetch: Callable[[str], Any], max_pixels: int = 
     for place, leaf in enumerate(leaves):
         argument = f"images[{place}]"
         if isinstance(leaf, str) and (leaf.startswith(("http://", "https://", "data:")) or _is_base64(leaf)):
-            opened.append(fetch(leaf))
+            opened.append(open_image_text(leaf, max_pixels, argument))
         elif isinstance(leaf, str | os.PathLike | Image.Image):
             opened.append(open_image(leaf, max_pixels, argument=argument))
         elif hasattr(leaf, "shape") and len(leaf.shape) in (2, 3):

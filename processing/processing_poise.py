@@ -140,7 +140,7 @@ class PoiseProcessor(ProcessorMixin):
             raise ValueError("videos and audio are not understood by PoiseProcessor: give images.")
         if images is None and text is None:
             raise ValueError("images and text are both None: give at least one of them.")
-        images = flat_image_list(images, self.image_processor.fetch_images, self.max_pixels)
+        images = flat_image_list(images, self.max_pixels)
         tags_of_images = [self._kept_tags(tags) for tags in check_tags_of_images(tags, len(images))]
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
 

@@ -97,7 +97,6 @@ class NoPixels:
     """Stands where the image processor stands, and makes nothing of the pictures it is given."""
 
     model_input_names: Sequence[str] = ()
-    fetch_images = None
 
     def __call__(self, images: Any, **kwargs: Any) -> dict[str, Any]:
         return {}
