@@ -84,7 +84,7 @@ def is_public(address: str) -> bool:
 def _connect(address: tuple[str, int], timeout: float | None = None, source_address=None, **kwargs) -> socket.socket:
     """As `socket.create_connection`, to the very address that was checked: a name may change what it means."""
     host, port = address
-    found = [info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     if not found or not all(is_public(ip) for ip in found):
         raise NotPublic("leads to an address that is not public")
     return socket.create_connection((found[0], port), timeout, source_address)
