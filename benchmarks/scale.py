@@ -1,6 +1,6 @@
 """What grows with the data and what does not: opening and resuming 10⁴ to 10⁶ records, and the memory that it takes.
 
-Records are synthetic JSON lines without pixels, so that a laptop holds a million of them. Every size runs in a process of its
+Records are synthetic JSON lines without pixels, so that a laptop holds a million. Every size runs in a process of its
 own, whose peak memory is what the system says of it.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/scale.py [--sizes 10000 100000 1000000]
