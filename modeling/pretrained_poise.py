@@ -27,6 +27,11 @@ class PoisePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # Inference engines bring an attention of their own, which has no place for an encoder's states.
+        self._supports_attention_backend = not config.is_encoder_decoder
+
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)

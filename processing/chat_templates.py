@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
+# Parts in the order in which they are given; a separator between an image and the text behind it.
 _PARTS = (
     "{%- macro spoken(content) -%}"
     "{%- if content is string -%}{{ content }}"
@@ -24,30 +25,41 @@ _PARTS = (
     "{%- endif -%}"
     "{%- endmacro -%}"
 )
+# None of these formats has a place for tools: what would be dropped in silence is refused.
+_NO_TOOLS = "{%- if tools -%}{{ raise_exception('tools: this chat template has no place for them') }}{%- endif -%}"
+# What an assistant says; marked, so that trainers can learn from these words alone.
+_SAID = "{%- generation -%}{{ spoken(message['content']) }}END{%- endgeneration -%}"
 
 CHAT_TEMPLATES = {
     # Contents one below the other and nothing else: for base models and for T5, which know no roles.
-    "plain": _PARTS.replace("SEPARATOR", "'\\n'") + "{%- for message in messages -%}"
-    "{{ spoken(message['content']) }}"
-    "{%- if message['role'] == 'assistant' and loop.last -%}{{ eos_token or '' }}"
-    "{%- else -%}{{ '\\n' }}{%- endif -%}"
+    "plain": _NO_TOOLS + _PARTS.replace("SEPARATOR", "'\\n'") + "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    + _SAID.replace("END", "{%- if loop.last -%}{{ eos_token or '' }}{%- else -%}{{ '\\n' }}{%- endif -%}")
+    + "{%- else -%}{{ spoken(message['content']) + '\\n' }}{%- endif -%}"
     "{%- endfor -%}",
     # "<image> question : ... answer :", for models that have seen such lines as text.
-    "question_answer": _PARTS.replace("SEPARATOR", "' '") + "{%- for message in messages -%}"
+    "question_answer": _NO_TOOLS + _PARTS.replace("SEPARATOR", "' '") + "{%- for message in messages -%}"
     "{%- if message['role'] == 'user' -%}"
     "{%- if message['content'] is string -%}{{ 'question : ' + message['content'] }}"
     "{%- else -%}"
-    "{%- for part in message['content'] if part['type'] == 'image' -%}<image>{%- endfor -%}"
-    "{%- for part in message['content'] if part['type'] == 'text' -%}{{ ' question : ' + part['text'] }}{%- endfor -%}"
+    "{%- set ns = namespace(asked=false) -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{ ' ' if ns.asked else '' }}<image>"
+    "{%- elif part['type'] == 'text' -%}"
+    "{{ ' ' if ns.asked else ' question : ' }}{{ part['text'] }}{%- set ns.asked = true -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
     "{%- endif -%}"
     "{{ ' answer :' }}"
-    "{%- elif message['role'] == 'assistant' -%}{{ ' ' + spoken(message['content']) }}{{ eos_token or '' }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ ' ' }}" + _SAID.replace("END", "{{ eos_token or '' }}") + ""
     "{%- else -%}{{ spoken(message['content']) + '\\n' }}"
     "{%- endif -%}"
     "{%- endfor -%}",
     # The format of Qwen, SmolLM and others; needs their <|im_start|> and <|im_end|> tokens.
-    "chatml": _PARTS.replace("SEPARATOR", "'\\n'") + "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}{{ spoken(message['content']) }}{{ '<|im_end|>\\n' }}"
+    "chatml": _NO_TOOLS + _PARTS.replace("SEPARATOR", "'\\n'") + "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{%- if message['role'] == 'assistant' -%}" + _SAID.replace("END", "{{ '<|im_end|>\\n' }}") + ""
+    "{%- else -%}{{ spoken(message['content']) }}{{ '<|im_end|>\\n' }}{%- endif -%}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
 }

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -22,6 +23,8 @@ logger = logging.get_logger(__name__)
 TAG_INPUTS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
 QUESTION_INPUTS = ("question_input_ids", "question_attention_mask")
 TAG_TOKENIZER_FOLDER = "tag_tokenizer"
+TAGGER_FOLDER = "tagger"
+USUAL_PATCH = 16  # of most vision towers, where nobody says how many tokens an image has
 _CUTTING = (True, "longest_first", "only_first")
 
 
@@ -39,7 +42,8 @@ class PoiseProcessor(ProcessorMixin):
         tag_tokenizer (*optional*):
             The tag encoder's tokenizer (a fast one). Without it tags are words of the prompt or nothing.
         chat_template (`str`, *optional*): how messages become a prompt; the tokenizer's own by default.
-        num_image_tokens (`int`): image tokens of one picture, the model's `config.num_image_tokens`.
+        num_image_tokens (`int`, *optional*): image tokens of one picture, the model's `config.num_image_tokens`; by
+            default those of a tower with patches of 16 pixels and no class token.
         num_prompt_tokens (`int`, *optional*, defaults to 0): the model's `config.num_prompt_tokens`.
         tag_score_encoding (`str`, *optional*, defaults to `"attention_bias"`):
             How scores reach the tag encoder: `"text"` writes them after the names ("dog 0.97"); `"embedding"` and
@@ -50,6 +54,11 @@ class PoiseProcessor(ProcessorMixin):
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused before they are decoded.
         tasks (`list[str]`, *optional*): names of the tasks that a model with task-routed adapters tells apart.
         question_length (`int`, *optional*, defaults to 64): tokens of an image's question that a router reads.
+        tag_length (`int`, *optional*): tokens to which the tags of an image are always padded or cut (whole tags), as
+            inference engines need it, which put images of different calls into one batch; by default the longest of
+            a call.
+        tagger ([`DualEncoderTagger`], *optional*): tags the images of a call that brings no tags; saved with the
+            processor.
 
     Raises:
         ValueError: a choice is unknown, a number not positive, or the tokenizer does not know `image_token`.
@@ -73,7 +82,13 @@ class PoiseProcessor(ProcessorMixin):
         max_pixels=MAX_PIXELS,
         tasks=None,
         question_length=64,
+        tag_length=None,
+        tagger=None,
     ):
+        if num_image_tokens is None:
+            size = image_processor.size
+            height, width = (size.get(side) or size["shortest_edge"] for side in ("height", "width"))
+            num_image_tokens = (height // USUAL_PATCH) * (width // USUAL_PATCH)
         if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
             raise ValueError(f"num_image_tokens={num_image_tokens!r} must be the model's config.num_image_tokens.")
         if num_prompt_tokens < 0:
@@ -84,8 +99,9 @@ class PoiseProcessor(ProcessorMixin):
             )
         if max_tags < 1:
             raise ValueError(f"max_tags={max_tags} must be at least 1; for a model without tags, give none.")
-        if question_length < 1:
-            raise ValueError(f"question_length={question_length} must be at least 1.")
+        for name, length in (("question_length", question_length), ("tag_length", tag_length)):
+            if length is not None and length < 1:
+                raise ValueError(f"{name}={length} must be at least 1.")
         if tag_tokenizer is not None and not tag_tokenizer.is_fast:
             raise ValueError(
                 f"tag_tokenizer={type(tag_tokenizer).__name__} tells no character offsets, which tie scores to tokens: "
@@ -107,21 +123,24 @@ class PoiseProcessor(ProcessorMixin):
         self.image_token_id = image_token_id
         self.max_pixels = max_pixels
         self.tasks = None if tasks is None else list(tasks)
-        self.question_length = question_length
+        self.question_length, self.tag_length = question_length, tag_length
+        self.tagger = tagger
         self._known_frame: tuple[Any, TurnFrame] | None = None  # of the chat template at hand
         chat_template = tokenizer.chat_template if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
-    def __call__(self, images=None, text=None, videos=None, audio=None, tags=None, task=None, **kwargs) -> BatchFeature:
+    def __call__(self, images=None, text=None, tags=None, task=None, tag_length=None, **kwargs) -> BatchFeature:
         r"""
         Prepares one sample or a batch.
 
         Args:
             images: one image or a (nested) list: PIL images, files, addresses, arrays; in reading order of the prompts.
             text (`str` or `list[str]`, *optional*): prompts with one `<image>` for each image.
-            tags (`list`, *optional*): per image a list of (name, score) pairs, such as `[[("dog", 0.97)]]`.
+            tags (`list`, *optional*): per image a list of (name, score) pairs, such as `[[("dog", 0.97)]]`; a name
+                alone has score 1. Without any the processor's tagger is asked, if it has one.
             task (`str` or `list[str]`, *optional*): of all prompts or of each, for a model with task-routed adapters;
                 the first of `tasks` by default.
+            tag_length (`int`, *optional*): as that of the processor, for this call.
             **kwargs: as every transformers processor (`padding`, `truncation`, `max_length`, `return_tensors`, ...).
                 `truncation` cuts ordinary text at the tokenizer's `truncation_side`, no placeholder, no special token.
 
@@ -136,11 +155,15 @@ class PoiseProcessor(ProcessorMixin):
             ValueError: images, placeholders and tags do not match in number; a tag or an image is bad; the placeholders
                 alone exceed `max_length`.
         """
-        if videos is not None or audio is not None:
+        if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
             raise ValueError("videos and audio are not understood by PoiseProcessor: give images.")
+        if self._is_text(images) and not isinstance(text, str):
+            images, text = text, images  # called in the order of older processors
         if images is None and text is None:
             raise ValueError("images and text are both None: give at least one of them.")
         images = flat_image_list(images, self.max_pixels)
+        if tags is None and images and self.tagger is not None:
+            tags = self.tagger(images)
         tags_of_images = [self._kept_tags(tags) for tags in check_tags_of_images(tags, len(images))]
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
 
@@ -149,7 +172,7 @@ class PoiseProcessor(ProcessorMixin):
             data.update(self._tokenized_prompts([text] if isinstance(text, str) else text, tags_of_images, merged))
         if images:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
-        data.update(self._tag_inputs(tags_of_images, merged["text_kwargs"].get("return_tensors")))
+        data.update(self._tag_inputs(tags_of_images, merged["text_kwargs"].get("return_tensors"), tag_length))
         if images and text is not None:
             prompts = [text] if isinstance(text, str) else text
             data.update(self._question_inputs(prompts, merged["text_kwargs"].get("return_tensors")))
@@ -275,16 +298,27 @@ class PoiseProcessor(ProcessorMixin):
             ]
         return padded
 
-    def _tag_inputs(self, tags_of_images: list[list[Tag]], return_tensors: str | None) -> dict[str, Any]:
-        if not any(tags_of_images):
+    def _is_text(self, images: Any) -> bool:
+        """Whether what stands in the place of images is a prompt: its words are spaced, or hold a placeholder."""
+        first = images[0] if isinstance(images, list | tuple) and images else images
+        if not isinstance(first, str) or len(first) > 4096 or first.startswith(("http://", "https://", "data:")):
+            return False
+        return (self.image_token in first or " " in first.strip()) and not os.path.exists(first)
+
+    def _tag_inputs(
+        self, tags_of_images: list[list[Tag]], return_tensors: str | None, length: int | None
+    ) -> dict[str, Any]:
+        length = self.tag_length if length is None else length
+        if not tags_of_images or (length is None and not any(tags_of_images)):
             return {}
         if self.tag_tokenizer is None:
-            if not self.tag_words:
+            if not self.tag_words and any(tags_of_images):
                 logger.warning_once(
                     "tags are given, but this processor has neither a tag_tokenizer nor tag_words: ignored."
                 )
             return {}
-        arrays = tokenize_tags(tags_of_images, self.tag_tokenizer, with_scores=self.tag_score_encoding == "text")
+        with_scores = self.tag_score_encoding == "text"
+        arrays = tokenize_tags(tags_of_images, self.tag_tokenizer, with_scores=with_scores, length=length)
         return {name: array if return_tensors else array.tolist() for name, array in arrays.items()}
 
     def _question_inputs(self, prompts: list[str], return_tensors: str | None) -> dict[str, Any]:
@@ -361,15 +395,16 @@ class PoiseProcessor(ProcessorMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """The parts that ProcessorMixin saves and loads; the optional tag tokenizer is saved and loaded below."""
+        """The parts that ProcessorMixin saves and loads; tag tokenizer and tagger are saved and loaded below."""
         return ["image_processor", "tokenizer"]
 
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds."""
-        without_tag_tokenizer = copy.copy(self)
-        del without_tag_tokenizer.tag_tokenizer, without_tag_tokenizer._known_frame
-        output = super(PoiseProcessor, without_tag_tokenizer).to_dict()
+        bare = copy.copy(self)
+        del bare.tag_tokenizer, bare.tagger, bare._known_frame
+        output = super(PoiseProcessor, bare).to_dict()
         output["tag_tokenizer_folder"] = None if self.tag_tokenizer is None else TAG_TOKENIZER_FOLDER
+        output["tagger_folder"] = None if self.tagger is None else TAGGER_FOLDER
         return output
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
@@ -377,6 +412,8 @@ class PoiseProcessor(ProcessorMixin):
         files = super().save_pretrained(save_directory)
         if self.tag_tokenizer is not None:
             self.tag_tokenizer.save_pretrained(os.path.join(save_directory, TAG_TOKENIZER_FOLDER))
+        if self.tagger is not None:
+            self.tagger.save_pretrained(os.path.join(save_directory, TAGGER_FOLDER))
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
         return files
@@ -384,11 +421,24 @@ class PoiseProcessor(ProcessorMixin):
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         arguments = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
-        folder = (processor_dict or {}).get("tag_tokenizer_folder")
+        return [*arguments, cls._saved_tag_tokenizer(pretrained_model_name_or_path, processor_dict or {}, **kwargs)]
+
+    @classmethod
+    def _saved_tag_tokenizer(cls, name, processor_dict, subfolder="", **kwargs):
+        folder = processor_dict.get("tag_tokenizer_folder")
         if folder is None:
-            return [*arguments, None]
-        subfolder = os.path.join(kwargs.pop("subfolder", ""), folder)
-        return [*arguments, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)]
+            return None
+        return AutoTokenizer.from_pretrained(name, subfolder=os.path.join(subfolder, folder), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As every processor; a tagger that was saved with it comes along, whose code is trusted as this one's is."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = getattr(processor, "tagger_folder", None)
+        if folder is not None:
+            code = {} if __package__ == "poise.processing" else {"trust_remote_code": True}
+            processor.tagger = _saved_tagger(pretrained_model_name_or_path, folder, code, **kwargs)
+        return processor
 
     @classmethod
     def from_backbones(cls, vision, text, tag_encoder=None, config=None, **fields) -> "PoiseProcessor":
@@ -438,6 +488,16 @@ class PoiseProcessor(ProcessorMixin):
                 tag_tokenizer.model_max_length = min(tag_tokenizer.model_max_length, positions)
         tokenizer.chat_template = choose_chat_template(tokenizer, image_token, fields.pop("chat_template", None))
         return cls(image_processor, tokenizer, tag_tokenizer, **fields)
+
+
+def _saved_tagger(name: str, folder: str, code: dict[str, bool], subfolder: str = "", **kwargs: Any) -> Any:
+    from .taggers import DualEncoderTagger
+
+    if not os.path.isdir(name):
+        known = ("revision", "cache_dir", "token", "local_files_only")
+        hub = {option: kwargs[option] for option in known if option in kwargs}
+        name = snapshot_download(name, allow_patterns=f"{os.path.join(subfolder, folder)}/*", **hub)
+    return DualEncoderTagger.from_pretrained(os.path.join(name, subfolder, folder), **code)
 
 
 def _check_picture_size(image_processor: Any, config: Any) -> None:

@@ -38,21 +38,25 @@ def tag_prompt_words(tags: Sequence[Tag]) -> str:
     return f"tags : {' , '.join(tag.name for tag in tags)} ." if tags else ""
 
 
-def tokenize_tags(tags_of_images: Sequence[Sequence[Tag]], tokenizer: Any, with_scores: bool) -> dict[str, np.ndarray]:
+def tokenize_tags(
+    tags_of_images: Sequence[Sequence[Tag]], tokenizer: Any, with_scores: bool, length: int | None = None
+) -> dict[str, np.ndarray]:
     """Token ids, mask and scores of the tags of N images, right-padded to the longest line, L tokens.
 
-    An image without tags is a row of zeros in all three. Where a line is longer than the tag encoder can read
-    (`tokenizer.model_max_length`), the longest prefix of whole tags is kept, which is said once.
+    An image without tags is a row of zeros in all three. Where a line is longer than `length` or than the tag encoder
+    can read (`tokenizer.model_max_length`), the longest prefix of whole tags is kept, which is said once.
 
     Args:
         tags_of_images: per image the tags by falling score, as `check_tags` gives them.
         tokenizer: a fast tokenizer; its offsets tell which tag a token belongs to.
         with_scores (`bool`): whether the scores are written after the names.
+        length (`int`, *optional*): L, in place of the longest line's.
 
     Returns:
         `tag_input_ids` int64 `(N, L)`, `tag_attention_mask` int64 `(N, L)`, `tag_scores` float32 `(N, L)`: a token of a
         tag carries the tag's score, special tokens and commas the mean score of the image's tags, padding 0.
     """
+    limit = tokenizer.model_max_length if length is None else min(length, tokenizer.model_max_length)
     with_tags = [index for index, tags in enumerate(tags_of_images) if tags]
     rows = {}
     if with_tags:
@@ -63,10 +67,11 @@ def tokenize_tags(tags_of_images: Sequence[Sequence[Tag]], tokenizer: Any, with_
         for place, index in enumerate(with_tags):
             ids, offsets = encoded["input_ids"][place], encoded["offset_mapping"][place]
             tags, owner = tags_of_images[index], lines[place][1]
-            if len(ids) > tokenizer.model_max_length:
-                ids, offsets, tags, owner = _fitting_line(tags, offsets, owner, tokenizer, with_scores)
+            if len(ids) > limit:
+                ids, offsets, tags, owner = _fitting_line(tags, offsets, owner, tokenizer, with_scores, limit)
             rows[index] = (ids, _token_scores(tags, offsets, owner))
-    length = max((len(ids) for ids, _ in rows.values()), default=0)
+    if length is None:
+        length = max((len(ids) for ids, _ in rows.values()), default=0)
     size = (len(tags_of_images), length)
     batch = {
         "tag_input_ids": np.zeros(size, dtype=np.int64),
@@ -88,10 +93,14 @@ def _token_scores(tags: Sequence[Tag], offsets: Sequence[tuple[int, int]], owner
 
 
 def _fitting_line(
-    tags: Sequence[Tag], offsets: Sequence[tuple[int, int]], owner: list[int], tokenizer: Any, with_scores: bool
+    tags: Sequence[Tag],
+    offsets: Sequence[tuple[int, int]],
+    owner: list[int],
+    tokenizer: Any,
+    with_scores: bool,
+    limit: int,
 ) -> tuple[list[int], list[tuple[int, int]], Sequence[Tag], list[int]]:
     """Tokens of the longest prefix of whole tags that the tag encoder can read; at least of a part of the first tag."""
-    limit = tokenizer.model_max_length
     logger.warning_once(
         f"The tags of an image are longer than the {limit} tokens that the tag encoder reads: the longest prefix by "
         "score is kept (said once)."
@@ -102,5 +111,7 @@ def _fitting_line(
     owners_without_room = [owner[end - 1] for end in text_ends[limit - num_special :]]
     tags = tags[: max(1, next(index for index in owners_without_room if index >= 0))]
     line, owner = tag_line(tags, with_scores)
-    encoded = tokenizer(line, return_offsets_mapping=True, return_attention_mask=False, truncation=True)
+    encoded = tokenizer(
+        line, return_offsets_mapping=True, return_attention_mask=False, truncation=True, max_length=limit
+    )
     return encoded["input_ids"], encoded["offset_mapping"], tags, owner

@@ -17,10 +17,12 @@ class Tag(NamedTuple):
 
 
 def check_tag(entry: Any, argument: str = "tag") -> Tag:
-    """Makes a `Tag` of a (name, score) pair or of `{"name": ..., "score": ...}`, the form that Arrow columns can hold.
+    """Makes a `Tag` of a (name, score) pair, of a name alone (score 1), or of a mapping.
+
+    A mapping `{"name": ..., "score": ...}` is the form that Arrow columns can hold.
 
     Args:
-        entry: the pair or mapping. White space in the name is tidied.
+        entry: the pair, name or mapping. White space in the name is tidied.
         argument (`str`, *optional*, defaults to `"tag"`): how the error calls the entry, such as `"tags[0][3]"`.
 
     Raises:
@@ -29,6 +31,8 @@ def check_tag(entry: Any, argument: str = "tag") -> Tag:
             outside [0, 1].
     """
     pair = (entry.get("name"), entry.get("score")) if isinstance(entry, Mapping) else entry
+    if isinstance(entry, str):
+        pair = (entry, 1.0)
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
         raise TypeError(f'{argument}={entry!r} is not a tag: give a (name, score) pair such as ("dog", 0.97).')
     name, score = pair
@@ -86,7 +90,19 @@ def check_tags_of_images(tags: Sequence[Any] | None, num_images: int) -> list[li
 def _looks_like_a_tag(entry: Any) -> bool:
     if isinstance(entry, Mapping):
         return True
-    return isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) > 0 and isinstance(entry[0], str)
+    if isinstance(entry, str):
+        return True
+    # ["dog", "cat"] are the names of one image's tags, ("dog", 0.97) is a tag.
+    is_pair = isinstance(entry, Sequence) and len(entry) == 2 and isinstance(entry[0], str)
+    return is_pair and not (isinstance(entry[1], str) and not _is_number(entry[1]))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_tags(text: str) -> list[Tag]:

@@ -13,7 +13,9 @@ from tiny_models import (
     cached_features,
     open_model,
     padded,
+    text_config,
 )
+from transformers import GenerationConfig, LlamaForCausalLM
 
 pytestmark = pytest.mark.numerics
 
@@ -239,3 +241,28 @@ def test_a_second_turn_is_routed_by_itself(router):
         second.update(input_ids=ids, attention_mask=mask, past_key_values=answered.past_key_values)
         rows[padding] = model.generate(**second, **FOUR_TOKENS)[:, -4:]
     assert torch.equal(rows[0], rows[3])
+
+
+@pytest.mark.parametrize("router", ["gate", "reliability"])
+def test_assisted_by_a_language_model_without_eyes(router):
+    """The assistant reads text alone; what it proposes wrongly the model itself mends."""
+    model = open_model(router_type=router)
+    batch = prompts(model, Sample())
+    assistant = LlamaForCausalLM(text_config("llama")).eval()
+    plain = model.generate(**batch, **FOUR_TOKENS)
+    assert torch.equal(model.generate(**batch, **FOUR_TOKENS, assistant_model=assistant), plain)
+
+
+@pytest.mark.slow
+def test_continuous_batching_of_text():
+    """transformers' continuous batching serves text alone so far: two prompts in one batch, each as by itself."""
+    model = open_model(router_type="reliability")
+    texts = [[1, 7, 8, 9, 10], [1, 11, 12]]
+    settings = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    settings.suppress_tokens = [PLACEHOLDER]
+    answers = model.generate_batch(inputs=texts, generation_config=settings, progress_bar=False)
+    found = [answer.generated_tokens for answer in answers.values()]
+    expected = [
+        model.generate(torch.tensor([ids]), generation_config=settings)[0, len(ids) :].tolist() for ids in texts
+    ]
+    assert sorted(found) == sorted(expected)

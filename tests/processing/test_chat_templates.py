@@ -89,3 +89,31 @@ def test_bad_names_and_templates():
         choose_chat_template(word_tokenizer(), name="chatlm")
     with pytest.raises(ValueError, match="does not write one <image>"):
         choose_chat_template(word_tokenizer(), name="{{ messages }}")
+
+
+MIXED_PARTS = [
+    {"type": "text", "text": "what is"},
+    {"type": "image"},
+    {"type": "text", "text": "this ?"},
+]
+
+
+@pytest.mark.parametrize("name", list(CHAT_TEMPLATES))
+def test_parts_stay_in_order_and_an_answer_is_marked(name):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATES[name]
+    chat = [{"role": "user", "content": MIXED_PARTS}, {"role": "assistant", "content": "a dog"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert text.index("what is") < text.index("<image>") < text.index("this ?") < text.index("a dog")
+    encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    said = [i for i, kept in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if kept]
+    assert tokenizer.convert_ids_to_tokens(said)[:2] == ["a", "dog"] and len(said) < len(encoded["input_ids"]) - 4
+
+
+@pytest.mark.parametrize("name", list(CHAT_TEMPLATES))
+def test_tools_are_refused_where_they_would_be_dropped(name):
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATES[name]
+    chat = [{"role": "user", "content": "what ?"}]
+    with pytest.raises(Exception, match="no place for them"):
+        tokenizer.apply_chat_template(chat, tools=[{"type": "function", "function": {"name": "f"}}], tokenize=False)

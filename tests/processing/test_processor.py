@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -287,7 +289,7 @@ def test_decoding(processor):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"num_image_tokens": None}, "num_image_tokens=None"),
+        ({"num_image_tokens": 0}, "num_image_tokens=0"),
         ({"num_image_tokens": 0}, "num_image_tokens=0"),
         ({"num_prompt_tokens": -1}, "num_prompt_tokens=-1"),
         ({"tag_score_encoding": "words"}, "tag_score_encoding='words'"),
@@ -313,3 +315,46 @@ def test_bad_images_are_named(processor, tmp_path):
 def test_it_needs_no_torchvision(processor):
     assert type(processor.image_processor).__name__.endswith("Pil")
     assert isinstance(processor, PoiseProcessor) and piece_tokenizer().is_fast
+
+
+def test_the_signature_names_no_modality_that_is_not_read(processor, photo):
+    names = set(inspect.signature(processor.__call__).parameters)
+    assert {"images", "text", "tags"} <= names and not {"videos", "audio"} & names
+    with pytest.raises(ValueError, match="videos and audio are not understood"):
+        processor(images=photo, text="<image> what ?", videos=["film.mp4"])
+
+
+def test_a_prompt_given_first_is_not_taken_for_a_file(processor, photo):
+    expected = processor(images=photo, text="<image> what ?", return_tensors="pt")
+    swapped = processor("<image> what ?", photo, return_tensors="pt")
+    assert all(torch.equal(swapped[name], value) for name, value in expected.items())
+    assert set(processor("what is this ?")) == {"input_ids", "attention_mask"}
+    with pytest.raises(FileNotFoundError, match=r"no-such-file\.png"):
+        processor("no-such-file.png", "<image> what ?")
+
+
+def test_names_alone_are_tags_with_score_one(processor, photo):
+    texts = "<image> what ?"
+    expected = processor(images=photo, text=texts, tags=[[("dog", 1.0), ("ball", 1.0)]], return_tensors="pt")
+    for tags in (["dog", "ball"], [["dog", "ball"]]):
+        batch = processor(images=photo, text=texts, tags=tags, return_tensors="pt")
+        assert all(torch.equal(batch[name], value) for name, value in expected.items())
+
+
+def test_tags_of_one_width_for_engines_that_batch_images_of_different_calls(photo):
+    processor = make_processor(tag_length=6)
+    rows = [
+        processor(images=photo, text="<image> what ?", tags=tags, return_tensors="pt")
+        for tags in (None, [TAGS], [[("dog", 0.9), ("ball", 0.8), ("dog ball", 0.7), ("ball ball ball", 0.6)]])
+    ]
+    for name in ("tag_input_ids", "tag_attention_mask", "tag_scores"):
+        assert [row[name].shape for row in rows] == [(1, 6)] * 3
+    assert [int(row["tag_attention_mask"].sum()) for row in rows] == [0, 5, 5]  # whole tags: "dog , ball"
+    longer = processor(images=photo, text="<image> what ?", tags=[TAGS], tag_length=9, return_tensors="pt")
+    assert longer["tag_scores"].shape == (1, 9)
+
+
+def test_image_tokens_are_those_of_a_usual_tower_where_nobody_says(photo):
+    processor = make_processor(num_image_tokens=None, num_prompt_tokens=0)
+    ids = processor(images=photo, text="<image> what ?")["input_ids"]
+    assert ids[0].count(processor.image_token_id) == 3 * 3  # 48 pixels in patches of 16

@@ -142,3 +142,16 @@ def test_a_process_without_poise_loads_it_with_its_code(tmp_path, processor, pho
     )
     for name, value in here.items():
         torch.testing.assert_close(value, there["chat"][name])
+
+
+def test_a_reloaded_processor_is_equal_to_the_original(tmp_path):
+    """Saved and loaded twice: neither settings nor `auto_map` change on the way."""
+    processor = make_processor(tag_length=7, question_length=9)
+    processor.save_pretrained(tmp_path / "first")
+    loaded = PoiseProcessor.from_pretrained(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    first, second = (
+        json.loads((tmp_path / name / "processor_config.json").read_text()) for name in ("first", "second")
+    )
+    assert first == second and first["auto_map"] == {"AutoProcessor": "processing_poise.PoiseProcessor"}
+    assert loaded.to_dict() == processor.to_dict()
