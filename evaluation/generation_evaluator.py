@@ -54,10 +54,10 @@ def answer_log_likelihoods(
 
 logger = logging.getLogger(__name__)
 
-# What a user may ask for; the last two are ways to look at vqa records.
-TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+# What a user may ask for; the last four are ways to look at vqa records.
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionbench", "mmstar")
 # Longest answers in tokens. A spoken box is four numbers; word-level tokenizers spell their digits.
-MAX_NEW_TOKENS = {"caption": 48, "vqa": 16, "grounding": 24, "pope": 8}
+MAX_NEW_TOKENS = {"caption": 48, "vqa": 16, "grounding": 24, "pope": 8, "hallusionbench": 16, "mmstar": 8}
 
 
 class GenerationEvaluator(Evaluator):
@@ -69,6 +69,8 @@ class GenerationEvaluator(Evaluator):
     | `vqa` | VQA accuracy (of `metadata["answer_scores"]`, answer -> score, where given) |
     | `grounding` | accuracy at IoU thresholds, mean IoU, share of answers without a box |
     | `pope` | vqa records answered yes or no: F1, accuracy, precision, recall, share of yes |
+    | `hallusionbench` | vqa records of that benchmark: aAcc, and qAcc and fAcc of whole questions and figures |
+    | `mmstar` | vqa records of that benchmark: accuracy of the letter that the answer names |
     | `multiple_choice` | vqa records with `metadata["choices"]` and `["correct_choice_idx"]`: highest log-likelihood |
 
     Keys of the result are `TASK_SCORE`, `TASK_SCORE_low` and `_high` for the interval, `TASK_samples`, and with
@@ -166,6 +168,10 @@ class GenerationEvaluator(Evaluator):
             row["answers"] = needed_field(record, "answers")
             if metadata.get("answer_scores"):
                 row["answer_scores"] = dict(metadata["answer_scores"])
+        if task == "hallusionbench":
+            keys = ("category", "subcategory", "set_id", "question_id")
+            row["asked"] = "-".join(metadata[key] for key in keys)
+            row["figure"] = metadata["image_id"] if metadata["has_figure"] else None
         if task == "multiple_choice":
             row |= {"choices": list(metadata["choices"]), "correct_choice_idx": int(metadata["correct_choice_idx"])}
         if self.cluster_by in metadata:
@@ -176,9 +182,11 @@ class GenerationEvaluator(Evaluator):
 
     def _task_of(self, record: Record, metadata: Mapping[str, Any]) -> str | None:
         task = str(record["task"])
-        if self.task in ("pope", "multiple_choice"):
+        if self.task in ("pope", "multiple_choice", "hallusionbench", "mmstar"):
             if task != "vqa":
                 return None
+            if self.task in ("hallusionbench", "mmstar"):
+                return self.task if metadata.get("source") == self.task else None
             if self.task == "multiple_choice":
                 return self.task if metadata.get("choices") else None
             answers = {normalize_answer(answer) for answer in needed_field(record, "answers")}

@@ -3,6 +3,7 @@
 A row is what `predictions.jsonl` holds: `id`, `task`, `prediction`, and the references of its task.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from .intervals import Statistic, bootstrap_interval
 from .metrics.caption_scores import bleu_from_statistics, bleu_statistics, cider_d_scores, rouge_l_scores
 from .metrics.captions import tokenize_captions
 from .metrics.grounding_accuracy import grounding_scores, threshold_name
+from .metrics.hallusion_bench import hallusion_bench_scores
 from .metrics.multiple_choice import multiple_choice_scores
 from .metrics.pope import pope_counts, pope_from_counts
 from .metrics.vqa_answers import normalize_answer, vqa_accuracy
@@ -105,6 +107,21 @@ class TaskScorer:
             self._interval(scores, name, rows, counts, _pope_score(name))
         return scores
 
+    def _hallusionbench(self, rows: Rows) -> Scores:
+        values, right = hallusion_bench_scores(
+            [row["prediction"] for row in rows],
+            [normalize_answer(row["answers"][0]) for row in rows],
+            [row["asked"] for row in rows],
+            [row["figure"] for row in rows],
+        )
+        scores = self._means(rows, {"aAcc": right})
+        scores.values |= values
+        return scores
+
+    def _mmstar(self, rows: Rows) -> Scores:
+        right = [first_letter(row["prediction"]) == row["answers"][0].strip().upper() for row in rows]
+        return self._means(rows, {"accuracy": np.array(right, dtype=np.float64)})
+
     def _multiple_choice(self, rows: Rows) -> Scores:
         return self._means(
             rows,
@@ -120,12 +137,18 @@ class TaskScorer:
         return self._means(rows, grounding_scores(boxes, [row["bbox"] for row in rows], self.thresholds))
 
 
+def first_letter(answer: str) -> str | None:
+    """The option that an answer names, such as "B" of "(B) a cat" or "The answer is B."; `None` if it names none."""
+    found = re.match(r"\W*([A-Z])\b(?! [a-z])", answer) or re.search(r"(?:^|[\s(:])([A-Z])(?=$|[.,:)])", answer)
+    return found.group(1) if found else None
+
+
 def primary_score(task: str, thresholds: Sequence[float]) -> str:
     """Name of the score that stands for a task."""
     if task == "grounding":
         # The middle one of the usual three is the one that papers report.
         return threshold_name(0.5 if 0.5 in thresholds else sorted(thresholds)[len(thresholds) // 2])
-    return {"caption": "cider_d", "vqa": "accuracy", "pope": "f1", "multiple_choice": "accuracy"}[task]
+    return {"caption": "cider_d", "pope": "f1", "hallusionbench": "aAcc"}.get(task, "accuracy")
 
 
 def _bleu_of_order(order: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

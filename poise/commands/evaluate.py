@@ -8,7 +8,7 @@ from pathlib import Path
 
 from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
 
-TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionbench", "mmstar")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task",
         choices=TASKS,
-        help="score only this; pope and multiple_choice are ways to look at vqa records (default: each record's task)",
+        help="score only this; pope and those behind it are ways to look at vqa records (default: each record's task)",
     )
     parser.add_argument(
         "--output",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
 
-TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice")
+TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionbench", "mmstar")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         progress=sys.stderr.isatty(),
     )
     # Two of the tasks are ways to look at vqa records.
-    task = "vqa" if arguments.task in ("pope", "multiple_choice") else arguments.task
+    task = "vqa" if arguments.task in ("pope", "multiple_choice", "hallusionbench", "mmstar") else arguments.task
     records = load_data_source(arguments.data, arguments.samples, task)
     model, processor = load_model(
         arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code

@@ -17,7 +17,7 @@ from ..image_loading import image_size
 from .published_captions import coco_captions, textcaps
 from .published_expressions import PlainUnpickler, refcoco
 from .published_images import ImageFolder
-from .published_questions import aokvqa, conversations, okvqa, pope
+from .published_questions import aokvqa, conversations, hallusionbench, mmstar, okvqa, pope
 from .task_record import NEEDED_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ FORMATS: dict[str, Converter] = {
     "refcoco+": refcoco,
     "refcocog": refcoco,
     "pope": pope,
+    "hallusionbench": hallusionbench,
+    "mmstar": mmstar,
     "conversations": conversations,
 }
 
@@ -131,8 +133,9 @@ def converted_records(
             if any(not record.get(field) for field in NEEDED_FIELDS[record["task"]]):
                 left_out["without anything to answer with"] += 1
                 continue
-            image = _found_image(record["image"], folder, record["id"])
-            if image is None:
+            named = record["image"]
+            image = None if named is None else _found_image(named, folder, record["id"])
+            if image is None and named is not None:
                 if not skip_missing:
                     raise FileNotFoundError(
                         f"images={str(images)!r} holds no {record['image']!r} (record {record['id']!r}): name the "

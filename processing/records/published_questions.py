@@ -1,5 +1,5 @@
 """
-Questions as they are published: OK-VQA and VQA v2 (one form), A-OKVQA, POPE, and conversations; JSON and Hub tables.
+Questions as they are published: VQA v2, OK-VQA, A-OKVQA, POPE, HallusionBench, MMStar, conversations; JSON and tables.
 """
 
 import ast
@@ -122,6 +122,44 @@ def _turn(turn: Mapping[str, Any]) -> tuple[str, str, list[Any]]:
               for part in parts if part.get("type") == "image"]  # fmt: skip
     text = " ".join(texts).replace(PLACEHOLDER, "").strip()
     return ROLES.get(str(role), str(role)), text, [image for image in images if image is not None]
+
+
+def hallusionbench(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of HallusionBench: yes or no about a figure, its altered versions, or without any figure.
+
+    Args:
+        document: the published list, or rows of a table on the Hub.
+        split (`str`, *optional*): only this `category` (VD, VS).
+    """
+    for row in document:
+        if split is not None and row["category"] != split:
+            continue
+        names = ("category", "subcategory", "set_id", "figure_id", "question_id")
+        place = {name: str(row[name]) for name in names}
+        has_figure = str(row.get("visual_input")) != "0"
+        # Asked without a figure a list names none; a table has its column all the same.
+        image = row.get("image") or (row.get("filename") if has_figure else None)
+        image = image.removeprefix("./") if isinstance(image, str) else image
+        answer = {"1": "yes", "0": "no"}.get(str(row["gt_answer"]))
+        figure, key = "-".join(place[name] for name in names[:4]), "-".join(place.values())
+        record = _record("hallusionbench", key, image, figure, row["question"], _answers([answer] if answer else []))
+        record["metadata"] |= {**place, "has_figure": has_figure}
+        yield record
+
+
+def mmstar(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
+    """Records of MMStar: questions with their options in them, answered by a letter.
+
+    Args:
+        document: rows of the published table.
+        split (`str`, *optional*): only this `category`.
+    """
+    for row in document:
+        if split is not None and row["category"] != split:
+            continue
+        record = _record("mmstar", row["index"], row["image"], row["index"], row["question"], _answers([row["answer"]]))
+        record["metadata"] |= {name: row[name] for name in ("category", "l2_category") if name in row}
+        yield record
 
 
 def _vqa_files(documents: Rows) -> Iterator[dict[str, Any]]:
