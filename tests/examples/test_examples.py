@@ -134,3 +134,26 @@ def test_new_router(tmp_path, capsys):
     finally:
         ROUTERS.pop("variance", None)
     assert "sharpness" in capsys.readouterr().out
+
+
+NOTEBOOKS = sorted((REPOSITORY / "examples" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(notebook, tmp_path, monkeypatch):
+    """Its code cells run one after the other in one namespace, and it is stored without outputs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert cells[0]["cell_type"] == "markdown" and len({cell["id"] for cell in cells}) == len(cells)
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            exec(compile("".join(cell["source"]), f"{notebook.name}:{cell['id']}", "exec"), names)
+
+
+def test_there_are_three_notebooks():
+    assert len(NOTEBOOKS) == 3
