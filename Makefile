@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow mutants lint docs format clean
+.PHONY: help install demo test test-slow mutants lint docs docs-figures format clean
 
 help:
 	@echo "make install    make $(VENV) with everything in it, which the others do too"
@@ -24,6 +24,7 @@ help:
 	@echo "make mutants    change 200 lines, one at a time, and count how many changes the tests notice (within an hour)"
 	@echo "make lint       ruff check, ruff format --check, mypy over the public API"
 	@echo "make docs       build the documentation site, strictly, into build/site"
+	@echo "make docs-figures  print figures of the documents anew and compare them"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make clean      remove what these commands made, but not $(VENV)"
 
@@ -50,6 +51,9 @@ test-slow: $(STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutants]"
 	$(BIN)/python tests/mutants.py --seed $(SEED) --workers $(WORKERS)
+
+docs-figures: $(STAMP)
+	$(BIN)/python -m pytest tests/packaging/test_document_figures.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
