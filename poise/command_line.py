@@ -304,4 +304,6 @@ def one_line(error: BaseException) -> str:
     """What an exception says, in one line without secrets; of a file error `name: reason`, not `[Errno 2] ...`."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         return redact(f"{error.filename}: {error.strerror}")
+    if str(error).startswith("Caught ") and "Original Traceback" in str(error):  # as torch's data loader passes it on
+        return redact(str(error).splitlines()[-1].partition(": ")[2])
     return redact(" ".join(str(error).split())) or type(error).__name__

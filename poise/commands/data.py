@@ -1,4 +1,4 @@
-"""`poise data convert` and `poise data show`: published data as task records, and records as a model sees them."""
+"""`poise data convert`, `show` and `verify`: published data as task records, records as a model sees them, damage."""
 
 import argparse
 import os
@@ -11,7 +11,8 @@ EXAMPLES = """examples:
   poise data convert refcoco "refs(unc).p" instances.json --images train2014 --split testA --output testA.jsonl
   poise data convert photos FOLDER --output records
   poise data show scenes:prior_broken --config demo
-  poise data show records/train.jsonl --model outputs/demo/reliability/model"""
+  poise data show records/train.jsonl --model outputs/demo/reliability/model
+  poise data verify outputs/sft --remove"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{convert,show}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{convert,show,verify}")
     convert = actions.add_parser("convert", help="published data → JSON lines of task records")
     convert.add_argument("format", help="coco-captions, textcaps, okvqa, vqav2, aokvqa, refcoco(+|g), pope or photos")
     convert.add_argument("source", nargs="+", help="published files; or a data set on disk or of the Hub; or a folder")
@@ -40,13 +41,39 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--output", default="data.png", metavar="PNG", help="default data.png")
     show.add_argument("--count", type=int, default=8, metavar="N", help="records, evenly over all (default 8)")
     show.add_argument("--max-length", type=int, metavar="N", help="cut rows as training would (default: the recipe's)")
+
+    verify = actions.add_parser("verify", help="read feature caches and checkpoints, compare all with their checksums")
+    verify.add_argument("folder", help="a run's folder, a checkpoint, or a folder of feature caches")
+    verify.add_argument("--remove", action="store_true", help="delete damaged shards, which the next run makes again")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """Returns 0; what can go wrong is raised."""
     arguments = build_parser().parse_args(argv)
-    return _convert(arguments) if arguments.action == "convert" else _show(arguments)
+    return {"convert": _convert, "show": _show, "verify": _verify}[arguments.action](arguments)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from poise.training.atomic_folders import MANIFEST, damage_of
+    from poise.training.feature_cache.cache import damaged_shards
+
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise ValueError(f"FOLDER {arguments.folder!r} is no folder: name a run, a checkpoint or feature caches")
+    sealed = sorted({*(path.parent for path in folder.rglob(MANIFEST)), *folder.glob("checkpoint-*")})
+    found = [*((path, damage_of(path)) for path in sealed), *damaged_shards(folder)]
+    if not found:
+        raise ValueError(f"FOLDER {arguments.folder!r} holds neither a checkpoint nor a shard of a feature cache")
+    damaged = [(path, damage) for path, damage in found if damage is not None]
+    for path, damage in damaged:
+        print(f"{path} is damaged, {damage}")
+        if arguments.remove and path.is_file():
+            path.unlink()
+    if damaged:
+        raise ValueError(f"{len(damaged)} of {len(found)} checkpoints and shards in {folder} are damaged")
+    print(f"{len(found)} checkpoints and shards in {folder} are sound")
+    return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -5,13 +5,13 @@
 
 The identity is a hash of the key (weights, preprocessing, data: see `fingerprint`), the number of rows and the storage,
 so that a changed model or data set never meets old features: it gets a folder of its own. Processes that open the same
-cache share the work, shard by shard, behind file locks that the system releases when a process dies. A shard that is
-missing, torn or altered is computed again; what was finished before a run was killed is kept.
+cache share the work, shard by shard, behind file locks that the system releases when a process dies. What was finished
+before a run was killed is kept.
 
-One shard of a feature cache on disk: a safetensors file that appears whole or not at all, and proves what it holds.
-
-The file's own header carries whose rows these are and a checksum of every byte of every tensor. A shard of another
-cache, a torn one and one with a flipped bit are told from a good one by reading it.
+One shard on disk is a safetensors file that appears whole or not at all, and proves what it holds. Opening reads its
+header, which says whose rows these are, how they look, and the checksum of each of them: a shard that is missing, cut
+or of another cache is computed again. The rows, which may be hundreds of gigabytes, are compared with their checksums
+when they are first read, or all of them by `poise data verify`; a shard with a wrong one is taken out of the cache.
 """
 
 import hashlib
@@ -19,12 +19,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -36,6 +37,30 @@ from ..atomic_folders import disk_full, is_disk_full
 
 class DamagedShard(Exception):
     """A shard file that is not what its name says; the message tells why."""
+
+
+CHECKSUMS = "row_checksums"  # (rows,) int64, beside the features
+
+
+class DamagedRows(ValueError):
+    """Features that are not what was written; their shard was removed, so that the next start computes it again."""
+
+
+def row_checksum(features: Mapping[str, torch.Tensor], row: int) -> int:
+    """XXH3 of a row's bytes, feature by feature in the order of their names, as a signed number of 64 bits."""
+    digest = xxhash.xxh3_64()
+    for name in sorted(features):
+        digest.update(features[name][row].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def layout_checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of names, types and shapes, and of the rows' checksums."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+    digest.update(tensors[CHECKSUMS].numpy())
+    return digest.hexdigest()
 
 
 def checksum(tensors: dict[str, torch.Tensor]) -> str:
@@ -56,12 +81,11 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], identity: str) -> 
         DiskFull: there is no room; the message says how much is missing.
     """
     aside = path.with_suffix(".partial")
+    count = len(next(iter(tensors.values())))
+    sums = torch.tensor([row_checksum(tensors, row) for row in range(count)], dtype=torch.int64)  # (rows,)
+    content = {**{name: tensor.contiguous() for name, tensor in tensors.items()}, CHECKSUMS: sums}
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            os.fspath(aside),
-            metadata={"identity": identity, "checksum": checksum(tensors)},
-        )
+        save_file(content, os.fspath(aside), metadata={"identity": identity, "layout": layout_checksum(content)})
         with aside.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
@@ -73,17 +97,16 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor], identity: str) -> 
     aside.replace(path)
 
 
-def read_shard(path: Path, identity: str, verify: bool = False) -> dict[str, torch.Tensor]:
+def read_shard(path: Path, identity: str | None) -> dict[str, torch.Tensor]:
     """
-    The tensors of a shard, mapped into memory: nothing is read before it is used.
+    The tensors of a shard with `CHECKSUMS` among them, mapped into memory: no row is read before it is used.
 
     Args:
         path (`Path`): the file.
-        identity (`str`): what it must say it is.
-        verify (`bool`, *optional*, defaults to `False`): read everything and compare the checksum.
+        identity (`str`, *optional*): what it must say it is.
 
     Raises:
-        DamagedShard: the file is missing, torn, of another cache, or not what was written.
+        DamagedShard: the file is missing, cut, of another cache, or its header is not what was written.
     """
     if not path.is_file():
         raise DamagedShard("missing")
@@ -93,11 +116,23 @@ def read_shard(path: Path, identity: str, verify: bool = False) -> dict[str, tor
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise DamagedShard(f"unreadable ({error})") from error
-    if written.get("identity") != identity:
+    if identity is not None and written.get("identity") != identity:
         raise DamagedShard("of another cache")
-    if verify and written.get("checksum") != checksum(tensors):
-        raise DamagedShard("its checksum is wrong")
+    if CHECKSUMS not in tensors or written.get("layout") != layout_checksum(tensors):
+        raise DamagedShard("its header is wrong")
     return tensors
+
+
+def damaged_shards(folder: str | os.PathLike) -> Iterator[tuple[Path, str | None]]:
+    """Every shard of the caches below a folder, all of it read, and what is wrong with it, or `None`."""
+    for path in sorted(Path(folder).rglob("shard-*.safetensors")):
+        try:
+            tensors = read_shard(path, None)
+            sums = tensors.pop(CHECKSUMS)
+            wrong = [row for row, expected in enumerate(sums.tolist()) if row_checksum(tensors, row) != expected]
+            yield path, f"the checksum of row {wrong[0]} is wrong ({len(wrong)} in all)" if wrong else None
+        except DamagedShard as reason:
+            yield path, str(reason)
 
 
 logger = logging.getLogger(__name__)
@@ -162,6 +197,8 @@ class FeatureCache:
     def __init__(self, folder: Path, identity: str, count: int, shard_rows: int):
         self.folder, self.identity, self.count, self.shard_rows = folder, identity, count, shard_rows
         self._shards: dict[int, Features] = {}
+        self._sums: dict[int, torch.Tensor] = {}
+        self._read: dict[int, torch.Tensor] = {}  # by shard (rows,) bool: compared with its checksum already
 
     @classmethod
     def open(
@@ -201,7 +238,7 @@ class FeatureCache:
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         exact = tuple(sorted(exact))
-        identity = fingerprint(key, count, str(dtype), shard_rows, exact)
+        identity = fingerprint(key, count, str(dtype), shard_rows, exact, CHECKSUMS)
         cache = cls(Path(folder) / identity[:16], identity, count, shard_rows)
         if not cache.folder.is_dir():
             _tell_of_others(Path(folder), description)
@@ -218,7 +255,7 @@ class FeatureCache:
 
     def __getitem__(self, index: int) -> Features:
         row = self._checked(index)
-        tensors = self._tensors(row // self.shard_rows)
+        tensors = self._rows(row // self.shard_rows, [row % self.shard_rows])
         return {name: tensor[row % self.shard_rows] for name, tensor in tensors.items()}
 
     def batch(self, rows: Sequence[int]) -> Features:
@@ -228,14 +265,14 @@ class FeatureCache:
         collected: Features = {}
         for shard in shard_of.unique().tolist():
             here = (shard_of == shard).nonzero()[:, 0]  # (b,)
-            for name, tensor in self._tensors(shard).items():
+            for name, tensor in self._rows(shard, place[here].tolist()).items():
                 if name not in collected:
                     collected[name] = tensor.new_empty(len(wanted), *tensor.shape[1:])
                 collected[name][here] = tensor[place[here]]
         return collected
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}
+        return {**self.__dict__, "_shards": {}, "_sums": {}, "_read": {}}
 
     @property
     def num_shards(self) -> int:
@@ -254,17 +291,39 @@ class FeatureCache:
             raise IndexError(f"row {index} is outside the {self.count} rows of the feature cache")
         return row
 
-    def _tensors(self, shard: int) -> Features:
+    def _rows(self, shard: int, rows: Sequence[int]) -> Features:
+        """The tensors of a shard, of which `rows` are going to be used."""
         if shard not in self._shards:
-            self._shards[shard] = read_shard(self.path(shard), self._identity_of(shard))
+            try:
+                tensors = read_shard(self.path(shard), self._identity_of(shard))
+            except DamagedShard as reason:
+                raise self._removed(shard, str(reason)) from None
+            self._sums[shard] = tensors.pop(CHECKSUMS)
+            self._read[shard] = torch.zeros(len(self._sums[shard]), dtype=torch.bool)
+            self._shards[shard] = tensors
+        read = self._read[shard]
+        for row in rows:
+            if not read[row]:
+                if row_checksum(self._shards[shard], row) != int(self._sums[shard][row]):
+                    raise self._removed(shard, f"the checksum of its row {row} is wrong")
+                read[row] = True
         return self._shards[shard]
+
+    def _removed(self, shard: int, reason: str) -> DamagedRows:
+        """The error for a shard that turned out damaged while it was used, which nobody shall meet again."""
+        path = self.path(shard)
+        path.unlink(missing_ok=True)
+        return DamagedRows(
+            f"{path} is damaged, {reason}: it was removed; go on with the same command (and --resume where there is a "
+            "checkpoint), its features are computed again"
+        )
 
     def _identity_of(self, shard: int) -> str:
         return f"{self.identity} {shard}"
 
     def _is_good(self, shard: int) -> bool:
         try:
-            read_shard(self.path(shard), self._identity_of(shard), verify=True)
+            read_shard(self.path(shard), self._identity_of(shard))
         except DamagedShard as reason:
             if self.path(shard).exists():
                 logger.warning("%s is damaged, %s: computing it again", self.path(shard), reason)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import time
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from poise.command_line import main
 from poise.training import atomic_folders as written_aside
 from poise.training.atomic_folders import DiskFull
 from poise.training.feature_cache import cache as feature_shards
-from poise.training.feature_cache.cache import FeatureCache, fingerprint
+from poise.training.feature_cache.cache import DamagedRows, FeatureCache, fingerprint
 
 
 def features(rows):
@@ -93,33 +95,99 @@ def test_a_mismatch_is_noticed_and_rebuilt(tmp_path, change, caplog):
     assert "fits these weights" in caplog.text and "1 older" in caplog.text
 
 
-def flip_a_bit(path):
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
+def in_the_data(content):
+    return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
-def cut_short(path):
-    path.write_bytes(path.read_bytes()[:-40])
+def in_the_header(content):
+    place = content.index(b"tokens")
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-def cut_to_nothing(path):
-    path.write_bytes(b"")
+def in_the_shape(content):
+    return content.replace(b'"shape":[8,3,4]', b'"shape":[8,4,3]')
 
 
-def exchange(path):
-    path.write_bytes((path.parent / "shard-00002.safetensors").read_bytes())
-
-
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, cut_to_nothing, exchange])
-def test_a_damaged_shard_is_rebuilt_not_trusted(tmp_path, damage, caplog):
+@pytest.mark.parametrize(
+    "damage", [in_the_header, in_the_shape, lambda content: content[:-40], lambda content: b"", lambda content: None],
+    ids=["name", "shape", "cut", "empty", "exchanged"],
+)  # fmt: skip
+def test_a_shard_whose_header_or_length_is_wrong_is_computed_again_at_opening(tmp_path, damage, caplog):
     cache = opened(tmp_path, features)
-    damage(cache.path(1))
+    path = cache.path(1)
+    content = damage(path.read_bytes())
+    assert content != path.read_bytes()
+    path.write_bytes(cache.path(2).read_bytes() if content is None else content)
     counted = Counted()
     again = opened(tmp_path, counted)
     assert counted.rows == list(range(8, 16))
     assert "shard-00001.safetensors is damaged" in caplog.text
     assert torch.equal(again.batch(range(25))["tokens"], features(list(range(25)))["tokens"])
+
+
+def test_a_damaged_row_is_found_when_it_is_read_and_its_shard_computed_at_the_next_start(tmp_path):
+    """At random places of the data: each of them is found, by the row that it is in and by that alone."""
+    draw = random.Random(0)
+    for way in ("one by one", "in a batch", "in a worker") * 4:
+        cache = opened(tmp_path, features)
+        path = cache.path(1)
+        content = bytearray(path.read_bytes())
+        header = 8 + int.from_bytes(content[:8], "little")
+        # The checksums lie before or behind the features; a wrong one is as good a reason.
+        place = draw.randrange(header, len(content))
+        content[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        counted = Counted()
+        cache = opened(tmp_path, counted)  # header and length, no row, unless a checksum was hit
+        if counted.rows:
+            assert counted.rows == list(range(8, 16))
+            continue
+        assert torch.equal(cache.batch(range(8))["row"], torch.arange(8))  # the rows of other shards are sound
+        with pytest.raises(DamagedRows, match=r"shard-00001\.safetensors is damaged.* its row [0-7] is wrong.*resume"):
+            if way == "in a worker":
+                loader = torch.utils.data.DataLoader(cache, batch_size=5, num_workers=1)
+                list(loader)
+            elif way == "in a batch":
+                cache.batch(range(24, -1, -1))
+            else:
+                [cache[row] for row in range(25)]
+        assert not path.exists()
+        again = opened(tmp_path, counted)
+        assert counted.rows == list(range(8, 16))
+        assert torch.equal(again.batch(range(25))["tokens"], features(list(range(25)))["tokens"])
+
+
+def test_opening_reads_no_row(tmp_path):
+    """A cache of 16 MB is opened by reading what its headers take, and a row by reading that row."""
+    wide = lambda rows: {"x": torch.full((len(rows), 65536), 1.0)}  # noqa: E731
+    opened(tmp_path, wide, count=64, shard_rows=32, batch_size=32)
+
+    def read_bytes():
+        return int(Path("/proc/self/io").read_text().split("rchar:")[1].split()[0])
+
+    before = read_bytes()
+    cache = opened(tmp_path, None, count=64, shard_rows=32, batch_size=32)
+    assert read_bytes() - before < 1e6 and not cache._shards
+    assert float(cache[40]["x"].sum()) == 65536.0 and int(cache._read[1].sum()) == 1
+
+
+def test_verify_reads_everything_and_removes_on_request(tmp_path, capsys):
+    cache = opened(tmp_path, features)
+    assert main(["data", "verify", str(tmp_path)]) == 0
+    assert "4 checkpoints and shards" in capsys.readouterr().out
+    for shard, damage in ((1, in_the_data), (3, in_the_header)):
+        cache.path(shard).write_bytes(damage(cache.path(shard).read_bytes()))
+    assert main(["data", "verify", str(tmp_path)]) == 1
+    out, error = capsys.readouterr()
+    assert "shard-00001.safetensors is damaged, the checksum of row 7 is wrong (1 in all)" in out
+    assert "shard-00003.safetensors is damaged, its header is wrong" in out and "2 of 4 checkpoints and shards" in error
+    assert cache.path(1).exists()
+    assert main(["data", "verify", str(tmp_path), "--remove"]) == 1 and not cache.path(1).exists()
+    counted = Counted()
+    opened(tmp_path, counted)
+    assert counted.rows == [*range(8, 16), 24]
+    assert main(["data", "verify", str(tmp_path / "none")]) == 1
+    assert "is no folder" in capsys.readouterr().err
 
 
 def test_what_was_finished_before_a_failure_is_kept(tmp_path):
