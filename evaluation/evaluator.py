@@ -108,8 +108,12 @@ class PredictionLog:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that it is never seen half-written."""
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

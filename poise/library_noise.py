@@ -3,10 +3,12 @@
 import logging
 
 # logger -> beginnings (after an optional name in backquotes) that are dropped. Each was looked into: the first two only
-# say that an optional faster kernel is not installed, the last that a cast which we rely on takes place.
+# say that an optional faster kernel is not installed, the next is said by
+# the run itself, in one line, with what it means; the last that a cast which we rely on takes place.
 HARMLESS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "transformers.utils.import_utils": "requires torchvision (not installed); falling back to",
+    "transformers.trainer_utils": "The following arguments do not match the ones in the `trainer_state.json`",
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
 }
 

@@ -194,6 +194,28 @@ def finished_folder(folder: Path, advice: str | None = None) -> Iterator[Path]:
         clear_aside(folder.parent, folder.name)
 
 
+@contextmanager
+def named_when_full(path: str | os.PathLike, advice: str = "make room and start again") -> Iterator[None]:
+    """
+    Around the writing of a command's results: a full disk is one line that names them, whoever was writing.
+
+    Raises:
+        DiskFull: writing ended with a full disk.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        place = next(parent for parent in (Path(path), *Path(path).absolute().parents) if parent.exists())
+        raise DiskFull(
+            f"{path} could not be written, the disk is full: {_amount(_free(place))} are free in {place} (or a quota "
+            f"stopped it); {advice}"
+        ) from error
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error of Python, torch or safetensors means that there is no room (a quota counts as well)."""
     return getattr(error, "errno", None) in _FULL or bool(_FULL_WORDS.search(str(error)))

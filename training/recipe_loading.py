@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
@@ -226,12 +227,17 @@ def made_arguments(arguments_class: type, settings: Mapping[str, Any], **more: A
     """
     settings = take_hub_token(settings)
     check_training(settings)
+    if settings.get("bf16") and not settings.get("use_cpu") and not torch.accelerator.is_available():
+        raise ValueError(
+            "training.bf16=true, and there is no GPU here: add --training.use_cpu true to train on the CPU all the "
+            "same, or --training.bf16 false for float32"
+        )
     try:
         args = arguments_class(**settings, **more)
     except (TypeError, ValueError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
     if args.fp16 and args.device.type == "cpu":
-        raise ValueError("training.fp16=true needs a GPU: on a CPU write bf16: true, or neither")
+        raise ValueError("training.fp16=true needs a GPU: on a CPU add --training.fp16 false")
     return args
 
 

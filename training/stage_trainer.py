@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from .atomic_folders import ASIDE, clear_aside, move_into_place, remove, room_for, seal, size_of
@@ -31,6 +31,10 @@ from .run_settings import SETTINGS_FILE, run_settings, tell_of_other_settings
 
 logger = logging.getLogger(__name__)
 
+SHOWN = ("loss", "grad_norm", "learning_rate", "epoch", "train_loss", "train_runtime", "eval_loss", "padding",
+         "rewards/accuracies", "rewards/margins")  # fmt: skip
+NOT_SHOWN = ("_low", "_high", "_runtime", "_per_second", "_samples", "_count")
+SCORES_SHOWN = 4
 PATIENCE = 1.0  # seconds after Ctrl-C in which another one is an echo of the first, not a new wish
 
 
@@ -58,6 +62,12 @@ class SafeTraining:
     _aside: Path | None = None
     _launch_checked = False
     _written: str | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for plain, short in ((ProgressCallback, ShortProgress), (PrinterCallback, ShortPrinter)):
+            if self.pop_callback(plain) is not None:
+                self.add_callback(short())
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         self._settings = run_settings(self)
@@ -194,6 +204,34 @@ class SafeTraining:
         kept = f"{saved[-1].name} is untouched: make" if saved else "make"
         again = "go on with the same command and --resume" if saved else "start again"
         return f"{kept} room and {again}"
+
+
+def shown(args: Any, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Of what is logged, what a terminal shows: losses, learning rates, and the metric that chooses the best checkpoint or
+    else the first few scores. Trackers and `trainer_state.json` get all of it.
+    """
+    kept = [name for name in logs if name in SHOWN or name.startswith("learning_rate/")]
+    if any("/" in name for name in kept if name.startswith("learning_rate")):
+        kept = [name for name in kept if name != "learning_rate"]
+    scores = [name for name in logs if name.startswith("eval_") and name not in kept and not name.endswith(NOT_SHOWN)]
+    asked = "eval_" + str(args.metric_for_best_model or "loss").removeprefix("eval_")
+    scores = [asked] if asked in scores else scores[:SCORES_SHOWN]
+    return {name: value for name, value in logs.items() if name in kept or name in scores}
+
+
+class ShortProgress(ProgressCallback):
+    """The progress bar, with short logs."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=shown(args, logs or {}), **kwargs)
+
+
+class ShortPrinter(PrinterCallback):
+    """Printed logs, short ones."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        super().on_log(args, state, control, logs=shown(args, logs or {}), **kwargs)
 
 
 class LossBefore(TrainerCallback):

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: evaluation/SOURCE-TASK in the model's run, else outputs/evaluation/MODEL/SOURCE-TASK",
     )
     parser.add_argument("--restart", action="store_true", help="forget predictions that the folder already holds")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument("--samples", type=int, metavar="N", help="only the first N records")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="records per batch (default 16)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: by task)")
     parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beams of the search (default 1: greedy)")
@@ -73,6 +73,7 @@ def main(argv: list[str]) -> int:
     from poise.evaluation.generation_evaluator import GenerationEvaluator
     from poise.evaluation.intervals import score_table
     from poise.model_loading import load_model
+    from poise.training.atomic_folders import named_when_full
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     _check_options(arguments)
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
         restart=arguments.restart,
         progress=sys.stderr.isatty(),
     )
-    records = load_data_source(arguments.data, arguments.limit)
+    records = load_data_source(arguments.data, arguments.samples)
     if arguments.tagger is not None:
         from poise.processing.records.tagged_records import TaggedRecords, load_tagger
 
@@ -101,7 +102,8 @@ def main(argv: list[str]) -> int:
     model, processor = load_model(
         arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
     )
-    metrics = evaluator(model, processor, records)
+    with named_when_full(folder, "make room; the same command goes on behind the answers that are there"):
+        metrics = evaluator(model, processor, records)
 
     summary = {
         "model": arguments.model,
@@ -115,7 +117,8 @@ def main(argv: list[str]) -> int:
         "metrics": metrics,
     }
     written = json.dumps(summary, indent=2, ensure_ascii=False)
-    write_whole(folder / "metrics.json", written + "\n")
+    with named_when_full(folder / "metrics.json"):
+        write_whole(folder / "metrics.json", written + "\n")
     sys.stdout.write((written if arguments.json else score_table(metrics)) + "\n")
     sys.stderr.write(f"scores in {folder / 'metrics.json'}, predictions in {folder / 'predictions.jsonl'}\n")
     return 0

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     folder = trained_folder(arguments.run)
     model, processor = merged_model(folder, arguments.base)
     recipe = load_recipe(str(folder / RECIPE_FILE)) if (folder / RECIPE_FILE).is_file() else None
-    export_model(model, processor, out, recipe)
+    advice = f"{folder} is untouched: make room and start again"
+    export_model(model, processor, out, recipe, advice=advice)
     logger.info("merged %s into %s", folder, out)
     return 0

@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     from poise.hub_cards.publishing.run_folder import RunFolder
     from poise.hub_cards.publishing.secret_scan import refuse_secrets
     from poise.hub_cards.publishing.upload import upload
+    from poise.training.atomic_folders import named_when_full
 
     run = RunFolder.find(arguments.run)
     card_data, recipe, figures = run.everything_for_the_card(arguments.evaluation)
@@ -59,17 +60,19 @@ def main(argv: Sequence[str]) -> int:
     model, processor = run.load(arguments.adapter_only, arguments.merge)
     if not arguments.dry_run:
         card_data.backbone_licenses = look_up_licenses(base_models(model.config.backbones))
-    folder = write_publishable_folder(
-        model,
-        processor,
-        Path(arguments.output) if arguments.output else run.root / "published",
-        card_data,
-        recipe,
-        repository=arguments.repo,
-        adapter_only=arguments.adapter_only,
-        max_shard_size=arguments.max_shard_size,
-        figures=figures,
-    )
+    output = Path(arguments.output) if arguments.output else run.root / "published"
+    with named_when_full(output, f"{run.root} is untouched: make room and start again"):
+        folder = write_publishable_folder(
+            model,
+            processor,
+            output,
+            card_data,
+            recipe,
+            repository=arguments.repo,
+            adapter_only=arguments.adapter_only,
+            max_shard_size=arguments.max_shard_size,
+            figures=figures,
+        )
     if arguments.dry_run:
         refuse_secrets(folder)
         sys.stdout.write(listing(folder) + "\n")

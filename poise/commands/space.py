@@ -26,10 +26,12 @@ def main(argv: Sequence[str]) -> int:
     """Returns 0; what can go wrong is raised (see `poise.command_line`)."""
     arguments = build_parser().parse_args(list(argv))
     from poise.hub_cards.space.folder import write_space
+    from poise.training.atomic_folders import named_when_full
 
-    written = write_space(
-        Path(arguments.out), arguments.model, arguments.tagger, arguments.title, arguments.max_new_tokens
-    )
+    with named_when_full(arguments.out):
+        written = write_space(
+            Path(arguments.out), arguments.model, arguments.tagger, arguments.title, arguments.max_new_tokens
+        )
     sys.stdout.write("\n".join([arguments.out, *(f"  {name}" for name in written)]) + "\n")
     if Path(arguments.model).is_dir():
         sys.stderr.write("the model is a folder of this machine: publish it and name user/name to run on the Hub\n")

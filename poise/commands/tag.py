@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="records whose own tags are true: scores are fitted to them (Platt scaling); not the records to tag",
     )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at once (default 16)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N records")
+    parser.add_argument("--samples", type=int, metavar="N", help="only the first N records")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
     parser.add_argument("--restart", action="store_true", help="forget what a stopped run has tagged already")
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--batch-size is {arguments.batch_size}; it must be at least 1")
     from poise.evaluation.data_sources import load_data_source
 
-    records = load_data_source(arguments.data, arguments.limit)
+    records = load_data_source(arguments.data, arguments.samples)
     vocabulary = load_vocabulary(arguments.vocabulary, records)
     names = ("data", "tagger", "threshold", "max_tags", "calibrate", "limit")
     settings = {**{name: getattr(arguments, name) for name in names}, "vocabulary": vocabulary, "records": len(records)}

@@ -3,17 +3,24 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.task_record_files import TaskRecords
+from poise.processing.scenes.scenes import Scenes
 from poise.training import atomic_folders as written_aside
 from poise.training.atomic_folders import ASIDE, MANIFEST, DiskFull, clear_aside, move_into_place, room_for, seal
+from poise.training.preference.pairs import ScenePairs
 from poise.training.run_files import (
     VERSIONS_FILE,
     complete_checkpoints,
@@ -21,7 +28,8 @@ from poise.training.run_files import (
     versions,
     warn_of_other_versions,
 )
-from poise.training.stage_trainer import Interrupted, SafeTraining, rotate
+from poise.training.run_settings import SETTINGS_FILE, contents_of
+from poise.training.stage_trainer import Interrupted, SafeTraining, rotate, shown
 
 
 class Line(torch.nn.Module):
@@ -178,6 +186,134 @@ def test_a_run_that_is_done_makes_no_further_step(tmp_path):
     again = trainer_of(tmp_path, max_steps=5, save_steps=5)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert again.state.global_step == 5 and names(tmp_path) == ["checkpoint-5"]
+
+
+# ---- what a resumed run has otherwise, and what it reports -----------------------------------------------------------
+
+
+def logged(folder, step):
+    return json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 4])
+def test_losses_of_a_resumed_run_are_those_of_the_whole_run(tmp_path, logging_steps):
+    """Also where a checkpoint was saved between two logs."""
+    settings = {"max_steps": 8, "save_steps": 2, "logging_steps": logging_steps}
+    whole = trainer_of(tmp_path / "whole", **settings).train()
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoint-8")
+    again = trainer_of(tmp_path / "again", **settings)
+    result = again.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-6"))
+    losses = [[row["loss"] for row in logged(tmp_path / run, 8) if "loss" in row] for run in ("whole", "again")]
+    assert losses[0] == losses[1] and len(losses[0]) == 8 // logging_steps
+    assert result.training_loss == result.metrics["train_loss"] == pytest.approx(sum(losses[0]) / len(losses[0]))
+    assert result.training_loss == whole.training_loss
+    (told,) = [row["train_loss"] for row in again.state.log_history if "train_loss" in row]
+    assert told == whole.training_loss
+    # A run that has nothing left to do reports the same.
+    done = trainer_of(tmp_path / "again", **settings)
+    assert done.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-8")).training_loss == told
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"seed": 7}, r"seed 42 → 7 \(other samples follow"),
+        ({"per_device_train_batch_size": 4}, r"per_device_train_batch_size 2 → 4 \(other samples follow"),
+        ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps 1 → 2 \(other samples follow"),
+        ({"max_steps": 9}, r"max_steps 6 → 9 \(the learning rate follows another curve"),
+        ({"weight_decay": 0.5}, r"weight_decay 0.0 → 0.5 \(in force from the next step"),
+        ({"learning_rate": 1e-3}, r"learning_rate 5e-05 → 0.001 \(in force from the next step"),
+        ({"logging_steps": 2, "save_total_limit": 9}, None),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_settings_are_named_with_what_they_mean(tmp_path, caplog, change, line):
+    trainer_of(tmp_path).train()
+    again = trainer_of(tmp_path, **change)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    lines = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
+    assert len(lines) == (line is not None)
+    assert line is None or re.search(line, lines[0]) and "\n" not in lines[0] and lines[0].count("→") == 1
+    group, _ = again.optimizer.param_groups  # the weight, and the bias, which never decays
+    assert group["weight_decay"] == change.get("weight_decay", 0.0)
+    assert group["initial_lr"] == change.get("learning_rate", 5e-5)
+    if "learning_rate" in change:
+        rates = [row["learning_rate"] for row in again.state.log_history if "learning_rate" in row]
+        assert rates[3] < 5e-5 < rates[4] < 1e-3  # a linear decay of the new rate
+
+
+def test_other_data_is_named_whatever_it_is_made_of(tmp_path, caplog):
+    def fit(records, checkpoint=None):
+        trainer = trainer_of(tmp_path)
+        trainer.train_dataset = records
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
+
+    fit(data())
+    checkpoint = str(tmp_path / "checkpoint-4")
+    assert fit(data(), checkpoint) == []
+    (line,) = fit(data()[::-1], checkpoint)
+    assert "other records or another order of them (other samples follow" in line and "data.records" not in line
+    caplog.clear()
+    fit(data(), None)
+    changed = data()
+    changed[17]["x"][2] += 1e-3
+    assert len(fit(changed, checkpoint)) == 1
+    caplog.clear()
+    fit(data(), None)
+    assert "data.records 32 → 31" in fit(data()[:-1], checkpoint)[0]
+
+
+def test_contents_tell_data_sets_apart_without_their_images():
+    def records(answer="red"):
+        rows = [{"image": None, "task": "vqa", "question": f"what is {n} ?", "answers": [answer]} for n in range(5)]
+        return TaskRecords([*rows, {**rows[0], "id": "last"}], "file.jsonl")
+
+    kinds = [
+        records(), records("blue"), Scenes("train", size=5), Scenes("train", size=5, seed=1), Scenes("train", size=6),
+        Subset(records(), [0, 1]), Subset(records(), [1, 0]), RecordMixture([records(), Scenes("train", size=5)]),
+        RecordMixture([records(), Scenes("train", size=5)], seed=1), ScenePairs(Scenes("train", size=40), seed=1),
+        ScenePairs(Scenes("train", size=40), seed=2),
+    ]  # fmt: skip
+    found = [contents_of(kind) for kind in kinds]
+    assert None not in found and len(set(found)) == len(found)
+    assert contents_of(records()) == found[0] and contents_of(Subset(records(), [1, 0])) == found[6]
+
+
+def test_a_password_in_an_address_enters_no_checkpoint(tmp_path):
+    trainer = trainer_of(tmp_path, max_steps=2)
+    trainer.recipe = SimpleNamespace(data={"train": "https://user:secret@host/data.jsonl"}, learning_rates=None)
+    trainer.train()
+    text = (tmp_path / "checkpoint-2" / SETTINGS_FILE).read_text()
+    assert "secret" not in text and "https://host/data.jsonl" in text
+
+
+def test_a_terminal_shows_losses_rates_and_the_metric_asked_for():
+    logs = {"loss": 1.0, "grad_norm": 2.0, "learning_rate": 3e-4, "learning_rate/adapters": 1e-4, "epoch": 1.0}
+    args = SimpleNamespace(metric_for_best_model=None)
+    assert list(shown(args, logs)) == ["loss", "grad_norm", "learning_rate/adapters", "epoch"]
+    many = {f"eval_score_{number}": 0.5 for number in range(60)}
+    logs = {"eval_loss": 1.0, **many, "eval_score_1_low": 0.4, "eval_runtime": 3.0, "epoch": 1.0}
+    assert list(shown(args, logs)) == ["eval_loss", *list(many)[:4], "epoch"]
+    args.metric_for_best_model = "score_17"
+    assert list(shown(args, logs)) == ["eval_loss", "eval_score_17", "epoch"]
+
+
+def test_what_is_printed_is_short_and_what_is_kept_is_whole(tmp_path, capsys):
+    trainer = trainer_of(tmp_path, max_steps=2, eval_steps=2, eval_strategy="steps")
+    evaluate = trainer.evaluation_loop
+
+    def scored(*args, **kwargs):
+        output = evaluate(*args, **kwargs)
+        output.metrics.update({f"eval_score_{number}": 0.5 for number in range(60)})
+        return output
+
+    trainer.evaluation_loop = scored
+    trainer.train()
+    printed = capsys.readouterr().out
+    assert "eval_score_3" in printed and "eval_score_4'" not in printed and "'loss'" in printed
+    assert any("eval_score_59" in row for row in trainer.state.log_history)
 
 
 # ---- a full disk -----------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ SCENES = "{size: 128, tasks: [vqa], question_types: [color]}"
 COMMANDS = (
     ["sft", "--config", "demo", "--router_type", "reliability", "--max_steps", "3", "--data.scenes", SCENES]
     + ["--data.evaluation_samples", "4", "--output_dir", "run", "--logging_steps", "1", "--disable_tqdm", "true"],
-    ["evaluate", "run", "--data", "scenes:test", "--task", "vqa", "--limit", "16"],
-    ["evaluate", "run/model", "--data", "scenes:prior_broken", "--task", "vqa", "--limit", "16"],
+    ["evaluate", "run", "--data", "scenes:test", "--task", "vqa", "--samples", "16"],
+    ["evaluate", "run/model", "--data", "scenes:prior_broken", "--task", "vqa", "--samples", "16"],
     ["robustness", "run", "--samples", "8", "--severities", "3", "--degradations", "noise", "tags_removed"],
     ["diagnose", "run", "--samples", "8"],
     ["publish", "run", "--repo", "user/name", "--dry-run"],

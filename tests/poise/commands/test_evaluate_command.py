@@ -47,7 +47,7 @@ def test_writes_scores_predictions_and_a_table(folder, records_file, tmp_path, c
 
 
 def test_options_reach_the_evaluator(folder, tmp_path):
-    options = ["--task", "vqa", "--limit", "4", "--group-by", "question_type", "--resamples", "0", "--num-beams", "2"]
+    options = ["--task", "vqa", "--samples", "4", "--group-by", "question_type", "--resamples", "0", "--num-beams", "2"]
     source = "scenes:prior_broken,size=6,tasks=vqa+caption"
     assert main([str(folder), "--data", source, "--output", str(tmp_path), "--max-new-tokens", "2", *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
@@ -64,9 +64,9 @@ def test_options_reach_the_evaluator(folder, tmp_path):
         (["--data", "scenes:tset"], "tset"),
         (["--data", "scenes:test,size"], "write name=value"),
         (["--data", "scenes:test,colour=3"], "colour"),
-        (["--data", "scenes:test", "--limit", "0"], "limit=0"),
+        (["--data", "scenes:test", "--samples", "0"], "limit=0"),
         (["--data", "scenes:test", "--batch-size", "0"], "batch_size=0"),
-        (["--data", "scenes:test", "--task", "multiple_choice", "--limit", "2"], "holds nothing for multiple_choice"),
+        (["--data", "scenes:test", "--task", "multiple_choice", "--samples", "2"], "holds nothing for multiple_choice"),
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, capsys, arguments, message):
@@ -87,7 +87,7 @@ def test_folders_that_hold_no_image_text_model(tmp_path, capsys, models_by_langu
 
 
 def test_another_model_does_not_go_on_with_these_predictions(folder, tmp_path, tiny_model_factory, capsys):
-    command = ["--data", "scenes:test", "--limit", "2", "--max-new-tokens", "2", "--output", str(tmp_path / "run")]
+    command = ["--data", "scenes:test", "--samples", "2", "--max-new-tokens", "2", "--output", str(tmp_path / "run")]
     assert main([str(folder), *command]) == 0
     model, processor = tiny_model_factory("llama", seed=1)
     model.save_pretrained(tmp_path / "other")

@@ -129,7 +129,7 @@ def test_a_run_is_found_by_its_folder(run, tmp_path):
 @pytest.mark.parametrize("run", ["lora"], indirect=True)
 def test_evaluate_takes_a_checkpoint_and_a_run(run, tmp_path, capsys):
     _, folder, _ = run
-    settings = ["--data", "scenes:test", "--task", "vqa", "--limit", "4", "--json", "--max-new-tokens", "2"]
+    settings = ["--data", "scenes:test", "--task", "vqa", "--samples", "4", "--json", "--max-new-tokens", "2"]
     for place, name in enumerate((folder / "checkpoint-2", folder)):
         assert poise(["evaluate", str(name), *settings, "--output", str(tmp_path / str(place))]) == 0
         assert json.loads(capsys.readouterr().out)["metrics"]["vqa_samples"] > 0
