@@ -2,9 +2,9 @@
 
 import logging
 
-# logger -> beginnings (after an optional name in backquotes) that are dropped. Each was looked into: the first two only
-# say that an optional faster kernel is not installed, the next is said by
-# the run itself, in one line, with what it means; the last that a cast which we rely on takes place.
+# logger -> beginnings (after an optional name in backquotes) that are dropped. Each was looked into: the first two say
+# that an optional faster kernel is not installed, the next is said by the run itself, in one line, with what it means;
+# the last that a cast which we rely on takes place.
 HARMLESS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     "transformers.utils.import_utils": "requires torchvision (not installed); falling back to",

@@ -115,6 +115,7 @@ class SafeTraining:
                 group["weight_decay"] = decay
         if hasattr(self.lr_scheduler, "base_lrs"):
             self.lr_scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what is logged
 
     def _how_to_go_on(self) -> str:
         saved = complete_checkpoints(self.args.output_dir)
