@@ -129,7 +129,7 @@ def load_backbones(config_class, vision, text, tag_encoder, quantization_config=
     """
     config = composite_config(config_class, vision, text, tag_encoder, **fields)
     config.image_token_id, vocabulary = placeholder_token(text)
-    if config.verifies_tags:
+    if config.router_type == "reliability" and config.soft_prompt_type == "dynamic":
         config.tag_separator_ids = separator_ids(tag_encoder)
     language_model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     arguments = {} if quantization_config is None else {"quantization_config": quantization_config}

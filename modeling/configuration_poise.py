@@ -54,18 +54,8 @@ class PoiseConfig(PreTrainedConfig):
         channel_max_tokens (`int`, *optional*, defaults to 256): tokens that the SVD sees at most.
         stream_dropout (`float`, *optional*, defaults to 0.2):
             Probability that `reliability` drops a whole stream of a sample in training.
-        reliability_slope (`float`, *optional*, defaults to 6.0): steepness of its weight, per standard deviation.
-        reliability_quantile (`float`, *optional*, defaults to 0.999): share of training samples it calls sound.
-        agreement_quantile (`float`, *optional*, defaults to 0.99): share whose picture and tags it calls agreeing.
-        image_trust (`float`, *optional*):
-            Share of the blame that the tags bear when picture and tags are sound but disagree; the picture bears the
-            rest. `None` fades neither and leaves the choice to the language model.
-        question_agreement (`bool`, *optional*, defaults to `False`):
-            Whether the question decides that share, by whether the image is one that it could be asked about. Needs a
-            dynamic soft prompt. As every field of `reliability` it says nothing to the other routers.
-        tag_verification (`bool`, *optional*, defaults to `False`):
-            Whether `reliability` checks every tag against the places of the picture, and fades at inference those that
-            a sound picture does not show. Needs a dynamic soft prompt with `tag_score_encoding="attention_bias"`.
+        reliability_quantile (`float`, *optional*, defaults to 0.99):
+            Share of training images whose activation profile it calls ordinary.
         tag_separator_ids (`list[int]`, *optional*):
             The tag encoder's ids of what stands between and around tags (comma, special tokens), so that a tag of
             several words is judged as one; set by `from_backbones`.
@@ -105,12 +95,7 @@ class PoiseConfig(PreTrainedConfig):
     channel_rank: int = 64
     channel_max_tokens: int = 256
     stream_dropout: float = 0.2
-    reliability_slope: float = 6.0
-    reliability_quantile: float = 0.999
-    agreement_quantile: float = 0.99
-    image_trust: float | None = None
-    question_agreement: bool = False
-    tag_verification: bool = False
+    reliability_quantile: float = 0.99
     tag_separator_ids: list[int] | None = None
     task_adapter_rank: int | None = None
     task_adapter_scale: float = 2.0
@@ -162,43 +147,10 @@ class PoiseConfig(PreTrainedConfig):
             raise ValueError(f"channel_fraction={self.channel_fraction} must lie in (0, 1].")
         if not 0.0 <= self.stream_dropout < 1.0:
             raise ValueError(f"stream_dropout={self.stream_dropout} must lie in [0, 1).")
-        for name in ("reliability_quantile", "agreement_quantile"):
-            if not 0.5 < getattr(self, name) < 1.0:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in (0.5, 1).")
+        if not 0.5 < self.reliability_quantile < 1.0:
+            raise ValueError(f"reliability_quantile={self.reliability_quantile} must lie in (0.5, 1).")
         if self.task_adapter_rank is not None and self.task_adapter_rank < 1:
             raise ValueError(f"task_adapter_rank={self.task_adapter_rank} must be at least 1, or be None.")
-        if self.image_trust is not None and not 0.0 <= self.image_trust <= 1.0:
-            raise ValueError(f"image_trust={self.image_trust} must lie in [0, 1], or be None.")
-        self._check_question_agreement()
-        self._check_tag_verification()
-
-    def _check_tag_verification(self):
-        if not self.verifies_tags:
-            return
-        if self.soft_prompt_type != "dynamic":
-            raise ValueError(
-                f"tag_verification=True checks tags, but soft_prompt_type={self.soft_prompt_type!r} reads none: set "
-                "soft_prompt_type='dynamic'."
-            )
-        if self.tag_score_encoding != "attention_bias":
-            raise ValueError(
-                "tag_verification=True lowers scores where the soft prompt weighs tags by them, which "
-                f"tag_score_encoding={self.tag_score_encoding!r} does not: set tag_score_encoding='attention_bias'."
-            )
-
-    def _check_question_agreement(self):
-        if not self.asks_the_question:
-            return
-        if self.soft_prompt_type != "dynamic":
-            raise ValueError(
-                "question_agreement=True decides between picture and tags, but soft_prompt_type="
-                f"{self.soft_prompt_type!r} reads no tags: set soft_prompt_type='dynamic'."
-            )
-        if self.image_trust is not None:
-            raise ValueError(
-                f"image_trust={self.image_trust} and question_agreement=True both say who is to blame when picture and "
-                "tags disagree: give only one of them."
-            )
 
     def _check_vision_layers(self):
         if not hasattr(self.vision_config, "image_size"):
@@ -252,16 +204,6 @@ class PoiseConfig(PreTrainedConfig):
         """Selected hidden states as a list; `[None]` is the tower's last hidden state."""
         layers = self.vision_feature_layer
         return list(layers) if isinstance(layers, list | tuple) else [layers]
-
-    @property
-    def asks_the_question(self):
-        """Whether a router is there for which the question arbitrates between picture and tags."""
-        return self.question_agreement and self.router_type == "reliability"
-
-    @property
-    def verifies_tags(self):
-        """Whether a router is there that checks tags against the picture."""
-        return self.tag_verification and self.router_type == "reliability"
 
     @property
     def num_prefix_tokens(self):

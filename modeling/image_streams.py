@@ -4,8 +4,6 @@ Everything happens image by image, from inputs that the processor made of each i
 wherever images are read one by one or in other batches: in `generate`, in trainers, in engines that cache features.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from transformers.processing_utils import Unpack
@@ -14,7 +12,6 @@ from transformers.utils.generic import can_return_tuple
 
 from .outputs_poise import PoiseImageFeatures
 from .streams import Streams
-from .tag_statistics import question_words, score_statistics, tag_words
 from .vision_features import read_states, run_tower
 
 STATES_ON_REQUEST = {"output_hidden_states": "hidden_states", "output_attentions": "attentions"}
@@ -93,20 +90,27 @@ class ImageStreams(nn.Module):
         `None`, `tag_features` (N, L, Dt) or `None`, `question` ids and mask (N, Lq) or `None`, `is_real` (N,) bool.
         """
         image = self.projector(vision_features.to(self.projector_dtype))  # (N, P, D)
-        read_tags = tags
-        if self.router is not None and self.config.verifies_tags and (tags is not None or self.training):
+        weights, kept = self._verdict(vision_features, image_profile, tags, question, is_real)  # (N, 2), (N, L)
+        if kept is not None and tags is not None:
+            ids, mask, scores = tags  # (N, L) each
+            tags = (ids, mask, scores * kept)
+        prompt = self._prompt_tokens(image, tags, tag_features)  # (N, K, D)
+        streams = Streams(image, prompt, weights)
+        return (streams, None) if self.router is None else self.router(streams)
+
+    def _verdict(self, vision_features, image_profile, tags, question, is_real):
+        """Which streams and tags a reliability router trusts, see `ReliabilityRouter.judge`; of others (None, None)."""
+        if self.config.router_type != "reliability":
+            return None, None
+        words = None
+        if self.config.soft_prompt_type == "dynamic":
             # Without tags, too: statistics are gathered from all processes, of which others may have some.
             ids, mask, scores = tags or _no_tags(vision_features)  # (N, L) each
-            patches = vision_features[:, -1].detach()  # (N, P, Dv)
-            scores = self.router.read_scores(patches, image_profile, ids, mask & is_real[:, None], scores)  # (N, L)
-            read_tags = None if tags is None else (ids, mask, scores)
-        prompt = self._prompt_tokens(image, read_tags, tag_features)  # (N, K, D)
-        streams = Streams(image, prompt, is_real=is_real)
-        if self.router is None:
-            return streams, None
-        if self.config.router_type == "reliability":
-            streams = replace(streams, **self._evidence(vision_features, image_profile, tags, question))
-        return self.router(streams)
+            embed = self.tag_encoder.get_input_embeddings()
+            words = (embed(ids).detach().float(), ids, mask & is_real[:, None], scores)
+            question = None if question is None else (embed(question[0]).detach().float(), question[1])
+        patches = vision_features[:, -1].detach().float()  # (N, P, Dv)
+        return self.router.judge(patches, image_profile, words, question, is_real)
 
     @property
     def projector_dtype(self):
@@ -119,22 +123,6 @@ class ImageStreams(nn.Module):
         tag_encoder = getattr(self, "tag_encoder", None)
         prompt = self.soft_prompt(len(image), tag_encoder, *(tags or (None, None, None)), tag_features)
         return prompt.to(image.device, image.dtype)  # (N, K, D)
-
-    def _evidence(self, vision_features, image_profile, tags, question):
-        """What the reliability router judges the streams by, as fields of `Streams`."""
-        ids, mask, scores = tags or _no_tags(vision_features)  # (N, L) each
-        evidence = {
-            "image_profile": image_profile.float(),  # (N, 6L)
-            "image_content": vision_features[:, -1].detach().float().mean(1),  # (N, Dv)
-            "tag_words": tag_words(ids, mask, scores),  # (N, R)
-            "tag_scores": score_statistics(mask, scores),  # (N, 5)
-            "has_tags": mask.any(-1),  # (N,)
-        }
-        if self.config.asks_the_question and question is not None:
-            question_ids, question_mask = question  # (N, Lq) each
-            evidence["question_words"] = question_words(question_ids, question_mask)  # (N, R)
-            evidence["is_asked"] = question_mask.any(-1)  # (N,)
-        return evidence
 
     def _stand_in(self):
         """

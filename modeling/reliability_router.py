@@ -1,20 +1,22 @@
-"""The reliability router: a stream that is unlike anything seen in training fades, and the other one stands in for it.
+"""The reliability router: a stream that has failed is left out, and a tag that the image denies is not read.
 
-Gates and channel routers are learned, so they can only react to failures that training showed them. This one asks what
-needs no failures: is the stream *typical* (`typicality.py`)? Gaussians over frozen statistics answer it: one over the
-picture's activation profile (`activation_profile.py`), one over the tags' scores, and one over what picture and tags
-say, which tells whether two sound streams speak of the same thing. Where they do not, one of them is wrong and nothing
-in either tells which; a fourth Gaussian then lets the question decide (`question_agreement`): tags that lie about the
-picture leave it a picture that such a question is asked about, and a picture of something else is none.
+Gates and channel routers are learned, so they can only react to failures that training showed them. This one needs no
+failures. It collects evidence from frozen parts, calibrated on the sound training stream:
 
-A stream with weight w becomes w·x + (1 − w)·(null + complement), where `null` is a learned token and the complement is
-what the null token finds by attending to the other stream.
+* does the image show what each tag names, does it show what is asked, do the tags name what is asked
+  (`word_evidence.py`: log odds of own against mismatched pairs);
+* does its activation profile look like that of any image in training (`typicality.py`).
 
-A stream fades only as far as the other one can stand in for it. A bad picture is better than none: where there are no
-tags, or the tags are as strange as the picture, it stays; and without a soft prompt this router is the identity.
+Bayes' rule weighs four explanations of what was found: both streams are sound, the image has failed, the list of tags
+has failed, both have. In the first and the third the image shows what is asked, in the first and the second the tags
+name it, and only in the first the image shows the tags, up to the tagger's inventions. A stream is left out where its
+failure alone is likelier than everything else together; otherwise both stay, however strange they look, because a
+language model makes more of a hurt image than of none. There is no fading in between: a half-faded stream is an input
+that no language model was trained on.
 
-Whole streams are dropped to their null tokens at random in training: that, not the detector, is how the language model
-learns to live without either of them.
+A stream that is left out becomes its null token: a learned vector plus what that vector finds by attending to the other
+stream. Whole streams are dropped to their null tokens at random in training: that is how the language model learns to
+live without either of them.
 """
 
 import math
@@ -26,14 +28,13 @@ from transformers import initialization as init
 from .activation_profile import profile_size
 from .linear_product import Linear
 from .streams import Streams
-from .tag_statistics import NUM_SCORE_STATISTICS, WORD_DIRECTIONS, tag_words
-from .tag_verification import TagVerification
-from .typicality import Agreement, Typicality
+from .typicality import Typicality
+from .word_evidence import WordEvidence
 from .zero_linear import ZeroLinear
 
-# What share of sound pairs the question calls fitting when it is asked to decide. After a disagreement either stream is
-# as likely to be wrong as the other, so the line lies where the two get equally likely, not far out in the tail.
-ARBITER_QUANTILE = 0.75
+SOUND = 3.0  # prior log odds that a stream has not failed: 1 in 20 fails
+LEAST_SOUND = -2.0  # of an image, however strange its profile: what it shows may still speak for it
+INVENTED = 0.2  # share of tags that a tagger invents
 
 
 class Complement(nn.Module):
@@ -62,47 +63,100 @@ class Complement(nn.Module):
 
 class ReliabilityRouter(nn.Module):
     """
-    `streams.image` [N, P, D], `streams.text` [N, K, D] → the same, faded by weights [N, 2] in [0, 1].
+    `judge` says which streams and tags to trust, before the soft prompt reads the tags; `forward` leaves out the rest:
+    `streams.image` [N, P, D], `streams.text` [N, K, D] → the same, by `streams.weights` [N, 2].
 
-    In training the statistics are updated and streams are dropped; in evaluation the weights come from typicality. A
-    static prompt says nothing of the tags, but a question may hold them as words: it counts as a sound stream.
-    Before anything was observed every weight is 1, and the router is the identity. A picture without tags has no tag
-    stream: its weight is 0 always, so that it meets the null token that training knows.
+    In training the statistics are updated and streams are dropped. Before enough was observed the router is the
+    identity. An image without tags has no tag stream: its weight is 0 always, so that it meets the null token that
+    training knows. A stream that nothing can stand in for stays: an image without tags, and every image of a model
+    without a soft prompt.
     """
 
     def __init__(self, config):
         super().__init__()
-        dim, vision_dim = config.text_config.hidden_size, config.vision_config.hidden_size
-        settings = {"slope": config.reliability_slope, "quantile": config.reliability_quantile}
-        self.image_typicality = Typicality(profile_size(config.vision_config), **settings)
+        dim = config.text_config.hidden_size
+        self.image_typicality = Typicality(profile_size(config.vision_config), config.reliability_quantile)
         self.has_prompt = config.soft_prompt_type != "none"
         self.uses_tags = config.soft_prompt_type == "dynamic"
         if self.uses_tags:
-            self.tag_typicality = Typicality(NUM_SCORE_STATISTICS, **settings)
-            settings["quantile"] = config.agreement_quantile
-            self.agreement = Agreement(vision_dim, WORD_DIRECTIONS, **settings)
-            settings["quantile"] = ARBITER_QUANTILE
-            self.arbiter = Agreement(vision_dim, WORD_DIRECTIONS, **settings) if config.question_agreement else None
-            if config.tag_verification:
-                slope = config.reliability_slope
-                self.tag_verification = TagVerification(vision_dim, config.tag_separator_ids, slope)
-        self.image_trust = config.image_trust
+            vision_dim, word_dim = config.vision_config.hidden_size, word_embedding_size(config.tag_encoder_config)
+            self.word_evidence = WordEvidence(vision_dim, word_dim, config.tag_separator_ids)
+        # Only where scores weigh tags can a lower score silence one.
+        self.denies_tags = self.uses_tags and config.tag_score_encoding == "attention_bias"
         self.image_complement = Complement(dim)
         self.text_complement = Complement(dim)
         # `nn.Dropout` draws the whole-stream drops, so that whoever switches dropout off switches these off too.
         self.stream_dropout = nn.Dropout(config.stream_dropout)
 
-    def forward(self, streams: Streams):
+    def judge(self, patches, image_profile, tags, question, is_real):
+        """
+        Weights of the streams, [N, 2] of 0 and 1, and the share of its score that each tag token keeps, [N, L] or
+        `None`.
+
+        Args:
+            patches [N, P, Dv], image_profile [N, 6·L]: what the frozen tower saw.
+            tags: word embeddings [N, L, R], ids, mask, scores [N, L] of the tags; `None` without a dynamic soft prompt.
+            question: word embeddings [N, Q, R] and mask [N, Q], or `None`.
+            is_real [N] bool: false for the stand-in image of a batch that has none.
+        """
+        has_tags = tags[2].any(-1) if self.uses_tags else torch.ones_like(is_real)  # (N,)
         if not self.has_prompt:
-            weights = torch.ones(streams.num_items, 2, device=streams.image.device)  # (N, 2)
-        elif self.training:
+            return torch.ones(len(patches), 2, device=patches.device), None
+        if self.training:
             if torch.is_grad_enabled():
-                self.observe(streams)
-            weights = self.draw_drops(streams)  # (N, 2)
-        else:
-            weights = self.weigh(streams)  # (N, 2)
+                self.observe(patches, image_profile, tags, question, is_real)
+            return self.draw_drops(has_tags), None
+        beyond = self.image_typicality(image_profile.float())  # (N,)
+        image_sound = (SOUND - beyond).clamp_min(LEAST_SOUND)  # (N,)
+        if not self.uses_tags:
+            nothing = torch.zeros_like(image_sound)  # (N,)
+            return self.weigh(image_sound, nothing, nothing, nothing, has_tags)[0], None
+        odds, is_tag, tag_of_token, shown, named = self.word_evidence(patches, tags, question)
+        mixed = torch.log(INVENTED + (1 - INVENTED) * odds.exp())  # (N, L)
+        weights, trusted = self.weigh(image_sound, torch.where(is_tag, mixed, 0.0).sum(-1), shown, named, has_tags)
+        if not self.denies_tags:
+            return weights, None
+        # An image that can be trusted denies the tags that it does not show; one that was left out denies nothing.
+        true = (1 - INVENTED) * (odds - mixed).exp()  # (N, L) probability that a tag is no invention
+        kept = torch.where(is_tag & trusted[:, None], true, 1.0)  # (N, L)
+        return weights, nn.functional.pad(kept, (0, 1), value=1.0).gather(1, tag_of_token)
+
+    def weigh(self, image_sound, tags_shown, shown, named, has_tags):
+        """
+        Weights [N, 2], and whether the image is trusted to judge tags, [N] bool, from log odds [N] each: `image_sound`
+        a priori, `tags_shown` that the image shows these tags rather than any others, `shown` that it shows what is
+        asked, `named` that the tags name it.
+        """
+        explanations = torch.stack(
+            [
+                tags_shown + shown + named,  # both sound
+                named - image_sound,  # the image failed
+                shown - SOUND,  # the list failed
+                -SOUND - image_sound,  # both failed
+            ],
+            dim=-1,
+        )  # (N, 4)
+        probability = explanations.softmax(-1)  # (N, 4)
+        image_failed, tags_failed = probability[:, 1] > 0.5, probability[:, 2] > 0.5  # (N,), (N,)
+        weights = torch.stack([~(image_failed & has_tags), ~tags_failed & has_tags], dim=-1).float()  # (N, 2)
+        return weights, probability[:, 0] + probability[:, 2] > 0.5
+
+    def draw_drops(self, has_tags):
+        """Training weights, [N, 2] of 0 and 1: each stream is dropped at random, never all that there are."""
+        present = torch.stack([torch.ones_like(has_tags), has_tags], dim=-1)  # (N, 2)
+        kept = (self.stream_dropout(torch.ones(present.shape, device=present.device)) > 0) & present  # (N, 2)
+        return torch.where(kept.any(-1, keepdim=True), kept, present).float()
+
+    @torch.no_grad()
+    def observe(self, patches, image_profile, tags, question, is_real):
+        """Add a training batch to the statistics."""
+        self.image_typicality.observe(image_profile[is_real])
         if self.uses_tags:
-            weights = torch.stack([weights[:, 0], weights[:, 1] * streams.has_tags], dim=-1)  # (N, 2)
+            question = None if question is None else tuple(part[is_real] for part in question)
+            self.word_evidence.observe(patches[is_real], tuple(part[is_real] for part in tags), question)
+
+    def forward(self, streams: Streams):
+        weights = streams.weights  # (N, 2)
         image_weight, text_weight = weights.to(streams.image.dtype)[..., None, None].unbind(1)  # (N, 1, 1) each
         image_null = self.image_complement(streams.text)  # (N, 1, D)
         text_null = self.text_complement(streams.image)  # (N, 1, D)
@@ -110,73 +164,7 @@ class ReliabilityRouter(nn.Module):
         text = text_weight * streams.text + (1 - text_weight) * text_null  # (N, K, D)
         return streams.routed(image, text), weights
 
-    def read_scores(self, patches, image_profile, tag_input_ids, tag_mask, tag_scores):
-        """
-        Scores with which the soft prompt reads the tags, [N, L], where `tag_verification` is on: at inference less for
-        those that a sound picture does not show. `patches` [N, P, Dv] are the tower's features, `image_profile`
-        [N, 6·L] its activation profile. Training reads the scores as they are, and keeps statistics.
-        """
-        if not self.training:
-            content, words = patches.float().mean(1), tag_words(tag_input_ids, tag_mask, tag_scores)  # (N, Dv), (N, R)
-            # A picture that is at odds with the whole list may itself be the wrong one.
-            agree = self.agreement(torch.cat([content, words], dim=-1))  # (N,)
-            image = agree * self.image_typicality(image_profile.float())  # (N,)
-            return tag_scores * self.tag_verification(patches, tag_input_ids, tag_mask, image)  # (N, L)
-        if torch.is_grad_enabled():
-            self.tag_verification.observe(self.agreement, patches, tag_input_ids, tag_mask)
-        return tag_scores
 
-    def draw_drops(self, streams):
-        """Training weights, [N, 2] of 0 and 1: each stream is dropped at random, never all that there are."""
-        kept = self.stream_dropout(torch.ones(streams.num_items, 2, device=streams.image.device)) > 0  # (N, 2)
-        present = torch.ones_like(kept)  # (N, 2)
-        if self.uses_tags:
-            present = torch.stack([present[:, 0], streams.has_tags], dim=-1)  # (N, 2)
-        kept = kept & present  # (N, 2)
-        return torch.where(kept.any(-1, keepdim=True), kept, present).float()
-
-    @torch.no_grad()
-    def observe(self, streams):
-        """Add a training batch to the statistics."""
-        self.image_typicality.observe(streams.image_profile[streams.is_real])
-        if self.uses_tags:
-            tagged = streams.has_tags & streams.is_real  # (N,)
-            self.tag_typicality.observe(streams.tag_scores[tagged])
-            self.agreement.observe(torch.cat([streams.image_content, streams.tag_words], dim=-1)[tagged])
-            if self.arbiter is not None and streams.question_words is not None:
-                asked = torch.cat([streams.image_content, streams.question_words], dim=-1)  # (N, Dv + R)
-                self.arbiter.observe(asked[streams.is_real & streams.is_asked])
-
-    @torch.no_grad()
-    def weigh(self, streams):
-        """Inference weights, [N, 2]: typicality of each stream next to the other's, and blame where they disagree."""
-        image = self.image_typicality(streams.image_profile)  # (N,)
-        if not self.uses_tags:
-            return torch.stack([image, torch.ones_like(image)], dim=-1)
-        tags = self.tag_typicality(streams.tag_scores) * streams.has_tags  # (N,)
-        trust = self.trust_in_image(streams)
-        if trust is not None:
-            image, tags = self.blame(streams, image, tags, trust)
-        # What cannot be replaced is kept, however strange: 1 − (1 − w)·(the other's w).
-        image, tags = 1 - (1 - image) * tags, 1 - (1 - tags) * image  # (N,), (N,)
-        return torch.stack([image, tags], dim=-1)  # (N, 2)
-
-    def trust_in_image(self, streams):
-        """
-        Which share of a disagreement the tags are to blame for, () or (N,); `None` blames nobody.
-
-        A number by `image_trust`: a tagger reads the picture, not the other way round. By `question_agreement` it is
-        the weight of the picture next to the question. With neither it is left to the language model, which reads both
-        streams and weighs them better than one number does, see docs/architecture.md.
-        """
-        if self.arbiter is not None and streams.question_words is not None:
-            return self.arbiter(torch.cat([streams.image_content, streams.question_words], dim=-1))  # (N,)
-        return self.image_trust
-
-    def blame(self, streams, image, tags, trust):
-        """Weights [N], [N] after a disagreement of two sound streams, of which one is wrong."""
-        agree = self.agreement(torch.cat([streams.image_content, streams.tag_words], dim=-1))  # (N,)
-        disagreement = (1 - agree) * image * tags  # (N,)
-        if self.arbiter is not None:
-            disagreement = disagreement * streams.is_asked  # nobody asked, so nobody decides
-        return image * (1 - disagreement * (1 - trust)), tags * (1 - disagreement * trust)
+def word_embedding_size(tag_encoder_config):
+    """Channels of the tag encoder's word embeddings; some encoders (ELECTRA, ALBERT) widen them afterwards."""
+    return getattr(tag_encoder_config, "embedding_size", None) or tag_encoder_config.hidden_size

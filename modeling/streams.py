@@ -13,23 +13,12 @@ class Streams:
     Attributes:
         image [N, P, D]: image tokens.
         text [N, K, D]: soft-prompt tokens.
-        image_profile [N, 6·L], image_content [N, Dv]: activation profile and mean feature of the frozen tower.
-        tag_words [N, R], tag_scores [N, 5]: see `tag_statistics.py`. has_tags [N] bool: whether there are any.
-        question_words [N, R]: mean word direction of the question, where the router reads it. is_asked [N] bool:
-            whether there is one.
-        is_real [N] bool: false for the stand-in image of a batch that has none.
+        weights [N, 2]: how far a reliability router trusts each, which it judges before the soft prompt is made.
     """
 
     image: torch.Tensor
     text: torch.Tensor
-    image_profile: torch.Tensor | None = None
-    image_content: torch.Tensor | None = None
-    tag_words: torch.Tensor | None = None
-    tag_scores: torch.Tensor | None = None
-    has_tags: torch.Tensor | None = None
-    question_words: torch.Tensor | None = None
-    is_asked: torch.Tensor | None = None
-    is_real: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     def routed(self, image, text):
         """The same streams with new tokens."""

@@ -1,4 +1,4 @@
-"""Running Gaussians over a training stream, and two questions to them: is this typical, do these two agree?
+"""Running statistics of a training stream, and the first question to them: is this image typical?
 
 A frozen tower's activations do not move during training, so their running mean and covariance describe what a sound
 input looks like, and the Mahalanobis distance to them tells at inference that an input is not one (Lee et al., arXiv
@@ -20,7 +20,7 @@ from .linear_product import linear_product
 HELD_OUT = 0.1  # share of the training stream that calibrates
 CALIBRATION_SIZE = 512  # held-out samples that are kept; a ring, the newest replace the oldest
 MIN_CALIBRATION = 32  # fewer give no verdict: everything counts as typical
-SHRINKAGE = 0.1  # weight of the covariance's own diagonal
+SHRINKAGE = 0.1  # weight of a covariance's own diagonal
 
 
 def gather_rows(rows):
@@ -52,9 +52,66 @@ def held_out_by_hash(rows):
     return (cosine * 1e3).frac().abs() < HELD_OUT
 
 
-class CalibratedStatistics(nn.Module):
+class StreamStatistics(nn.Module):
+    """Statistics of a training stream: float32 and int64 buffers that keep their precision and start at zero."""
+
+    def _apply(self, fn, recurse=True):
+        # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
+        def keep_dtype(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def init_own_weights(self, std):
+        for buffer in self.buffers(recurse=False):
+            init.zeros_(buffer)
+
+
+class RunningMoments(StreamStatistics):
     """
-    Statistics of a training stream, as float32 buffers, whose verdict is calibrated on samples that they keep.
+    Running mean and covariance of vectors.
+
+    The state is exact and does not depend on how samples were batched or accumulated (Chan et al.'s parallel update);
+    with several processes every one of them sees all samples.
+
+    Args:
+        dim (`int`): E, size of a vector.
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        # The dtype is named: a model that is loaded in half precision is built under that default.
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float32))
+        self.register_buffer("scatter", torch.zeros(dim, dim, dtype=torch.float32))
+
+    @torch.no_grad()
+    def merge(self, rows):
+        """Add vectors [n, E], the same in every process."""
+        added = rows.shape[0]
+        if added == 0:
+            return
+        with full_precision(rows):
+            total = self.count + added
+            row_mean = rows.mean(0)  # (E,)
+            centred = rows - row_mean  # (n, E)
+            shift = row_mean - self.mean  # (E,)
+            self.scatter += centred.mT @ centred + torch.outer(shift, shift) * (self.count * added / total)
+            self.mean += shift * (added / total)
+            self.count += added
+
+    def covariance(self, shrinkage=SHRINKAGE):
+        """Covariance shrunk towards its own diagonal, [E, E]."""
+        covariance = self.scatter / (self.count - 1).clamp_min(1)  # (E, E)
+        diagonal = covariance.diagonal()  # (E,)
+        floor = 1e-6 * diagonal.mean().clamp_min(1e-12)
+        return (1 - shrinkage) * covariance + torch.diag(shrinkage * diagonal + floor)
+
+
+class CalibratedStatistics(StreamStatistics):
+    """
+    Statistics whose verdict is calibrated on samples that they keep.
 
     Args:
         dim (`int`): numbers of a kept sample.
@@ -62,7 +119,6 @@ class CalibratedStatistics(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        # The dtype is named: a model that is loaded in half precision is built under that default.
         self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim, dtype=torch.float32))
         self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
         self.stale = True
@@ -98,74 +154,44 @@ class CalibratedStatistics(nn.Module):
         """Derive what a verdict needs from what was observed."""
         raise NotImplementedError
 
-    def _apply(self, fn, recurse=True):
-        # `.to(bfloat16)` moves devices but keeps precision: a covariance in bfloat16 is noise.
-        def keep_dtype(tensor):
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(keep_dtype, recurse)
-
-
-class RunningGaussian(CalibratedStatistics):
+class Typicality(CalibratedStatistics):
     """
-    Running mean and covariance of vectors of `dim` numbers, and the scale that held-out ones set for `score`.
-
-    The state is exact and does not depend on how samples were batched or accumulated (Chan et al.'s parallel update);
-    with several processes every one of them sees all samples. All of it is float32 buffers.
+    How far from what training has seen? The log Mahalanobis distance, in standard deviations beyond a threshold.
 
     Args:
-        dim (`int`): size of a vector.
-        slope (`float`): steepness of the weight, per standard deviation of held-out scores.
+        dim (`int`): E, size of a vector.
         quantile (`float`): share of held-out samples that lie below the threshold.
     """
 
-    def __init__(self, dim, slope, quantile):
+    def __init__(self, dim, quantile):
         super().__init__(dim)
-        self.dim, self.slope, self.quantile = dim, slope, quantile
-        as_float = {"dtype": torch.float32}
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("mean", torch.zeros(dim, **as_float))
-        self.register_buffer("scatter", torch.zeros(dim, dim, **as_float))
+        self.quantile = quantile
+        self.moments = RunningMoments(dim)
         # Derived by `fit`; stored, so that a loaded model needs no factorization and compiles without a graph break.
-        self.register_buffer("whitener", torch.zeros(dim, dim, **as_float))
-        self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0], **as_float))
+        self.register_buffer("whitener", torch.zeros(dim, dim, dtype=torch.float32))
+        self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0], dtype=torch.float32))
 
     def init_own_weights(self, std):
-        for name, buffer in self.named_buffers(recurse=False):
-            init.zeros_(buffer)
-            if name == "centre_scale_threshold":
-                init.copy_(buffer, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float32))
+        super().init_own_weights(std)
+        init.copy_(self.centre_scale_threshold, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float32))
 
     @torch.no_grad()
     def observe(self, rows):
         """Add training samples, [n, E]. Every process must call it, with its own (possibly no) rows."""
         rows = gather_rows(rows.detach().float())  # (n, E)
         held_out = held_out_by_hash(rows)  # (n,)
-        with full_precision(rows):
-            self._merge(rows[~held_out])
+        self.moments.merge(rows[~held_out])
         self.keep(rows[held_out])
-
-    def _merge(self, rows):
-        added = rows.shape[0]
-        if added == 0:
-            return
-        total = self.count + added
-        row_mean = rows.mean(0)  # (E,)
-        centred = rows - row_mean  # (n, E)
-        shift = row_mean - self.mean  # (E,)
-        self.scatter += centred.mT @ centred + torch.outer(shift, shift) * (self.count * added / total)
-        self.mean += shift * (added / total)
-        self.count += added
 
     @torch.no_grad()
     def fit(self):
         """Derive whitening, and centre, scale and threshold of the score, from what was observed."""
-        if self.mean.is_meta or not bool(self.ready) or int(self.count) < 2:
+        if self.whitener.is_meta or not bool(self.ready) or int(self.moments.count) < 2:
             return
         kept = self.kept()  # (C, E)
         with full_precision(kept):
-            self._factorize(self.covariance())
+            self.whitener.copy_(inverse_factor(self.moments.covariance()))
             score = self.score(kept)  # (C,)
         centre, scale = score.mean(), score.std().clamp_min(1e-3)
         # The tail of a few hundred samples is thin: never below what a normal tail of that mass would give.
@@ -174,64 +200,17 @@ class RunningGaussian(CalibratedStatistics):
         self.centre_scale_threshold.copy_(torch.stack([centre, scale, empirical.clamp_min(normal_tail)]))
         self.stale = False
 
-    def covariance(self):
-        """Covariance shrunk towards its own diagonal, [E, E]."""
-        covariance = self.scatter / (self.count - 1)  # (E, E)
-        diagonal = covariance.diagonal()  # (E,)
-        floor = 1e-6 * diagonal.mean().clamp_min(1e-12)
-        return (1 - SHRINKAGE) * covariance + torch.diag(SHRINKAGE * diagonal + floor)
-
-    def _factorize(self, covariance):
-        self.whitener.copy_(inverse_factor(covariance))
-
     def score(self, rows):
-        """How far rows are from what is sound, [n, E] → [n]; greater is worse."""
-        raise NotImplementedError
-
-    def deviation(self, rows):
-        """The score in standard deviations of held-out samples beyond their mean, [n, E] → [n]."""
-        centre, scale, _ = self.centre_scale_threshold.unbind()
-        with full_precision(rows):
-            return (self.score(rows.float()) - centre) / scale
-
-    def forward(self, rows):
-        """Weight of each row, [n, E] → [n]: sigmoid(slope · (t − d)), near 1 for what training has seen."""
-        threshold = self.centre_scale_threshold[2]
-        return torch.where(self.ready, torch.sigmoid(self.slope * (threshold - self.deviation(rows))), 1.0)
-
-
-class Typicality(RunningGaussian):
-    """Is this like anything seen in training? The score is the log Mahalanobis distance."""
-
-    def score(self, rows):
-        whitened = linear_product(rows - self.mean, self.whitener)  # (n, E)
+        """Log Mahalanobis distance, [n, E] → [n]."""
+        whitened = linear_product(rows - self.moments.mean, self.whitener)  # (n, E)
         return whitened.square().sum(-1).clamp_min(1e-12).log() / 2  # (n,)
 
-
-class Agreement(RunningGaussian):
-    """
-    Do two halves of a vector, `[first, second]`, speak of the same thing?
-
-    The score is minus twice their pointwise mutual information under the joint Gaussian, up to a constant:
-    d²(second | first) − d²(second). Each half may be as rare as it likes; what counts is whether they are rarer
-    together than apart. Both distances come from triangular factors, whose rows whiten the first half before the
-    second.
-    """
-
-    def __init__(self, first_dim, second_dim, slope, quantile):
-        super().__init__(first_dim + second_dim, slope, quantile)
-        self.first_dim = first_dim
-        self.register_buffer("second_whitener", torch.zeros(second_dim, second_dim, dtype=torch.float32))
-
-    def _factorize(self, covariance):
-        super()._factorize(covariance)
-        self.second_whitener.copy_(inverse_factor(covariance[self.first_dim :, self.first_dim :]))
-
-    def score(self, rows):
-        centred = rows - self.mean  # (n, E)
-        conditional = linear_product(centred, self.whitener[self.first_dim :]).square().sum(-1)  # (n,)
-        alone = linear_product(centred[:, self.first_dim :], self.second_whitener).square().sum(-1)  # (n,)
-        return conditional - alone  # (n,)
+    def forward(self, rows):
+        """Standard deviations of held-out samples by which rows lie beyond the threshold, [n, E] → [n]; 0 within."""
+        centre, scale, threshold = self.centre_scale_threshold.unbind()
+        with full_precision(rows):
+            beyond = (self.score(rows.float()) - centre) / scale - threshold  # (n,)
+        return torch.where(self.ready, beyond.clamp_min(0.0), 0.0)
 
 
 def inverse_factor(covariance):

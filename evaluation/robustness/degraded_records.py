@@ -3,14 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 
-from ...processing.degradations.degradations import DEGRADATION_STREAMS, SEVERITIES, check_degradation, degrade
+from ...processing.degradations.degradations import (
+    DEGRADATION_STREAMS,
+    NEEDS_DONOR,
+    NEEDS_FALSE_NAME,
+    NEEDS_FOREIGN_TAGS,
+    SEVERITIES,
+    check_degradation,
+    degrade,
+)
 from ..sample_donors import TagPrior, as_map_style, donor_index
 
 CLEAN = "clean"
-FOLLOWS_PRIOR = ("tags_invented", "tags_adversarial")
 
 
 class DegradedRecords(Dataset):
@@ -49,7 +55,7 @@ class DegradedRecords(Dataset):
         self.records, self.seed = as_map_style(records), seed
         self.cells = [(CLEAN, 0)] if clean else []
         self.cells += [(name, severity) for name in degradations for severity in severities]
-        invents = any(name in FOLLOWS_PRIOR for name in degradations)
+        invents = any(name in NEEDS_FALSE_NAME for name in degradations)
         knows_prior = len(self.records) > 0 and bool((self.records[0].get("metadata") or {}).get("prior_tags"))
         numbers = range(len(self.records)) if invents and not knows_prior else ()
         self.prior = TagPrior(self.records[number] for number in numbers)
@@ -78,24 +84,27 @@ class DegradedRecords(Dataset):
         if stream == "image":
             if record.get("image") is None:
                 return None
-            return {"donor": self._donor(number, str(record["id"]))} if name == "swapped_image" else {}
+            return {"donor": self._donor(number, record, "image")} if name in NEEDS_DONOR else {}
         if stream == "question":
             return {} if record["task"] != "caption" and record.get("question") else None
         if not record.get("tags"):
             return None
-        if name in FOLLOWS_PRIOR and not (record.get("metadata") or {}).get("prior_tags"):
+        if name in NEEDS_FALSE_NAME and not (record.get("metadata") or {}).get("prior_tags"):
             names = self.prior.false_names(record)
             return {"prior_tags": names} if names else None
-        return {}
+        return {"foreign_tags": self._donor(number, record, "tags")} if name in NEEDS_FOREIGN_TAGS else {}
 
-    def _donor(self, number: int, source: str) -> Image.Image:
-        other = donor_index(number, source, len(self.records), "image", self.seed)
-        for step in range(len(self.records)):  # the next one, should the chosen one have no picture
+    def _donor(self, number: int, record: Mapping[str, Any], stream: str) -> Any:
+        """The image or the tags of another record."""
+        other = donor_index(number, str(record["id"]), len(self.records), stream, self.seed)
+        for step in range(len(self.records)):  # the next one, should the chosen one have none
             place = (other + step) % len(self.records)
-            image = None if place == number else self._record(place).get("image")
-            if image is not None:
-                return image
-        raise ValueError("records holds one picture only, but 'swapped_image' needs another: leave it out.")
+            found = None if place == number else self._record(place).get(stream)
+            if found:
+                return found
+        raise ValueError(
+            f"records has one sample with {stream} only, but this degradation needs another one's: leave it out."
+        )
 
     def _record(self, number: int) -> Mapping[str, Any]:
         # The cells of a record follow one another, so its picture is read once; the donor's, too.

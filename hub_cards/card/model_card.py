@@ -47,8 +47,8 @@ ROUTERS = {
     "gate": "gate: one weight per stream from the pooled features of both, which scales it",
     "channel": "channel (MoIR): channels that say little in one stream are refilled from the other",
     "reliability": (
-        "reliability: a stream that is unlike anything seen in training fades towards a learned null token, "
-        "and the other stream's complement is brought in by cross-attention"
+        "reliability: a stream that has failed, judged by what image, tags and question say of each other, is left out "
+        "for a learned null token, and tags that the image denies are not read"
     ),
 }
 SIMULATED = ". **Its tags' scores were simulated**, not made by a tagger: with a real one it may behave differently"
@@ -222,10 +222,6 @@ def _architecture(config: Any) -> list[tuple[str, str]]:
         rows.append(("tag scores", SCORE_ENCODINGS.get(config.tag_score_encoding, config.tag_score_encoding)))
     router = ROUTERS.get(config.router_type, config.router_type)
     rows.append(("information router", router))
-    if config.asks_the_question:
-        rows.append(("where picture and tags are at odds", "the question decides which of them is doubted"))
-    if config.verifies_tags:
-        rows.append(("every tag", "is checked against the picture, and fades if no place in it shows what it names"))
     tokens = f"{config.num_image_tokens} image tokens + {config.num_prompt_tokens} soft-prompt tokens"
     return [*rows, ("tokens per picture", tokens)]
 

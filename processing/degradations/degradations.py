@@ -12,16 +12,26 @@ import numpy as np
 from PIL import Image
 
 from .image_degradations import IMAGE_DEGRADATIONS
+from .image_shifts import IMAGE_SHIFTS
+from .imagenet_c import IMAGENET_C
 from .question_corruption import QUESTION_CORRUPTIONS
 from .stateless_random import stable_hash
 from .tag_corruption import TAG_CORRUPTIONS
+from .tag_failures import TAG_FAILURES
 
+_OF_IMAGES = {**IMAGE_DEGRADATIONS, **IMAGENET_C, **IMAGE_SHIFTS}
+_OF_TAGS = {**TAG_CORRUPTIONS, **TAG_FAILURES}
 #: Degradation → the stream it hits.
 DEGRADATION_STREAMS = {
-    **dict.fromkeys(IMAGE_DEGRADATIONS, "image"),
-    **dict.fromkeys(TAG_CORRUPTIONS, "tags"),
+    **dict.fromkeys(_OF_IMAGES, "image"),
+    **dict.fromkeys(_OF_TAGS, "tags"),
     **dict.fromkeys(QUESTION_CORRUPTIONS, "question"),
 }
+#: What takes something of another sample: its image, or its tags.
+NEEDS_DONOR = ("swapped_image", "half_swapped", "overlaid")
+NEEDS_FOREIGN_TAGS = ("tags_foreign",)
+#: What puts the likeliest false name into the list.
+NEEDS_FALSE_NAME = ("tags_invented", "tags_adversarial", "tags_replaced")
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
@@ -52,17 +62,17 @@ def degrade_image(
 
     Args:
         image (`PIL.Image.Image`): any size and mode.
-        name (`str`): a key of `IMAGE_DEGRADATIONS`.
+        name (`str`): a degradation of images in `DEGRADATION_STREAMS`.
         severity (`int`): 1 (mild) to 5 (worst).
         seed (`int`, *optional*, defaults to 0): another seed is another accident.
         sample_id (`str`, *optional*): makes samples differ under one seed.
-        donor (`PIL.Image.Image`, *optional*): the other picture, for "swapped_image".
+        donor (`PIL.Image.Image`, *optional*): the other image, for what is in `NEEDS_DONOR`.
 
     Raises:
         ValueError: unknown name (the nearest one is suggested), severity outside 1–5, donor missing.
     """
     check_degradation(name, severity, "image")
-    return IMAGE_DEGRADATIONS[name](image.convert("RGB"), severity, _generator(name, seed, sample_id), donor)
+    return _OF_IMAGES[name](image.convert("RGB"), severity, _generator(name, seed, sample_id), donor)
 
 
 def degrade_tags(
@@ -71,7 +81,7 @@ def degrade_tags(
     severity: int,
     seed: int = 0,
     sample_id: str = "",
-    prior_tags: Sequence[str] | None = None,
+    prior_tags: Sequence | None = None,
 ) -> list[list]:
     """Corrupted copy of [[name, score], ...], best score first; `prior_tags` are false names for what invents tags.
 
@@ -80,7 +90,7 @@ def degrade_tags(
     """
     check_degradation(name, severity, "tags")
     rng = _generator(name, seed, sample_id)
-    corrupted = TAG_CORRUPTIONS[name]([list(tag) for tag in tags], severity, rng, prior_tags)
+    corrupted = _OF_TAGS[name]([list(tag) for tag in tags], severity, rng, prior_tags)
     return sorted(corrupted, key=lambda tag: -tag[1])
 
 
@@ -97,6 +107,7 @@ def degrade(
     seed: int = 0,
     donor: Image.Image | None = None,
     prior_tags: Sequence[str] | None = None,
+    foreign_tags: Sequence[Sequence] | None = None,
 ) -> dict:
     """A copy of a task record in which one stream is degraded; answers and all else stay.
 
@@ -106,10 +117,11 @@ def degrade(
         name (`str`): a key of `DEGRADATION_STREAMS`.
         severity (`int`): 1 (mild) to 5 (worst).
         seed (`int`, *optional*, defaults to 0): another seed is another accident for every sample.
-        donor (`PIL.Image.Image`, *optional*): another sample's picture, for "swapped_image".
-        prior_tags (`Sequence[str]`, *optional*): plausible false names, the likeliest first, for "tags_invented" and
-            "tags_adversarial" (which uses the first); by default what scenes carry in their metadata, `prior_tags` and
-            `misleading_tag`.
+        donor (`PIL.Image.Image`, *optional*): another sample's image, for what is in `NEEDS_DONOR`.
+        prior_tags (`Sequence[str]`, *optional*): plausible false names, the likeliest first, for "tags_invented", and
+            "tags_adversarial" and "tags_replaced" (which use the first); by default what scenes carry in their
+            metadata, `prior_tags` and `misleading_tag`.
+        foreign_tags (*optional*): another sample's tags, for "tags_foreign".
 
     Raises:
         ValueError: unknown name (the nearest one is suggested), severity outside 1–5, record without `id`, donor or
@@ -126,9 +138,10 @@ def degrade(
         if prior_tags is None:
             known = record.get("metadata") or {}
             prior_tags = known.get("prior_tags")
-            if name == "tags_adversarial" and known.get("misleading_tag"):
+            if name in ("tags_adversarial", "tags_replaced") and known.get("misleading_tag"):
                 prior_tags = [known["misleading_tag"]]
-        changed["tags"] = degrade_tags(record.get("tags") or [], name, severity, seed, record["id"], prior_tags)
+        false = foreign_tags if name in NEEDS_FOREIGN_TAGS else prior_tags
+        changed["tags"] = degrade_tags(record.get("tags") or [], name, severity, seed, record["id"], false)
     elif record.get("image") is not None:
         if not isinstance(record["image"], Image.Image):
             raise TypeError(

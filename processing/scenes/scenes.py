@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..degradations.degradations import check_degradation, degrade, nearest_name
+from ..degradations.degradations import NEEDS_DONOR, NEEDS_FOREIGN_TAGS, check_degradation, degrade, nearest_name
 from ..degradations.stateless_random import random_uniforms, stable_hash
 from .drawing import draw_images, object_boxes
 from .layout import (
@@ -140,11 +140,11 @@ class Scenes(torch.utils.data.Dataset):
     def __getitems__(self, indices: Indices) -> list[dict]:
         """Records of many scenes, drawn together; torch's DataLoader calls this for every batch."""
         layout = self.layout(self._checked(indices))
-        donors = self._donors(layout.indices)
         records = self._records(layout, draw_images(self.key, layout))
+        donors = self._donors(layout.indices)
         for name in self.degradations:
             records = [
-                degrade(record, name, self.severity, self.degradation_seed, donor)
+                degrade(record, name, self.severity, self.degradation_seed, **donor)
                 for record, donor in zip(records, donors, strict=True)
             ]
         return records
@@ -162,16 +162,17 @@ class Scenes(torch.utils.data.Dataset):
             )
         return array
 
-    def _donors(self, indices: np.ndarray) -> list[Image.Image | None]:
-        """For each scene another one's picture, where the degradation needs it."""
-        if "swapped_image" not in self.degradations:
-            return [None] * len(indices)
+    def _donors(self, indices: np.ndarray) -> list[dict]:
+        """For each scene the image and the tags of another one, where a degradation needs them."""
+        if not any(name in (*NEEDS_DONOR, *NEEDS_FOREIGN_TAGS) for name in self.degradations):
+            return [{}] * len(indices)
         # A scene behind the last is used when there is only one; the layout is a function of any index.
         step = 1 + random_uniforms(stable_hash(self.key, "donors", self.degradation_seed), indices, 1)[:, 0] * max(
             self.size - 1, 1
         )
-        others = (indices + step.astype(np.int64)) % max(self.size, 2)
-        return [Image.fromarray(pixels) for pixels in draw_images(self.key, self.layout(others))]
+        others = self.layout((indices + step.astype(np.int64)) % max(self.size, 2))
+        records = self._records(others, draw_images(self.key, others))
+        return [{"donor": record["image"], "foreign_tags": record["tags"]} for record in records]
 
     def layout(self, indices: Indices) -> SceneLayout:
         """Objects and questions of scenes as arrays, without pixels or words (fast enough for text-only training)."""

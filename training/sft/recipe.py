@@ -176,17 +176,6 @@ def _check_processing(recipe: Any) -> None:
     most = recipe.processor.get("max_tags")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ValueError(f"processor.max_tags={most!r} must be a whole number of at least 1, or null")
-    _check_tag_words(recipe)
-
-
-def _check_tag_words(recipe: Any) -> None:
-    if not recipe.processor.get("tag_words", True) or recipe.model.get("router_type") != "reliability":
-        return
-    if recipe.model.get("tag_verification"):
-        raise ValueError(
-            "model.tag_verification=True fades tags that the picture does not show, but processor.tag_words=True "
-            "writes them into the question all the same: set tag_words=false"
-        )
 
 
 def _check_start_up(checks: dict[str, Any]) -> None:

@@ -108,12 +108,11 @@ def finished_runs(plan: StudyPlan, folder: Path) -> dict[tuple[Cell, int], Run]:
 
 
 def runs_of(plan: StudyPlan) -> Iterator[tuple[Cell, int]]:
-    """Every (cell, seed): clean training first, and seed by seed, so that a study that is stopped has whole grids."""
-    for clean in (True, False):
+    """Every (cell, seed): the first grid of the plan for all seeds, then the others, each seed by seed."""
+    for cells in plan.grids:
         for seed in plan.seeds:
-            for cell in plan.cells:
-                if (cell.training == "clean") == clean:
-                    yield cell, seed
+            for cell in cells:
+                yield cell, seed
 
 
 def run_grid(plan: StudyPlan, folder: Path, jobs: int) -> list[Run]:

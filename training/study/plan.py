@@ -17,7 +17,7 @@ from ..recipe_loading import recipe_path
 from ..sft.recipe import Recipe, load_recipe
 
 AXES = {
-    "router": ("none", "gate", "channel", "reliability", "reliability+question", "reliability+question+tags"),
+    "router": ("none", "gate", "channel", "reliability"),
     "prompt": ("none", "static", "dynamic", "dynamic+words"),
     "language_model": ("frozen", "lora"),
     "training": ("clean", "degraded", "unaligned"),
@@ -35,13 +35,6 @@ PROMPTS: dict[str, dict[str, Any]] = {
     },
     "dynamic": {"soft_prompt_type": "dynamic", "processor.tag_words": False},
     "dynamic+words": {"soft_prompt_type": "dynamic", "processor.tag_words": True},
-}
-# "+question" lets the question decide where picture and tags disagree, "+tags" checks every tag against the picture.
-PLAIN = {"question_agreement": False, "tag_verification": False}
-_ASKING = {"router_type": "reliability", "question_agreement": True}
-ROUTERS: dict[str, dict[str, Any]] = {
-    "reliability+question": _ASKING,
-    "reliability+question+tags": {**_ASKING, "tag_verification": True},
 }
 
 
@@ -68,7 +61,7 @@ class StudyPlan:
         train_scenes (`int`): scenes that all runs draw their batches from, each in its own order.
         scenes (`Mapping`): arguments of [`Scenes`] for training; test conditions share `question_types`.
         seeds (`Sequence[int]`): of initialization, order and dropped streams.
-        cells (`Sequence[Cell]`): the grid.
+        grids (`Sequence[Sequence[Cell]]`): the cells, in the order in which they run; none stands in two of them.
         conditions (`Sequence[Condition]`): what every model is asked.
         degraded_with (`Mapping`): names under `image` and `tags`, and the `share` of each stream that is degraded,
             where training is "degraded". "unaligned" trains on clean streams, too, but from a random projector.
@@ -82,10 +75,14 @@ class StudyPlan:
     train_scenes: int
     scenes: Mapping[str, Any]
     seeds: Sequence[int]
-    cells: Sequence[Cell]
+    grids: Sequence[Sequence[Cell]]
     conditions: Sequence[Condition]
     degraded_with: Mapping[str, Any]
     overrides: Mapping[str, Any]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(cell for cells in self.grids for cell in cells)
 
     @property
     def scene_seed(self) -> int:
@@ -94,8 +91,7 @@ class StudyPlan:
 
     def recipe_of(self, cell: Cell, seed: int) -> Recipe:
         """The shared recipe with what the cell changes."""
-        router = {**PLAIN, **ROUTERS.get(cell.router, {"router_type": cell.router})}
-        changes: dict[str, Any] = {**router, "training.seed": seed, **PROMPTS[cell.prompt]}
+        changes: dict[str, Any] = {"router_type": cell.router, "training.seed": seed, **PROMPTS[cell.prompt]}
         if cell.training == "unaligned":
             changes["align_pictures"] = 0
         if cell.prompt == "none":
@@ -120,17 +116,21 @@ def load_plan(name: str, overrides: Mapping[str, Any] | None = None) -> StudyPla
     """
     path = recipe_path(name)
     written = {**(yaml.safe_load(path.read_text(encoding="utf-8")) or {}), **(overrides or {})}
-    known = {field.name for field in fields(StudyPlan)} - {"cells"} | {"grid", "also"}
+    known = {field.name for field in fields(StudyPlan)} - {"grids"} | {"grid", "also"}
     for key in written:
         if key not in known:
             raise ValueError(f"{path}: {key!r} is no field of a study: known are {', '.join(sorted(known))}")
     for key in sorted(known - {"also", "overrides", "degraded_with"} - set(written)):
         raise ValueError(f"{path}: the field {key!r} is missing; see training/recipes/study.yaml")
     grids = [written.pop("grid"), *(written.pop("also", None) or [])]
-    cells = dict.fromkeys(cell for grid in grids for cell in cells_of(grid, path))
-    conditions = [_condition(content) for content in written.pop("conditions")]
+    seen: set[Cell] = set()
+    cells = []
+    for grid in grids:
+        cells.append(tuple(cell for cell in cells_of(grid, path) if cell not in seen))
+        seen.update(cells[-1])
+    conditions = [condition for content in written.pop("conditions") for condition in _conditions(content)]
     plan = StudyPlan(
-        cells=tuple(cells),
+        grids=tuple(cells),
         conditions=tuple(conditions),
         degraded_with=written.pop("degraded_with", None) or {},
         overrides=written.pop("overrides", None) or {},
@@ -152,13 +152,21 @@ def cells_of(grid: Mapping[str, Sequence[str]], path: Path) -> list[Cell]:
     return [Cell(*values) for values in itertools.product(*columns)]
 
 
-def _condition(content: Mapping[str, Any]) -> Condition:
-    settings = {"severity": content["severity"]} if "severity" in content else {}
-    stream = "none"
-    for kind, argument in (("image", "image_degradation"), ("tags", "tag_corruption")):
-        if kind in content:
-            settings[argument], stream = content[kind], kind
-    return Condition(content["name"], content.get("split", "prior_broken"), settings, stream)
+def _conditions(content: Mapping[str, Any]) -> list[Condition]:
+    """`{name, split, image or tags, severity}` is one; `{image: [names], severities: [2, 4]}` all of these."""
+    kinds = {"image": "image_degradation", "tags": "tag_corruption"}
+    kind = next((kind for kind in kinds if kind in content), None)
+    split = content.get("split", "prior_broken")
+    if kind is None:
+        return [Condition(content["name"], split)]
+    if isinstance(content[kind], str):
+        settings = {kinds[kind]: content[kind], "severity": content["severity"]}
+        return [Condition(content["name"], split, settings, kind)]
+    return [
+        Condition(f"{name} {severity}", split, {kinds[kind]: name, "severity": severity}, kind)
+        for name in content[kind]
+        for severity in content["severities"]
+    ]
 
 
 def _check_numbers(plan: StudyPlan, path: Path) -> None:

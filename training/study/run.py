@@ -23,6 +23,7 @@ from .plan import Cell, StudyPlan
 WARMUP = 0.05  # share of the steps
 MAX_GRAD_NORM = 1.0
 EVALUATION_BATCH = 100
+VIEWS = {"open": (True, True), "image": (True, False), "tags": (False, True)}  # trusted streams: image, tags
 Report = Callable[[str, int, int], None]
 
 
@@ -90,8 +91,9 @@ def run_cell(
     Returns:
         The cell's settings with `seed`, `steps`, `seconds`, trained `parameters`, the mean `loss` of the last tenth of
         the steps, and `conditions`: by name `accuracy`, `prior` (share of answers that follow the prior),
-        `log_likelihood` (of the right answer) and the mean `weights` of the router. `held_open` has the same for a
-        reliability router that does not judge: the difference is what judging brings.
+        `log_likelihood` (of the right answer) and the mean `weights` of the router. `views` has the same for a
+        reliability router that does not judge but always trusts what `VIEWS` says: both streams, which is no router but
+        stream dropout, or only one, of which the better one is what an oracle would choose.
     """
     report = report or (lambda stage, done, total: None)
     recipe = plan.recipe_of(cell, seed)
@@ -106,10 +108,13 @@ def run_cell(
     trained.eval()
     report("measuring", 0, 1)
     rows = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
-    held_open = {}
+    views = {}
     if recipe.model["router_type"] == "reliability":
-        with router_held_open(trained):
-            held_open = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
+        for view, trusted in VIEWS.items():
+            with router_fixed(trained, *trusted):
+                views[view] = {
+                    condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions
+                }
     return {
         **asdict(cell),
         "seed": seed,
@@ -118,22 +123,27 @@ def run_cell(
         "parameters": sum(count for group, count in count_parameters(trained).items() if group != "total"),
         "loss": round(sum(losses[-plan.steps // 10 :]) / max(1, len(losses[-plan.steps // 10 :])), 4),
         "conditions": rows,
-        "held_open": held_open,
+        "views": views,
     }
 
 
 @contextmanager
-def router_held_open(model: torch.nn.Module) -> Iterator[None]:
-    """Within this context a reliability router trusts everything: what is left is what dropped streams taught."""
+def router_fixed(model: torch.nn.Module, image: bool, tags: bool) -> Iterator[None]:
+    """Within this context a reliability router does not judge: it trusts these streams, as far as there are any."""
     routers = [module for module in model.modules() if isinstance(module, ReliabilityRouter)]
+
+    def fixed(patches, image_profile, tag_inputs, question, is_real):
+        has_tags = torch.ones_like(is_real) if tag_inputs is None else tag_inputs[2].any(-1)  # (N,)
+        # Never neither: without tags the image stays.
+        return torch.stack([~has_tags | image, has_tags & tags], dim=-1).float(), None
+
     for router in routers:
-        router.weigh = lambda streams: streams.image.new_ones(streams.num_items, 2)
-        router.read_scores = lambda patches, profile, ids, mask, tag_scores: tag_scores  # type: ignore[method-assign]
+        router.judge = fixed
     try:
         yield
     finally:
         for router in routers:
-            del router.weigh, router.read_scores
+            del router.judge
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Shifts of images beyond ImageNet-C, severity 1–5: geometry, colour, local damage, resampling, for PIL images of any size.
+"""Shifts of images beyond ImageNet-C, severity 1–5, for PIL images of any size: geometry, colour, local, resampling.
 
 Each function takes (image, severity, rng, donor) and returns an RGB image of the same size. The random numbers do not
 depend on the severity. Lengths are shares of the image's sides.
@@ -69,7 +69,8 @@ def _tiles_shuffled(image, severity, rng, donor=None):
     shuffled = image.copy()
     for target, source in zip(chosen, np.roll(chosen, 1), strict=True):
         left, top = source % side * width, source // side * height
-        shuffled.paste(image.crop((left, top, left + width, top + height)), (target % side * width, target // side * height))
+        tile = image.crop((left, top, left + width, top + height))
+        shuffled.paste(tile, (target % side * width, target // side * height))
     return shuffled
 
 
@@ -217,16 +218,31 @@ def _squeezed(image, severity, rng, donor=None):
     return image.resize(size, Image.Resampling.BILINEAR).resize(image.size, Image.Resampling.BILINEAR)
 
 
-#: Degradation → the family that it belongs to.
-SHIFT_FAMILIES = {
-    "geometry": ("rotation", "flip", "translation", "zoom_out", "tiles_shuffled"),
-    "color": ("inversion", "hue", "grayscale", "overexposure", "underexposure", "posterization", "solarization",
-              "channels_swapped", "color_cast"),
-    "local": ("sticker", "gray_stickers", "half_swapped", "overlaid", "stripes"),
-    "resampling": ("downscaled", "aliased", "squeezed"),
-}  # fmt: skip
-NEEDS_DONOR = ("half_swapped", "overlaid")
-
 IMAGE_SHIFTS: dict[str, Callable] = {
-    name: globals()[f"_{name}"] for names in SHIFT_FAMILIES.values() for name in names
+    # geometry
+    "rotation": _rotation,
+    "flip": _flip,
+    "translation": _translation,
+    "zoom_out": _zoom_out,
+    "tiles_shuffled": _tiles_shuffled,
+    # colour
+    "inversion": _inversion,
+    "hue": _hue,
+    "grayscale": _grayscale,
+    "overexposure": _overexposure,
+    "underexposure": _underexposure,
+    "posterization": _posterization,
+    "solarization": _solarization,
+    "channels_swapped": _channels_swapped,
+    "color_cast": _color_cast,
+    # local damage
+    "sticker": _sticker,
+    "gray_stickers": _gray_stickers,
+    "half_swapped": _half_swapped,
+    "overlaid": _overlaid,
+    "stripes": _stripes,
+    # resampling
+    "downscaled": _downscaled,
+    "aliased": _aliased,
+    "squeezed": _squeezed,
 }

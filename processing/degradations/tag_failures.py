@@ -1,7 +1,7 @@
 """Failures of a whole tag list, severity 1–5: what makes tags wrong rather than incomplete.
 
 Each function takes (tags, severity, rng, prior_tags) and returns a new list of [name, score] pairs. `prior_tags` are
-false names, the likeliest first; for "tags_foreign" they are another sample's tags.
+false names, the likeliest first; for "tags_foreign" they are another sample's [name, score] pairs.
 """
 
 import string
@@ -15,28 +15,24 @@ Tags = list[list]
 def _tags_foreign(tags: Tags, severity: int, rng: np.random.Generator, prior_tags: Sequence | None) -> Tags:
     """Another sample's tags instead, for a share severity/5 of the samples."""
     if prior_tags is None:
-        raise ValueError("prior_tags=None, but 'tags_foreign' needs another sample's tags: pass them as prior_tags")
-    scores = rng.uniform(0.6, 0.95, len(prior_tags))
-    if rng.random() >= severity / 5:
-        return tags
-    return [list(tag) if not isinstance(tag, str) else [tag, round(float(score), 2)]
-            for tag, score in zip(prior_tags, scores, strict=True)]  # fmt: skip
+        raise ValueError("foreign_tags=None, but 'tags_foreign' needs another sample's tags: pass foreign_tags")
+    return [list(tag) for tag in prior_tags] if rng.random() < severity / 5 else tags
 
 
 def _tags_replaced(tags: Tags, severity: int, rng: np.random.Generator, prior_tags: Sequence | None) -> Tags:
-    """The likeliest false name takes the place and the score of the best tag that shares a word with it, or the best."""
+    """The likeliest false name takes the place of the best tag that ends like it, or of the best one."""
     if not prior_tags:
         raise ValueError("prior_tags is empty, but 'tags_replaced' needs one: pass prior_tags=[a name that is false]")
-    name, words = prior_tags[0], set(prior_tags[0].split())
+    name = prior_tags[0]
     score = (0.55, 0.65, 0.8, 0.9, 0.99)[severity - 1]
     kept = [tag for tag in tags if tag[0] != name]
-    shared = [tag for tag in kept if words & set(tag[0].split()[-1:])]
+    shared = [tag for tag in kept if tag[0].split()[-1] == name.split()[-1]]
     gone = (shared or kept)[:1]
     return [[name, score], *(tag for tag in kept if tag not in gone)]
 
 
 def _tags_noise(tags: Tags, severity: int, rng: np.random.Generator, prior_tags: Sequence | None) -> Tags:
-    """A list without relation to the image: 1 to 5 random strings of letters join, at severity 5 they are all there is."""
+    """1 to 5 random strings of letters join; at severity 5 they are all there is."""
     letters = np.array(list(string.ascii_lowercase))
     names = ["".join(rng.choice(letters, length)) for length in rng.integers(3, 9, 5)]
     scores = rng.uniform(0.4, 0.95, 5)
@@ -62,9 +58,7 @@ def _misspelt(word: str, share: float, rng: np.random.Generator) -> str:
     return word[:place] + word[place + 1] + word[place] + word[place + 2 :]
 
 
-def _tags_attributes_swapped(
-    tags: Tags, severity: int, rng: np.random.Generator, prior_tags: Sequence | None
-) -> Tags:
+def _tags_attributes_swapped(tags: Tags, severity: int, rng: np.random.Generator, prior_tags: Sequence | None) -> Tags:
     """First words change places among tags of several words ("red cube, blue ball" → "blue cube, red ball")."""
     places = [place for place, (name, _) in enumerate(tags) if len(name.split()) > 1]
     if rng.random() >= severity / 5 or len(places) < 2:
