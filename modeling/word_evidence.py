@@ -1,11 +1,11 @@
 """What an image shows of words, and how much that speaks for image and tags being of one scene, all from frozen parts.
 
-A training stream says which words go with which images. From the running covariance of mean patch features and mean word
-embeddings of the tags follows a linear map from features to words, in closed form. The mean over places commutes with it, so one place can be asked, too: a tag's evidence is
-that of the place that shows all of its words best, since a red square and a blue star together show no blue square. A
-question's evidence is that of the place that best shows its words beyond those of the mean question. Words that stand
-in every question drop out with the mean, and words that no image explains are mapped to by nothing: which words of a
-question count need not be said by anybody.
+A training stream says which words go with which images. From the running covariance of mean patch features and mean
+word embeddings of the tags follows a linear map from features to words, in closed form. The mean over places commutes
+with it, so one place can be asked, too: a tag's evidence is that of the place that shows all of its words best, since a
+red square and a blue star together show no blue square. A question's evidence is that of the place that best shows its
+words beyond those of the mean question. Words that stand in every question drop out with the mean, and words that no
+image explains are mapped to by nothing: which words of a question count need not be said by anybody.
 
 How much evidence is much? Failures are never seen in training, but mismatches are free: what an image shows of the
 *next* sample's words. Logistic regression of own against other pairs (Platt, 1999), on samples that the map was not
