@@ -27,7 +27,7 @@ ARMS: dict[str, dict[str, Any]] = {
 TASKS = ("caption", "vqa", "grounding")
 # All that is new starts from noise and learns fast: what is compared is how far adapters come in a few steps.
 FROM_NOISE = {
-    "align_pictures": 0, "question_agreement": False, "tag_verification": False,
+    "align_pictures": 0,
     "stream_dropout": 0.1, "learning_rates.soft_prompt": None, "learning_rates.adapters": 3e-3,
 }  # fmt: skip
 SHOWN = {"vqa_accuracy": "VQA accuracy", "caption_cider_d": "CIDEr-D", "grounding_accuracy@0.5": "REC acc@0.5",

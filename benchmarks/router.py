@@ -94,19 +94,17 @@ def share_of_forward(batch: int, repeats: int) -> None:
     tags = BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6, num_attention_heads=12)
     shared = {"vision_config": vision.to_dict(), "text_config": text.to_dict(), "tag_encoder_config": tags.to_dict()}
     print(f"share of a forward pass, SigLIP-B/16 + 135M decoder, B={batch}, 196 image + 8 prompt + 64 text tokens")
-    verified = {"router_type": "reliability", "tag_verification": True, "tag_separator_ids": [0, 1, 2]}
-    rows = {name: {"router_type": name} for name in ("none", "gate", "channel", "reliability")}
-    for router, fields in {**rows, "+ tags": verified}.items():
-        config = PoiseConfig(**shared, image_token_id=5, **fields)
+    for router in ("none", "gate", "channel", "reliability"):
+        config = PoiseConfig(**shared, image_token_id=5, router_type=router, tag_separator_ids=[0, 1, 2])
         model = PoiseForConditionalGeneration(config).eval()
         inputs = forward_inputs(model, batch)
         parts = Stopwatch({"tag encoder": model.model.tag_encoder, "soft prompt": model.model.soft_prompt,
                            "router": model.model.router,
-                           "verification": getattr(model.model.router, "tag_verification", None)})  # fmt: skip
+                           "evidence": getattr(model.model.router, "word_evidence", None)})  # fmt: skip
         with torch.no_grad():
             total = seconds(lambda m=model, i=inputs: m(**i, logits_to_keep=1), repeats)
         prompt = parts.median("soft prompt") - parts.median("tag encoder")
-        routing = parts.median("router") + parts.median("verification")
+        routing = parts.median("router") + parts.median("evidence")
         own = prompt + routing
         print(
             f"  {router:<12} forward {total * 1e3:7.0f} ms   soft prompt {prompt / total:6.2%}   "

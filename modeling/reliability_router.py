@@ -106,7 +106,7 @@ class ReliabilityRouter(nn.Module):
             if torch.is_grad_enabled():
                 self.observe(patches, image_profile, tags, question, is_real)
             return self.draw_drops(has_tags), None
-        beyond = self.image_typicality(image_profile.float())  # (N,)
+        beyond = self.image_typicality.beyond(image_profile.float())  # (N,)
         image_sound = (SOUND - beyond).clamp_min(LEAST_SOUND)  # (N,)
         if not self.uses_tags:
             nothing = torch.zeros_like(image_sound)  # (N,)

@@ -1,4 +1,4 @@
-"""Running statistics of a training stream, and the first question to them: is this image typical?
+"""Running Gaussians over a training stream, and the first question to them: is this typical?
 
 A frozen tower's activations do not move during training, so their running mean and covariance describe what a sound
 input looks like, and the Mahalanobis distance to them tells at inference that an input is not one (Lee et al., arXiv
@@ -20,7 +20,7 @@ from .linear_product import linear_product
 HELD_OUT = 0.1  # share of the training stream that calibrates
 CALIBRATION_SIZE = 512  # held-out samples that are kept; a ring, the newest replace the oldest
 MIN_CALIBRATION = 32  # fewer give no verdict: everything counts as typical
-SHRINKAGE = 0.1  # weight of a covariance's own diagonal
+SHRINKAGE = 0.1  # weight of the covariance's own diagonal
 
 
 def gather_rows(rows):
@@ -72,8 +72,7 @@ class RunningMoments(StreamStatistics):
     """
     Running mean and covariance of vectors.
 
-    The state is exact and does not depend on how samples were batched or accumulated (Chan et al.'s parallel update);
-    with several processes every one of them sees all samples.
+    The state is exact and does not depend on how samples were batched or accumulated (Chan et al.'s parallel update).
 
     Args:
         dim (`int`): E, size of a vector.
@@ -103,7 +102,7 @@ class RunningMoments(StreamStatistics):
 
     def covariance(self, shrinkage=SHRINKAGE):
         """Covariance shrunk towards its own diagonal, [E, E]."""
-        covariance = self.scatter / (self.count - 1).clamp_min(1)  # (E, E)
+        covariance = self.scatter / (self.count - 1)  # (E, E)
         diagonal = covariance.diagonal()  # (E,)
         floor = 1e-6 * diagonal.mean().clamp_min(1e-12)
         return (1 - shrinkage) * covariance + torch.diag(shrinkage * diagonal + floor)
@@ -114,12 +113,13 @@ class CalibratedStatistics(StreamStatistics):
     Statistics whose verdict is calibrated on samples that they keep.
 
     Args:
-        dim (`int`): numbers of a kept sample.
+        kept_dim (`int`): numbers of a kept sample.
+        args: of the class that this one is mixed into.
     """
 
-    def __init__(self, dim):
-        super().__init__()
-        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, dim, dtype=torch.float32))
+    def __init__(self, kept_dim, *args):
+        super().__init__(*args)
+        self.register_buffer("calibration", torch.zeros(CALIBRATION_SIZE, kept_dim, dtype=torch.float32))
         self.register_buffer("calibration_count", torch.zeros((), dtype=torch.int64))
         self.stale = True
 
@@ -155,19 +155,19 @@ class CalibratedStatistics(StreamStatistics):
         raise NotImplementedError
 
 
-class Typicality(CalibratedStatistics):
+class Typicality(CalibratedStatistics, RunningMoments):
     """
-    How far from what training has seen? The log Mahalanobis distance, in standard deviations beyond a threshold.
+    Is this like anything seen in training? The score is the log Mahalanobis distance, and held-out samples scale it.
 
     Args:
         dim (`int`): E, size of a vector.
         quantile (`float`): share of held-out samples that lie below the threshold.
+        slope (`float`): steepness of the weight, per standard deviation of held-out scores.
     """
 
-    def __init__(self, dim, quantile):
-        super().__init__(dim)
-        self.quantile = quantile
-        self.moments = RunningMoments(dim)
+    def __init__(self, dim, quantile, slope=6.0):
+        super().__init__(dim, dim)
+        self.quantile, self.slope = quantile, slope
         # Derived by `fit`; stored, so that a loaded model needs no factorization and compiles without a graph break.
         self.register_buffer("whitener", torch.zeros(dim, dim, dtype=torch.float32))
         self.register_buffer("centre_scale_threshold", torch.tensor([0.0, 1.0, 0.0], dtype=torch.float32))
@@ -181,17 +181,17 @@ class Typicality(CalibratedStatistics):
         """Add training samples, [n, E]. Every process must call it, with its own (possibly no) rows."""
         rows = gather_rows(rows.detach().float())  # (n, E)
         held_out = held_out_by_hash(rows)  # (n,)
-        self.moments.merge(rows[~held_out])
+        self.merge(rows[~held_out])
         self.keep(rows[held_out])
 
     @torch.no_grad()
     def fit(self):
         """Derive whitening, and centre, scale and threshold of the score, from what was observed."""
-        if self.whitener.is_meta or not bool(self.ready) or int(self.moments.count) < 2:
+        if self.mean.is_meta or not bool(self.ready) or int(self.count) < 2:
             return
         kept = self.kept()  # (C, E)
         with full_precision(kept):
-            self.whitener.copy_(inverse_factor(self.moments.covariance()))
+            self.whitener.copy_(inverse_factor(self.covariance()))
             score = self.score(kept)  # (C,)
         centre, scale = score.mean(), score.std().clamp_min(1e-3)
         # The tail of a few hundred samples is thin: never below what a normal tail of that mass would give.
@@ -202,15 +202,24 @@ class Typicality(CalibratedStatistics):
 
     def score(self, rows):
         """Log Mahalanobis distance, [n, E] → [n]."""
-        whitened = linear_product(rows - self.moments.mean, self.whitener)  # (n, E)
+        whitened = linear_product(rows - self.mean, self.whitener)  # (n, E)
         return whitened.square().sum(-1).clamp_min(1e-12).log() / 2  # (n,)
 
-    def forward(self, rows):
-        """Standard deviations of held-out samples by which rows lie beyond the threshold, [n, E] → [n]; 0 within."""
-        centre, scale, threshold = self.centre_scale_threshold.unbind()
+    def deviation(self, rows):
+        """The score in standard deviations of held-out samples beyond their mean, [n, E] → [n]."""
+        centre, scale, _ = self.centre_scale_threshold.unbind()
         with full_precision(rows):
-            beyond = (self.score(rows.float()) - centre) / scale - threshold  # (n,)
-        return torch.where(self.ready, beyond.clamp_min(0.0), 0.0)
+            return (self.score(rows.float()) - centre) / scale
+
+    def forward(self, rows):
+        """Weight of each row, [n, E] → [n]: sigmoid(slope · (t − d)), near 1 for what training has seen."""
+        threshold = self.centre_scale_threshold[2]
+        return torch.where(self.ready, torch.sigmoid(self.slope * (threshold - self.deviation(rows))), 1.0)
+
+    def beyond(self, rows):
+        """Standard deviations by which rows lie beyond the threshold, [n, E] → [n]; 0 within, or before any verdict."""
+        outside = (self.deviation(rows) - self.centre_scale_threshold[2]).clamp_min(0.0)  # (n,)
+        return torch.where(self.ready, outside, 0.0)
 
 
 def inverse_factor(covariance):

@@ -6,6 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ...processing.degradations.degradations import (
+    DEGRADATION_SETS,
     DEGRADATION_STREAMS,
     NEEDS_DONOR,
     NEEDS_FALSE_NAME,
@@ -32,7 +33,7 @@ class DegradedRecords(Dataset):
 
     Args:
         records: task records; a stream is read into memory.
-        degradations (`Sequence[str]`, *optional*): keys of `DEGRADATION_STREAMS`; all by default.
+        degradations (`Sequence[str]`, *optional*): keys of `DEGRADATION_STREAMS`; the standard set by default.
         severities (`Sequence[int]`, *optional*, defaults to 1 to 5)
         seed (`int`, *optional*, defaults to 0): another seed is another accident for every sample.
         clean (`bool`, *optional*, defaults to `True`): whether the records themselves are among them.
@@ -44,7 +45,7 @@ class DegradedRecords(Dataset):
     def __init__(
         self,
         records: Any,
-        degradations: Sequence[str] = tuple(DEGRADATION_STREAMS),
+        degradations: Sequence[str] = DEGRADATION_SETS["standard"],
         severities: Sequence[int] = SEVERITIES,
         seed: int = 0,
         clean: bool = True,

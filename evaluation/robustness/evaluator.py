@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ...processing.degradations.degradations import DEGRADATION_STREAMS, SEVERITIES, check_degradation
+from ...processing.degradations.degradations import (
+    DEGRADATION_STREAMS,
+    SEVERITIES,
+    check_degradation,
+    degradations_named,
+)
 from ..evaluator import Record, Row
 from ..generation_evaluator import GenerationEvaluator
 from ..intervals import bootstrap_interval
@@ -31,7 +36,8 @@ class RobustnessEvaluator(GenerationEvaluator):
     Args:
         task (`str`, *optional*, defaults to `"vqa"`): as of [`GenerationEvaluator`]; one task, for tasks differ in what
             a score means.
-        degradations (`Sequence[str]`, *optional*): keys of `DEGRADATION_STREAMS`; all by default.
+        degradations (`Sequence[str]`, *optional*): keys of `DEGRADATION_STREAMS`, or of
+            `DEGRADATION_SETS`; the standard set by default.
         severities (`Sequence[int]`, *optional*, defaults to 1 to 5)
         degradation_seed (`int`, *optional*, defaults to 0): of the accidents.
         **options: of [`GenerationEvaluator`].
@@ -54,7 +60,7 @@ class RobustnessEvaluator(GenerationEvaluator):
         super().__init__(task=task, **options)
         if task is None:
             raise ValueError("task=None, but scores of different tasks have no common mean: choose one, such as 'vqa'.")
-        names = tuple(DEGRADATION_STREAMS) if degradations is None else tuple(degradations)
+        names = degradations_named(["standard"] if degradations is None else degradations)
         self.degradations, self.severities = names, tuple(sorted(severities))
         if not self.degradations or not self.severities:
             raise ValueError("degradations and severities: name at least one of each.")

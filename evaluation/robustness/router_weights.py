@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ...processing import GenerationCollator
-from ...processing.degradations.degradations import DEGRADATION_STREAMS, check_degradation
+from ...processing.degradations.degradations import DEGRADATION_SETS, DEGRADATION_STREAMS, check_degradation
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..intervals import mean_with_interval
 from .degraded_records import CLEAN, DegradedRecords
@@ -67,8 +67,8 @@ class RouterByCondition(Evaluator):
         **options: Any,
     ):
         super().__init__(**options)
-        streams = DEGRADATION_STREAMS
-        chosen = [name for name in streams if streams[name] != "question"] if degradations is None else degradations
+        standard = [name for name in DEGRADATION_SETS["standard"] if DEGRADATION_STREAMS[name] != "question"]
+        chosen = standard if degradations is None else degradations
         for name in chosen:
             check_degradation(name, severity)
         self.degradations, self.severity, self.degradation_seed = tuple(chosen), severity, degradation_seed

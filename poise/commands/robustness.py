@@ -13,7 +13,7 @@ TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionben
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise robustness",
-        description="Asks every sample as it is and in fifteen degradations of picture, tags and question, five "
+        description="Asks every sample as it is and in degradations of picture, tags and question, five "
         "severities each: scores relative to clean, area under the severity curve, with bootstrap intervals.",
         epilog="example: poise robustness outputs/demo/reliability/model --samples 300",
     )
@@ -29,9 +29,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=300, metavar="N", help="records of the task at most (default 300)"
     )
-    parser.add_argument("--degradations", nargs="+", metavar="NAME", help="only these (default: all)")
+    parser.add_argument(
+        "--degradations",
+        nargs="+",
+        metavar="NAME",
+        help="only these, or sets: standard (default), imagenet_c, image_shifts, tag_failures",
+    )
     parser.add_argument(
         "--severities", type=int, nargs="+", default=[1, 2, 3, 4, 5], metavar="N", help="of 1 to 5 (default: all)"
+    )
+    parser.add_argument(
+        "--reference", metavar="JSON", help="robustness.json of another model: also print mCE against it"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the damage (default 0)")
     parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; 0 for none")
@@ -49,15 +57,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def read_reference(path: str) -> dict:
+    """What `poise robustness` wrote about another model."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"--reference {path!r} cannot be read: give the robustness.json of another run") from problem
+    if not isinstance(found, dict) or "scores" not in found:
+        raise ValueError(f"--reference {path!r} is no robustness.json: it holds no scores")
+    return found
+
+
 def main(argv: list[str]) -> int:
     """Prints the table. Returns 0; what can go wrong is raised."""
     arguments = build_parser().parse_args(argv)
     from poise.evaluation.data_sources import data_name, load_data_source
     from poise.evaluation.evaluator import write_whole
+    from poise.evaluation.robustness.corruption_error import corruption_errors
     from poise.evaluation.robustness.evaluator import RobustnessEvaluator
     from poise.evaluation.robustness.report import draw_robustness, robustness_rows, robustness_table
     from poise.model_loading import load_model, output_folder
 
+    reference = None if arguments.reference is None else read_reference(arguments.reference)
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     method = "" if arguments.decoding == "greedy" else "-".join(["", arguments.decoding, *arguments.strength])
     folder = output_folder(arguments.model, f"robustness{method}", arguments.output)
@@ -83,6 +104,8 @@ def main(argv: list[str]) -> int:
     scores = evaluator(model, processor, records)
 
     names, severities = evaluator.degradations, evaluator.severities
+    if reference is not None:
+        scores = {**scores, **corruption_errors(scores, reference["scores"], names, severities)}
     metric = "cider_d" if arguments.task == "caption" else f"{arguments.task}_accuracy"
     found = {
         "model": arguments.model,
@@ -99,6 +122,9 @@ def main(argv: list[str]) -> int:
     write_whole(Path(folder) / "robustness.json", written + "\n")
     draw_robustness(scores, names, severities, metric, Path(folder) / "robustness.png")
     table = robustness_table(scores, names, severities)
+    if "mce" in scores:
+        relative = f", relative mCE {scores['relative_mce']:.3f}" if "relative_mce" in scores else ""
+        table += f"\nagainst {reference['model']}: mCE {scores['mce']:.3f}{relative} (below 1: fewer errors)"
     write_whole(Path(folder) / "robustness.txt", table + "\n")
     sys.stdout.write((written if arguments.json else table) + "\n")
     sys.stderr.write(f"numbers, picture and predictions are in {folder}\n")

@@ -36,15 +36,17 @@ def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def runs_for_report(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
-    """The runs of those seeds whose whole grid is there: cells are compared on the same seeds or not at all."""
+    """
+    The finished runs of those seeds for which the first grid is complete, so that cells are compared on the same seeds.
+    """
     found = finished_runs(plan, folder)
-    whole = [seed for seed in plan.seeds if all((cell, seed) in found for cell in plan.cells)]
+    whole = [seed for seed in plan.seeds if all((cell, seed) in found for cell in plan.grids[0])]
     if not whole:
         raise ValueError(
-            f"--report-only: {folder} holds {len(found)} of {len(plan.cells) * len(plan.seeds)} runs and no seed is "
-            "complete; run `poise study` first"
+            f"--report-only: {folder} holds {len(found)} of {len(plan.cells) * len(plan.seeds)} runs, and no seed for "
+            "which the first grid is complete; run `poise study` first"
         )
-    return [found[cell, seed] for seed in whole for cell in plan.cells]
+    return [found[cell, seed] for seed in whole for cell in plan.cells if (cell, seed) in found]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,6 +27,13 @@ DEGRADATION_STREAMS = {
     **dict.fromkeys(_OF_TAGS, "tags"),
     **dict.fromkeys(QUESTION_CORRUPTIONS, "question"),
 }
+#: Named sets of degradations; the standard one is what is measured when nothing is said.
+DEGRADATION_SETS = {
+    "standard": (*IMAGE_DEGRADATIONS, *TAG_CORRUPTIONS, *QUESTION_CORRUPTIONS),
+    "imagenet_c": tuple(IMAGENET_C),
+    "image_shifts": tuple(IMAGE_SHIFTS),
+    "tag_failures": tuple(TAG_FAILURES),
+}
 #: What takes something of another sample: its image, or its tags.
 NEEDS_DONOR = ("swapped_image", "half_swapped", "overlaid")
 NEEDS_FOREIGN_TAGS = ("tags_foreign",)
@@ -49,6 +56,11 @@ def check_degradation(name: str, severity: int, stream: str | None = None) -> No
         raise ValueError(f"degradation={name!r} is no {what}: {nearest_name(name, names)}")
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity={severity!r} is not 1, 2, 3, 4 or 5: 1 is mild, 5 is worst")
+
+
+def degradations_named(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of degradations, with those of `DEGRADATION_SETS` in place of a set's; each once."""
+    return tuple(dict.fromkeys(name for known in names for name in DEGRADATION_SETS.get(known, (known,))))
 
 
 def _generator(name: str, seed: int, sample_id: str) -> np.random.Generator:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..degradations.degradations import DEGRADATION_STREAMS, SEVERITIES, degrade
+from ..degradations.degradations import DEGRADATION_SETS, DEGRADATION_STREAMS, SEVERITIES, degrade
 from .scenes import Scenes
 
 
@@ -29,7 +29,7 @@ def draw_contact_sheet(
     from matplotlib.figure import Figure
 
     records = scenes.__getitems__(range(min(count, len(scenes))))
-    names = list(DEGRADATION_STREAMS) if degradations is None else list(degradations)
+    names = list(DEGRADATION_SETS["standard"]) if degradations is None else list(degradations)
     columns = 6
     scene_rows = -(-len(records) // columns)
     heights = [2.9] * scene_rows + [

@@ -64,7 +64,7 @@ def main():
         shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         backbones = save_backbones(Path(scratch), shape)
         # A flat slope: weights between 0 and 1 say more than all or nothing.
-        model, processor = build(backbones, router_type="reliability", reliability_slope=0.3)
+        model, processor = build(backbones, router_type="reliability")
         train_router(model, processor)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

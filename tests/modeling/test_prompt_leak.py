@@ -35,18 +35,6 @@ def test_text_is_not_routed_itself(router):
     assert torch.equal(routed_embeddings(model, batch)[text], plain[text])
 
 
-def test_another_question_routes_the_image_differently_where_the_router_reads_it():
-    image_tokens = {}
-    for asks in (True, False):
-        model = open_model(router_type="reliability", question_agreement=asks)
-        rows = []
-        for question in ((7, 8, 9), (40, 41, 42)):
-            batch = batch_of(model, Sample(question=question), answers=False)
-            rows.append(routed_embeddings(model, batch)[:, 1 : 1 + model.config.num_image_tokens])
-        image_tokens[asks] = torch.equal(*rows)
-    assert image_tokens == {True: False, False: True}
-
-
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_generation_without_a_cache_equals_generation_with_one(language, router):

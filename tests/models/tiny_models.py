@@ -65,10 +65,6 @@ def open_model(language="llama", seed=0, **fields):
     """
     A model as after training: no branch is closed, every router does something, `reliability` has fitted statistics.
     """
-    if fields.get("router_type") == "reliability":
-        # Flat: weights between 0 and 1 instead of all or nothing. With an arbiter: the route reads everything it can.
-        asks = fields.get("soft_prompt_type", "dynamic") == "dynamic" and fields.get("image_trust") is None
-        fields = {"reliability_slope": 0.3, "question_agreement": asks, **fields}
     model = tiny_model(language, seed, **fields)
     open_branches(model)
     if fields.get("router_type") == "reliability":

@@ -14,7 +14,7 @@ from poise.training.tiny_backbones.build import tiny_backbone_path
 def test_a_learned_score_embedding_is_loaded(tmp_path):
     folder = tmp_path / "encoder"
     shutil.copytree(tiny_backbone_path("tag_encoder"), folder)
-    overrides = {"model.tag_encoder": str(folder), "tag_score_encoding": "embedding", "tag_verification": False}
+    overrides = {"model.tag_encoder": str(folder), "tag_score_encoding": "embedding"}
     untrained, _ = assemble(load_recipe("demo", overrides))
     drawn = untrained.model.soft_prompt.score_embedding.state_dict()
     learned = {name: torch.full_like(value, 0.25) for name, value in drawn.items()}

@@ -59,7 +59,7 @@ def run_key(plan: StudyPlan) -> dict[str, str]:
     What a run depends on besides its cell and seed, as two hashes: `settings` (the plan and its recipe's text) and
     `code` (every Python file that trains, asks or measures).
     """
-    settings = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in ("cells", "seeds")}
+    settings = {field.name: getattr(plan, field.name) for field in fields(plan) if field.name not in ("grids", "seeds")}
     settings["conditions"] = [asdict(condition) for condition in plan.conditions]
     settings["scene_seed"] = plan.scene_seed
     recipe = Path(recipe_path(plan.recipe)).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from ...processing.scenes.scenes import Scenes
 from ..feature_cache.cache import FeatureCache, Features, fingerprint
 
 MAX_TOKENS = 128  # rows of tokens are stored at this length, and trimmed to the longest of a batch
-MAX_TAG_TOKENS = 48
+MAX_TAG_TOKENS = 96  # a misspelt word is spelled in many pieces
 SEVERITIES = (2, 4)  # of degraded training, drawn evenly
 ALIGNED = ("input_ids", "attention_mask", "labels")
 

@@ -1,28 +1,22 @@
 """The study in words and pictures: `results.md` beside a folder with plots and the raw figures.
 
-What the runs of a study say together: means over seeds with intervals, and paired differences between routers.
-
-The study's plots: accuracy by condition for each prompt, and what each router adds.
+Conditions are grouped by what an image alone is worth in them, which a model tells that is shown nothing else: an image
+is worthless where it alone answers fewer than 30 % of the questions that it answers when it is sound, and hurt where it
+answers fewer than 95 %. Images that lie show something else as if they were sound.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first: there is no screen)
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.patches import Patch  # noqa: E402
+from matplotlib import pyplot as plt
 
-from .plan import (
-    AXES,  # noqa: E402
-    Cell,
-    StudyPlan,
-)
+from .plan import Cell, StudyPlan
 
 Run = Mapping[str, Any]
 # fmt: off
@@ -30,8 +24,6 @@ Run = Mapping[str, Any]
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
            2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)
 # fmt: on
-
-IMAGE_FAILS, TAGS_FAIL = "image fails (mean)", "tags fail (mean)"
 
 
 @dataclass(frozen=True)
@@ -62,223 +54,161 @@ def cell_of(run: Run) -> Cell:
     return Cell(run["router"], run["prompt"], run["language_model"], run["training"])
 
 
-def scores(plan: StudyPlan) -> dict[str, Callable[[Run], float]]:
-    """Accuracy by condition, and the means over the conditions in which picture or tags fail."""
-
-    def accuracy(name: str) -> Callable[[Run], float]:
-        return lambda run: run["conditions"][name]["accuracy"]
-
-    def average(stream: str) -> Callable[[Run], float]:
-        names = [condition.name for condition in plan.conditions if condition.stream == stream]
-        return lambda run: mean(run["conditions"][name]["accuracy"] for name in names)
-
-    found = {condition.name: accuracy(condition.name) for condition in plan.conditions}
-    for stream, title in (("image", IMAGE_FAILS), ("tags", TAGS_FAIL)):
-        if any(condition.stream == stream for condition in plan.conditions):
-            found[title] = average(stream)
-    return found
+WORTHLESS, HURT = 0.3, 0.95  # of what the image alone is worth when it is sound
+# What shows or names something else as if it were sound.
+LYING_IMAGES = ("swapped_image", "half_swapped", "overlaid", "hue", "channels_swapped", "inversion")
+LYING = ("tags_invented", "tags_adversarial", "tags_foreign", "tags_replaced")
+HELD_OUT = (
+    "rotation", "flip", "translation", "zoom_out", "tiles_shuffled", "inversion", "hue", "grayscale", "overexposure",
+    "underexposure", "posterization", "solarization", "channels_swapped", "color_cast", "sticker", "gray_stickers",
+    "half_swapped", "overlaid", "stripes", "downscaled", "aliased", "squeezed", "tags_foreign", "tags_replaced",
+    "tags_noise", "tags_misspelt", "tags_attributes_swapped",
+)  # fmt: skip
 
 
-def estimates(runs: Sequence[Run], score: Callable[[Run], float]) -> dict[Cell, Estimate]:
-    """Mean of a score over the seeds of every cell."""
-    values: dict[Cell, list[float]] = {}
-    for run in runs:
-        values.setdefault(cell_of(run), []).append(score(run))
-    return {cell: Estimate.of(found) for cell, found in values.items()}
+def accuracy(run: Run, name: str, view: str | None = None) -> float:
+    """Share of right answers under a condition; of a reliability router's run also as `VIEWS` of it."""
+    rows = run["conditions"] if view is None else run["views"][view]
+    return rows[name]["accuracy"]
 
 
-def gains(runs: Sequence[Run], score: Callable[[Run], float]) -> dict[Cell, Estimate]:
-    """What a router adds to the same model without one, as differences paired by seed."""
-    by_key = {(cell_of(run), run["seed"]): score(run) for run in runs}
-    differences: dict[Cell, list[float]] = {}
-    for (cell, seed), value in by_key.items():
-        without = (Cell("none", cell.prompt, cell.language_model, cell.training), seed)
-        if cell.router != "none" and without in by_key:
-            differences.setdefault(cell, []).append(value - by_key[without])
-    return {cell: Estimate.of(found) for cell, found in differences.items()}
-
-
-def judging(runs: Sequence[Run], score: Callable[[Run], float]) -> dict[Cell, Estimate]:
-    """What a reliability router's verdicts add to the same trained model that trusts everything, paired by seed."""
-    differences: dict[Cell, list[float]] = {}
-    for run in runs:
-        if run["held_open"]:
-            trusting = {**run, "conditions": run["held_open"]}
-            differences.setdefault(cell_of(run), []).append(score(run) - score(trusting))
-    return {cell: Estimate.of(found) for cell, found in differences.items()}
-
-
-matplotlib.use("Agg")
-
-ROUTER_COLORS = {"none": "#9aa5b1", "gate": "#d97706", "channel": "#059669", "reliability": "#2563eb",
-                 "reliability+question": "#1e1b4b", "reliability+question+tags": "#c026d3"}  # fmt: skip
-CHANCE = 1 / 8
-
-
-def draw_conditions(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell], path: Path) -> None:
-    """One panel for each prompt: bars by condition and router, with intervals over seeds."""
-    prompts = [prompt for prompt in AXES["prompt"] if any(cell.prompt == prompt for cell in cells)]
-    names = [condition.name for condition in plan.conditions]
-    measured = scores(plan)
-    columns = {name: estimates(runs, measured[name]) for name in names}
-    figure, panels = plt.subplots(
-        len(prompts), 1, figsize=(12, 2.2 * len(prompts) + 1), sharex=True, squeeze=False, layout="constrained"
+def paired_gains(runs: Sequence[Run], cell: Cell, names: Sequence[str], view: str | None = None) -> Estimate | None:
+    """What a cell adds to the same model without a router, mean over conditions, paired by seed; `None` if unknown."""
+    without = Cell("none", cell.prompt, cell.language_model, cell.training)
+    by_key = {(cell_of(run), run["seed"]): run for run in runs}
+    seeds = sorted(
+        {seed for found, seed in by_key if found == cell} & {seed for found, seed in by_key if found == without}
     )
-    for axes, prompt in zip(panels[:, 0], prompts, strict=True):
-        shown = [cell for cell in cells if cell.prompt == prompt]
-        width = 0.84 / len(shown)
-        for place, cell in enumerate(shown):
-            left = [index - 0.42 + width * (place + 0.5) for index in range(len(names))]
-            values = [columns[name][cell] for name in names]
-            errors = [min(value.half_width, 1.0) if len(plan.seeds) > 1 else 0.0 for value in values]
-            axes.bar(left, [value.mean for value in values], width, color=ROUTER_COLORS[cell.router],
-                     yerr=errors, error_kw={"elinewidth": 0.8, "capsize": 1.5, "ecolor": "#1f2937"})  # fmt: skip
-        axes.axhline(CHANCE, color="#6b7280", linewidth=1, linestyle=":")
-        axes.set_ylim(0, 1.02)
-        axes.set_ylabel(f"prompt {prompt}")
-        axes.spines[["top", "right"]].set_visible(False)
-    routers = {cell.router for cell in cells}
-    named = [Patch(color=color, label=router) for router, color in ROUTER_COLORS.items() if router in routers]
-    chance = Line2D([], [], color="#6b7280", linewidth=1, linestyle=":", label="chance")
-    panels[0, 0].legend(handles=[*named, chance], ncols=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1.12),
-                        fontsize=9, columnspacing=1.2, borderaxespad=0)  # fmt: skip
-    panels[0, 0].set_title("right answers by router, mean and 95 % interval over seeds", loc="left", fontsize=10)
-    panels[-1, 0].set_xticks(range(len(names)), names, rotation=20, ha="right")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    if not seeds or not names:
+        return None
+    gains = [
+        mean(accuracy(by_key[cell, seed], name, view) - accuracy(by_key[without, seed], name) for name in names)
+        for seed in seeds
+    ]
+    return Estimate.of(gains)
 
 
-def draw_gains(plan: StudyPlan, runs: Sequence[Run], path: Path) -> None:
-    """What a router adds where the picture fails and where the tags fail; one line a pairing."""
-    measured = scores(plan)
-    titles = [title for title in ("clean", IMAGE_FAILS, TAGS_FAIL) if title in measured]
-    found = {title: gains(runs, measured[title]) for title in titles}
-    cells = list(dict.fromkeys(cell for column in found.values() for cell in column))
-    cells.sort(key=lambda cell: (cell.training, cell.language_model, AXES["prompt"].index(cell.prompt),
-                                 AXES["router"].index(cell.router)), reverse=True)  # fmt: skip
-    figure, panels = plt.subplots(
-        1, len(titles), figsize=(12, 0.24 * len(cells) + 1.5), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, title in zip(panels[0], titles, strict=True):
-        for height, cell in enumerate(cells):
-            gain = found[title][cell]
-            error = gain.half_width if len(plan.seeds) > 1 else 0.0
-            axes.errorbar(gain.mean, height, xerr=error, fmt="o", markersize=4, color=ROUTER_COLORS[cell.router],
-                          elinewidth=1.2)  # fmt: skip
-        axes.axvline(0, color="#1f2937", linewidth=0.8)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.grid(axis="x", color="#e5e7eb")
-        axes.spines[["top", "right"]].set_visible(False)
-    labels = [f"{cell.training}, {cell.language_model}, {cell.prompt}: {cell.router}" for cell in cells]
-    panels[0, 0].set_yticks(range(len(cells)), labels, fontsize=8)
-    figure.supxlabel("accuracy with the router minus without, paired by seed, 95 % interval", fontsize=9)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def groups_of(plan: StudyPlan, runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Names of the conditions by group, as the module says; what an image is worth is the mean over seeds."""
+    viewed = [run for run in runs if run["views"] and run["training"] == "clean" and run["prompt"] == "dynamic"]
 
+    def worth(name: str) -> float:
+        return mean(accuracy(run, name, "image") for run in viewed)
 
-JUDGING = """\
-A reliability router does two things: in training it drops streams, afterwards it judges them. This is the same trained
-model with its verdicts against itself trusting everything; what is left of the gain above is what dropped streams
-teach."""
+    sound = [condition.name for condition in plan.conditions if condition.stream == "none"]
+    of_images = [condition.name for condition in plan.conditions if condition.stream == "image"]
+    of_tags = [condition.name for condition in plan.conditions if condition.stream == "tags"]
+    groups = {"sound": sound, "worthless images": [], "hurt images": [], "images as good as sound": []}
+    groups["images that lie"] = [name for name in of_images if name.split()[0] in LYING_IMAGES]
+    reference = worth(sound[-1]) if viewed and sound else 1.0
+    for name in [name for name in of_images if name.split()[0] not in LYING_IMAGES] if viewed else ():
+        share = worth(name) / max(reference, 1e-9)
+        kind = "worthless images" if share < WORTHLESS else "hurt images" if share < HURT else "images as good as sound"
+        groups[kind].append(name)
+    groups["tags that lie"] = [name for name in of_tags if name.split()[0] in LYING]
+    groups["tags otherwise damaged"] = [name for name in of_tags if name.split()[0] not in LYING]
+    held_out = [name for name in of_images + of_tags if name.split()[0] in HELD_OUT]
+    return {title: names for title, names in {**groups, "held out from all tuning": held_out}.items() if names}
 
 
 def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: str) -> Path:
     """
-    `folder/results.md` with its tables, plots and raw figures under `folder/results/`.
+    `folder/results.md` with its tables, a plot and the raw figures under `folder/results/`.
 
     Args:
-        plan ([`StudyPlan`]), runs (`Sequence`): what was planned, and what `run_grid` returned.
+        plan ([`StudyPlan`]), runs (`Sequence`): what was planned, and what `run_grid` returned, or a part of it.
         folder (`Path`): made if missing.
         command (`str`): how it was made, written into the page.
     """
     beside = folder / "results"
     beside.mkdir(parents=True, exist_ok=True)
     (beside / "study.json").write_text(json.dumps(list(runs), indent=1) + "\n", encoding="utf-8")
-    sections = [_opening(plan, runs, command), "## What stands out", _findings(plan, runs)]
-    for training in AXES["training"]:
-        for language_model in reversed(AXES["language_model"]):
-            cells = _cells(runs, training, language_model)
-            if not cells:
-                continue
-            name = f"{training}_{language_model}"
-            draw_conditions(plan, runs, cells, beside / f"{name}.png")
-            sections += [
-                f"## Trained on {training} streams, language model {_spoken(language_model)}",
-                f"![accuracy by condition](results/{name}.png)",
-                *_accuracy_tables(plan, runs, cells),
-            ]
-    draw_gains(plan, runs, beside / "gains.png")
-    sections += ["## What each router adds", "![gains](results/gains.png)", _gain_table(plan, runs)]
-    if any(run["held_open"] for run in runs):
-        sections += ["## What the reliability router's verdicts add", JUDGING, _gain_table(plan, runs, judging)]
+    groups = groups_of(plan, runs)
+    cells = list(dict.fromkeys(map(cell_of, runs)))
+    routed = [cell for cell in cells if cell.router != "none"]
+    main = next((cell for cell in routed if cell.router == "reliability"), routed[0] if routed else cells[0])
+    sections = ["# Results of the study", _answers(plan, runs, groups, main), _setting(plan, runs, command)]
+    sections += ["## By group of conditions", _group_table(runs, groups, routed)]
+    draw_gains(plan, runs, main, groups, beside / "gains.png")
+    sections += ["## By condition", "![gains by condition](results/gains.png)", _condition_table(runs, groups, main)]
     sections += ["## Parameters and time", _cost_table(runs)]
     page = folder / "results.md"
     page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     return page
 
 
-def _spoken(language_model: str) -> str:
-    return "frozen" if language_model == "frozen" else "with LoRA"
+def worst_condition(runs: Sequence[Run], cell: Cell, names: Sequence[str]) -> tuple[str, Estimate] | None:
+    """The condition with the least mean gain."""
+    found = [(name, gain) for name in names if (gain := paired_gains(runs, cell, [name])) is not None]
+    return min(found, key=lambda item: item[1].mean) if found else None
 
 
-def _cells(runs: Sequence[Run], training: str, language_model: str) -> list[Cell]:
-    cells = dict.fromkeys(map(cell_of, runs))
-    return [cell for cell in cells if (cell.training, cell.language_model) == (training, language_model)]
-
-
-def _opening(plan: StudyPlan, runs: Sequence[Run], command: str) -> str:
-    seconds = sum(run["seconds"] for run in runs)
-    return f"""\
-# Results of the study
-
-Made by `{command}`; every figure on this page was printed by that command, the raw ones are in
-[results/study.json](results/study.json).
-
-{len(plan.cells)} models × {len(plan.seeds)} seeds ({", ".join(map(str, plan.seeds))}), each trained for {plan.steps} \
-steps of {plan.batch_size} on {plan.train_scenes:,} drawn
-scenes and asked {plan.samples} questions of colour under each condition (chance .125). Training took \
-{seconds / 3600:.1f} core hours together. Backbones: the shipped
-tiny ones; vision tower and tag encoder are frozen everywhere. In training a shape has its prior colour in \
-{plan.scenes.get("prior_strength", 0.9):.0%} of the scenes and a
-random one else; conditions other than "clean" ask about scenes in which it *never* has it, so an answer from the \
-prior is always wrong.
-
-Figures are means over seeds ± half of the 95 % interval (Student's t over seeds; the questions are the same for all).
-A gain is the difference to the same model without a router, paired by seed. **Bold** marks gains whose interval leaves
-out zero."""
-
-
-def _findings(plan: StudyPlan, runs: Sequence[Run]) -> str:
-    """Sentences that follow from the figures alone."""
-    lines = []
-    measured = scores(plan)
-    for title in ("clean", IMAGE_FAILS, TAGS_FAIL):
-        if title not in measured:
+def _answers(plan: StudyPlan, runs: Sequence[Run], groups: Mapping[str, Sequence[str]], cell: Cell) -> str:
+    """What helps, by how much, where not, what is unknown: from the figures alone."""
+    seeds = sorted({run["seed"] for run in runs if cell_of(run) == cell})
+    lines = [
+        f"Router `{cell.router}` against the same model without a router: gain in accuracy, mean over {len(seeds)} "
+        "training seed(s) ± half of the 95 % interval over seeds.",
+        "",
+    ]
+    for title, names in groups.items():
+        gain = paired_gains(runs, cell, names)
+        if gain is None:
             continue
-        found = estimates(runs, measured[title])
-        best = max(found, key=lambda cell: found[cell].mean)
-        lines.append(f"* {title}: the best model is {describe(best)} with {found[best]}.")
-    for title in (IMAGE_FAILS, TAGS_FAIL):
-        if title not in measured:
-            continue
-        for router in AXES["router"][1:]:
-            found = {cell: gain for cell, gain in gains(runs, measured[title]).items() if cell.router == router}
-            if not found:
-                continue
-            better = [cell for cell, gain in found.items() if gain.is_clear and gain.mean > 0]
-            worse = [cell for cell, gain in found.items() if gain.is_clear and gain.mean < 0]
-            lines.append(
-                f"* {title}: `{router}` is clearly better than no router in {len(better)} of {len(found)} pairings and "
-                f"clearly worse in {len(worse)}; mean gain {sum(g.mean for g in found.values()) / len(found):+.2f}."
-            )
+        oracle = _share_of_oracle(runs, cell, names) if title == "worthless images" else None
+        of_oracle = "" if oracle is None else f"; {oracle:.0%} of what an oracle gains that drops every such image"
+        worst = worst_condition(runs, cell, names)
+        assert worst is not None
+        lines.append(f"* {title} ({len(names)} conditions): **{_signed(gain)}**{of_oracle}; "
+                     f"least under {worst[0]}: {_signed(worst[1])}.")  # fmt: skip
+    harmed = sorted(
+        (gain.mean, name)
+        for names in groups.values()
+        for name in names
+        if (gain := paired_gains(runs, cell, [name])) is not None and gain.mean < -0.02
+    )
+    names = dict.fromkeys(f"{name} ({value:+.2f})" for value, name in harmed)
+    lines.append(
+        f"* Below −.02 in {len(names)} of {len(plan.conditions)} conditions"
+        + (f": {', '.join(names)}." if names else ".")
+    )
+    lines.append(
+        f"* Unknown: other backbones and real images (everything here is drawn, 48 pixels); "
+        f"{len(plan.seeds) - len(seeds)} of {len(plan.seeds)} planned seeds are not run yet."
+    )
     return "\n".join(lines)
 
 
-def describe(cell: Cell) -> str:
-    return (
-        f"router `{cell.router}`, prompt `{cell.prompt}`, language model {_spoken(cell.language_model)}, "
-        f"trained on {cell.training} streams"
+def _share_of_oracle(runs: Sequence[Run], cell: Cell, names: Sequence[str]) -> float | None:
+    """The verdicts' gain over trusting everything, as a share of the gain of always leaving the image out."""
+    viewed = [run for run in runs if cell_of(run) == cell and run["views"]]
+    if not viewed:
+        return None
+    judged, best = (
+        mean(accuracy(run, name, view) - accuracy(run, name, "open") for run in viewed for name in names)
+        for view in (None, "tags")
     )
+    return judged / best if best > 0 else None
+
+
+def _setting(plan: StudyPlan, runs: Sequence[Run], command: str) -> str:
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
+    return f"""\
+Made by `{command}`, raw figures in [results/study.json](results/study.json). Seeds {seeds}; every model is trained for
+{plan.steps:,} steps of {plan.batch_size} on {plan.train_scenes:,} drawn scenes with sound images and tags, and asked \
+{plan.samples} questions of colour under each of
+{len(plan.conditions)} conditions (chance .125) about scenes in which no shape has the colour that the prior expects. \
+Backbones: the shipped tiny
+ones, vision tower and tag encoder frozen. "open" is the routed model with its router trusting everything: what is left
+is what dropped streams teach, so it is also the row "no router, stream dropout". "image alone" and "tags alone" are
+that model with the other stream left out. The oracle is the best of the three in each condition."""
+
+
+def _signed(gain: Estimate | None) -> str:
+    if gain is None:
+        return ""
+    width = "" if math.isinf(gain.half_width) else f" ± {gain.half_width:.2f}"
+    return f"{gain.mean:+.2f}{width}".replace("0.", ".")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -286,38 +216,43 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _accuracy_tables(plan: StudyPlan, runs: Sequence[Run], cells: Sequence[Cell]) -> list[str]:
-    """One table for the picture's conditions, one for the tags', so that a page can show them."""
-    measured = scores(plan)
-    tables = []
-    for stream, mean_name in (("image", IMAGE_FAILS), ("tags", TAGS_FAIL)):
-        names = [c.name for c in plan.conditions if c.stream in ("none", stream)]
-        names += [mean_name] if mean_name in measured else []
-        columns = {name: estimates(runs, measured[name]) for name in names}
-        rows = [
-            [cell.prompt, cell.router, *(columns[name][cell] for name in names)]
-            for cell in sorted(cells, key=lambda c: (AXES["prompt"].index(c.prompt), AXES["router"].index(c.router)))
-        ]
-        tables.append(_table(["prompt", "router", *names], rows))
-    return tables
+def _group_table(runs: Sequence[Run], groups: Mapping[str, Sequence[str]], cells: Sequence[Cell]) -> str:
+    everything = list(dict.fromkeys(name for names in groups.values() for name in names))
+    rows = []
+    for cell in cells:
+        views: list[tuple[str, str | None]] = [(cell.router, None)]
+        if any(run["views"] for run in runs if cell_of(run) == cell):
+            views.append((f"{cell.router}, open", "open"))
+        for title, view in views:
+            gains = [_signed(paired_gains(runs, cell, names, view)) for names in groups.values()]
+            worst = worst_condition(runs, cell, everything) if view is None else None
+            found = "" if worst is None else f"{worst[0]} {_signed(worst[1])}"
+            rows.append([cell.training, cell.language_model, cell.prompt, title, *gains, found])
+    return _table(["training", "language model", "prompt", "router", *groups, "worst condition"], rows)
 
 
-def _gain_table(plan: StudyPlan, runs: Sequence[Run], measure_gains: Any = gains) -> str:
-    measured = scores(plan)
-    names = ["clean", "prior broken", IMAGE_FAILS, TAGS_FAIL]
-    names = [name for name in names if name in measured]
-    columns = {name: measure_gains(runs, measured[name]) for name in names}
-
-    def shown(gain: Estimate) -> str:
-        return f"**{gain.mean:+.2f}**" if gain.is_clear else f"{gain.mean:+.2f}"
-
-    cells = dict.fromkeys(cell for column in columns.values() for cell in column)
-    rows = [
-        [cell.training, _spoken(cell.language_model), cell.prompt, cell.router,
-         *(shown(columns[name][cell]) for name in names)]
-        for cell in cells
-    ]  # fmt: skip
-    return _table(["training", "language model", "prompt", "router", *names], rows)
+def _condition_table(runs: Sequence[Run], groups: Mapping[str, Sequence[str]], cell: Cell) -> str:
+    without = Cell("none", cell.prompt, cell.language_model, cell.training)
+    own = [run for run in runs if cell_of(run) == cell]
+    plain = [run for run in runs if cell_of(run) == without]
+    rows = []
+    for title, names in groups.items():
+        if title == "held out from all tuning":
+            continue  # each of them stands in another group, too
+        for name in names:
+            views = [
+                f"{mean(accuracy(run, name, view) for run in own):.2f}".lstrip("0") if own and own[0]["views"] else ""
+                for view in ("open", "image", "tags")
+            ]
+            weights = [run["conditions"][name]["weights"] for run in own]
+            shown = [f"{mean(pair[side] for pair in weights):.2f}" if all(weights) else "" for side in (0, 1)]
+            mark = " †" if name.split()[0] in HELD_OUT else ""
+            rows.append([title, name + mark, Estimate.of([accuracy(run, name) for run in plain]) if plain else "",
+                         Estimate.of([accuracy(run, name) for run in own]), _signed(paired_gains(runs, cell, [name])),
+                         *views, *shown])  # fmt: skip
+    header = ["group", "condition", "no router", cell.router, "gain", "open", "image alone", "tags alone",
+              "weight of image", "of tags"]  # fmt: skip
+    return _table(header, rows) + "\n\n† held out from all tuning."
 
 
 def _cost_table(runs: Sequence[Run]) -> str:
@@ -325,6 +260,40 @@ def _cost_table(runs: Sequence[Run]) -> str:
     for cell in dict.fromkeys(map(cell_of, runs)):
         own = [run for run in runs if cell_of(run) == cell]
         seconds = sum(run["seconds"] for run in own) / len(own)
-        rows.append([cell.training, _spoken(cell.language_model), cell.prompt, cell.router, f"{own[0]['parameters']:,}",
+        parameters = f"{own[0]['parameters']:,}"
+        rows.append([cell.training, cell.language_model, cell.prompt, cell.router, len(own), parameters,
                      own[0]["steps"], f"{seconds:.0f}"])  # fmt: skip
-    return _table(["training", "language model", "prompt", "router", "trained parameters", "steps", "seconds"], rows)
+    header = ["training", "language model", "prompt", "router", "runs", "trained parameters", "steps", "seconds"]
+    return _table(header, rows) + "\n\nSeconds depend on what else the machine did meanwhile; they are no comparison."
+
+
+def draw_gains(
+    plan: StudyPlan, runs: Sequence[Run], cell: Cell, groups: Mapping[str, Sequence[str]], path: Path
+) -> None:
+    """PNG: the gain under every condition with its interval, by group."""
+    matplotlib.use("Agg")
+    shown = [(title, names) for title, names in groups.items() if title != "held out from all tuning"]
+    names = [name for _, some in shown for name in some]
+    figure, axis = plt.subplots(figsize=(7.5, 0.16 * len(names) + 1.2), layout="constrained")
+    place = 0
+    for turn, (title, some) in enumerate(shown):
+        found = [(paired_gains(runs, cell, [name]), name) for name in some]
+        gains = sorted(((gain, name) for gain, name in found if gain is not None), key=lambda item: item[0].mean)
+        if not gains:
+            continue
+        places = range(place, place + len(gains))
+        widths = [0 if math.isinf(gain.half_width) else gain.half_width for gain, _ in gains]
+        axis.barh(
+            places, [gain.mean for gain, _ in gains], xerr=widths, color=f"C{turn}", label=title, error_kw={"lw": 0.8}
+        )
+        for where, (_, name) in zip(places, gains, strict=True):
+            axis.text(-0.005, where, name, ha="right", va="center", fontsize=6)
+        place += len(gains)
+    axis.axvline(0, color="black", lw=0.8)
+    axis.axvline(-0.02, color="black", lw=0.6, ls=":")
+    axis.set_yticks([])
+    axis.set_xlabel(f"gain of router {cell.router} over no router, in accuracy (dotted: −.02)")
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

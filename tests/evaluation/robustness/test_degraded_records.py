@@ -7,7 +7,7 @@ from small_vlms import object_records
 
 from poise.evaluation.robustness.degraded_records import CLEAN, DegradedRecords
 from poise.evaluation.sample_donors import TagPrior, donor_index
-from poise.processing.degradations.degradations import DEGRADATION_STREAMS
+from poise.processing.degradations.degradations import DEGRADATION_SETS, DEGRADATION_STREAMS
 from poise.processing.scenes.scenes import Scenes
 
 NAMED = {
@@ -29,7 +29,7 @@ def content(record):
 
 def test_every_degradation_that_was_asked_for_exists():
     for stream, names in NAMED.items():
-        assert {name for name, where in DEGRADATION_STREAMS.items() if where == stream} == names
+        assert {name for name in DEGRADATION_SETS["standard"] if DEGRADATION_STREAMS[name] == stream} == names
 
 
 def test_every_record_comes_clean_and_in_every_cell(scenes):
@@ -42,7 +42,7 @@ def test_every_record_comes_clean_and_in_every_cell(scenes):
     assert [degraded[76 * index]["id"] for index in range(6)] == [f"{scenes[i]['id']} {CLEAN}" for i in range(6)]
 
 
-@pytest.mark.parametrize("name", list(DEGRADATION_STREAMS))
+@pytest.mark.parametrize("name", DEGRADATION_SETS["standard"])
 def test_a_degraded_sample_is_a_pure_function(name, scenes):
     """Of sample, degradation, severity and seed: neither the order of calls nor what else is asked for matters."""
     whole, alone = DegradedRecords(scenes), DegradedRecords(scenes, [name], [2, 5], clean=False)
@@ -81,7 +81,7 @@ def test_swapped_pictures_are_other_samples():
         assert found in pictures and found != pictures[index]
     with pytest.raises(ValueError, match="records holds 1 sample, but swapping needs another one"):
         DegradedRecords(records[:1], ["swapped_image"], [5])[1]
-    with pytest.raises(ValueError, match="one picture only"):
+    with pytest.raises(ValueError, match="one sample with image only"):
         DegradedRecords([records[0], {**records[1], "image": None}], ["swapped_image"], [5])[1]
 
 
@@ -114,7 +114,7 @@ def test_the_prior_invents_what_usually_comes_along():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"degradations": ["fog"]}, "degradation='fog' is no degradation"),
+        ({"degradations": ["smoke"]}, "degradation='smoke' is no degradation"),
         ({"severities": [0]}, "severity=0 is not 1, 2, 3, 4 or 5"),
     ],
 )
@@ -126,3 +126,12 @@ def test_bad_arguments(arguments, text, scenes):
 def test_places_outside():
     with pytest.raises(IndexError, match="outside of the 2 degraded records"):
         DegradedRecords(object_records(1), ["blur"], [1])[2]
+
+
+def test_tags_are_lent_by_another_record(scenes):
+    degraded = DegradedRecords(scenes, ["tags_foreign", "half_swapped"], [5], clean=False)
+    others = [scenes[index]["tags"] for index in range(6)]
+    for index in range(6):
+        foreign = degraded[2 * index]
+        assert foreign["cell"] is None or foreign["tags"] in others[:index] + others[index + 1 :]
+        assert degraded[2 * index + 1]["image"].tobytes() != scenes[index]["image"].tobytes()

@@ -125,7 +125,7 @@ def test_what_says_nothing_new_is_asked_once(monkeypatch):
     [
         ({"task": None}, "task=None, but scores of different tasks have no common mean"),
         ({"task": "poetry"}, "task='poetry' is not known"),
-        ({"degradations": ["fog"]}, "degradation='fog' is no degradation"),
+        ({"degradations": ["smoke"]}, "degradation='smoke' is no degradation"),
         ({"degradations": []}, "name at least one of each"),
         ({"severities": [6]}, "severity=6 is not 1, 2, 3, 4 or 5"),
     ],

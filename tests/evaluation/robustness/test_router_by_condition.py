@@ -37,5 +37,5 @@ def test_a_model_without_a_router_is_refused():
     vlm = small_vlm("llava")
     with pytest.raises(ValueError, match="has no information router: give a Poise model"):
         RouterByCondition(progress=False)(vlm.model, vlm.processor, object_records(2))
-    with pytest.raises(ValueError, match="degradation='fog'"):
-        RouterByCondition(degradations=["fog"])
+    with pytest.raises(ValueError, match="degradation='smoke'"):
+        RouterByCondition(degradations=["smoke"])

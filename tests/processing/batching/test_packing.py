@@ -15,7 +15,7 @@ pytestmark = pytest.mark.numerics
 
 ROUTERS = ("none", "gate", "channel", "reliability")
 BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2,
-        "question_agreement": False, "tag_verification": False}  # fmt: skip
+        }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def content(record: dict) -> tuple:
     return np.asarray(record["image"]).tobytes(), str(record["tags"]), record["question"]
 
 
-@pytest.mark.parametrize("name", DEGRADATION_STREAMS)
+@pytest.mark.parametrize("name", sorted(set(DEGRADATION_STREAMS) - {"tags_foreign"}))
 def test_pure_and_only_its_own_stream(name, records, donor):
     stream = DEGRADATION_STREAMS[name]
     changed_somewhere = False
@@ -49,7 +49,15 @@ def test_pure_and_only_its_own_stream(name, records, donor):
     assert changed_somewhere
 
 
-@pytest.mark.parametrize("name", sorted(set(DEGRADATION_STREAMS) - {"blur", "jpeg", "blank", "tags_adversarial"}))
+# These draw nothing, and foreign tags are those of another sample.
+FIXED = {
+    "blur", "jpeg", "blank", "tags_adversarial", "tags_replaced", "tags_foreign", "defocus_blur", "zoom_blur",
+    "brightness", "contrast", "pixelate", "jpeg_compression", "flip", "inversion", "grayscale", "overexposure",
+    "underexposure", "posterization", "solarization", "overlaid", "downscaled", "aliased",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(DEGRADATION_STREAMS) - FIXED))
 def test_seed_and_sample_draw_other_accidents(name, records, donor):
     seeds = [[content(degrade(record, name, 3, seed=s, donor=donor)) for record in records[:20]] for s in (0, 1)]
     assert seeds[0] != seeds[1]

@@ -19,7 +19,6 @@ from poise.training.sft.trainer import PaddingShare
 SMALL = {
     "data.scenes": {"size": 48}, "data.evaluation": None, "per_device_train_batch_size": 4, "logging_steps": 1,
     "model.soft_prompt_length": 2, "model.align_words": False, "model.align_pictures": 0, "max_steps": 4,
-    "question_agreement": False,
 }  # fmt: skip
 
 

@@ -51,11 +51,6 @@ def test_a_bare_key_of_two_sections_must_be_written_out():
             },
             ["router_type='gate'", "choose a soft prompt"],
         ),
-        ({"image_trust": 0.5}, ["question_agreement=True", "give only one of them"]),
-        (
-            {"question_agreement": False, "tag_verification": True, "tag_words": True},
-            ["tag_verification=True", "tag_words=false"],
-        ),
         ({"soft_prompt_type": "none"}, ["learning_rates.soft_prompt", "drop the rate"]),
         ({"data.train": None}, ["data.train", "--data"]),
         ({"training.max_step": 3}, ["max_step", "max_steps"]),
@@ -132,7 +127,7 @@ def test_a_model_that_checks_tags_knows_where_each_ends():
 
     model, processor = assemble(load_recipe("demo", {"align_words": False}))
     lines = processor.tag_tokenizer(["red square, blue star, ring"], return_tensors="pt")
-    _, tag_of_token = model.model.router.tag_verification._tags_of_tokens(
+    _, tag_of_token = model.model.router.word_evidence.tags_of_tokens(
         lines["input_ids"], lines["attention_mask"].bool()
     )
     length = lines["input_ids"].shape[1]

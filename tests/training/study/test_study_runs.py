@@ -11,7 +11,7 @@ from poise.training.study import grid
 from poise.training.study.grid import finished_runs, run_file, run_grid, run_key, runs_of, write_run
 from poise.training.study.inputs import DegradedScenes
 from poise.training.study.plan import Cell, load_plan
-from poise.training.study.run import StudyInputs, measure, router_held_open, run_cell
+from poise.training.study.run import VIEWS, StudyInputs, measure, router_fixed, run_cell
 
 from .test_study_plan import PLAN
 
@@ -52,19 +52,27 @@ def test_a_run_is_decided_by_its_seed_and_says_what_it_found(plan, tmp_path):
     for run in (first, again, other):
         run.pop("seconds")
     assert first == again and first != other
-    assert set(first["conditions"]) == set(first["held_open"]) == {"clean", "noise", "removed"}
+    assert set(first["conditions"]) == {"clean", "noise", "removed"} and set(first["views"]) == set(VIEWS)
+    assert (
+        first["views"]["tags"]["noise"]["weights"] == [0.0, 1.0] and first["views"]["image"] != first["views"]["open"]
+    )
     assert first["conditions"]["removed"]["weights"][1] == 0.0
     assert 1000 < first["parameters"] < 300_000, "the frozen million is not trained"
     json.dumps(first)
 
 
-def test_a_router_that_is_held_open_trusts_everything_and_recovers(plan, tmp_path):
+def test_a_fixed_router_trusts_what_it_is_told_and_recovers(plan, tmp_path):
     inputs = StudyInputs(plan, "dynamic", tmp_path / "features")
-    removed = inputs.testing(plan.conditions[2])
-    with router_held_open(inputs.model.eval()):
-        # What is not there cannot be trusted: tags that were removed stay at the null token.
-        assert measure(inputs.model, removed)["weights"] == [1.0, 0.0]
-    assert all("weigh" not in vars(module) for module in inputs.model.modules())
+    removed, clean = inputs.testing(plan.conditions[2]), inputs.testing(plan.conditions[0])
+    tagged = clean[1].batch(range(plan.samples))["tag_attention_mask"].any(-1).float().mean().item()
+    expected = {(True, True): [1, tagged], (True, False): [1, 0], (False, True): [1 - tagged, tagged]}
+    for (image, tags), weights in expected.items():
+        with router_fixed(inputs.model.eval(), image, tags):
+            found = measure(inputs.model, clean)["weights"]
+            # What is not there cannot be trusted: without tags the image stays.
+            assert measure(inputs.model, removed)["weights"] == [1.0, 0.0]
+        assert found == pytest.approx(weights)
+    assert all("judge" not in vars(module) for module in inputs.model.modules())
 
 
 def test_degraded_training_is_a_pure_function_of_the_scene():

@@ -5,27 +5,55 @@ import math
 import pytest
 
 from poise.training.study.plan import load_plan
-from poise.training.study.report import Estimate, cell_of, estimates, gains, judging, scores, write_results
+from poise.training.study.report import (
+    Estimate,
+    accuracy,
+    cell_of,
+    groups_of,
+    paired_gains,
+    worst_condition,
+    write_results,
+)
 
 
-def run_of(router, seed, clean, blank, removed=0.2, blank_held_open=None):
-    held_open = {"clean": clean, "blank": blank_held_open, "removed": removed} if blank_held_open is not None else {}
+def run_of(router, seed, views=None, **accuracies):
+    """A run with these accuracies by condition, and by view and condition."""
+
+    def rows(values):
+        return {name: {"accuracy": value, "prior": 0.1, "log_likelihood": -1.0, "weights": [0.5, 1.0]}
+                for name, value in values.items()}  # fmt: skip
+
     return {
         "router": router, "prompt": "dynamic", "language_model": "lora", "training": "clean", "seed": seed, "steps": 2,
-        "seconds": 1.5, "parameters": 1234, "loss": 0.5,
-        "held_open": {name: {"accuracy": value} for name, value in held_open.items()},
-        "conditions": {
-            name: {"accuracy": value, "prior": 0.1, "log_likelihood": -1.0, "weights": None}
-            for name, value in (("clean", clean), ("blank", blank), ("removed", removed))
-        },
+        "seconds": 1.5, "parameters": 1234, "loss": 0.5, "conditions": rows(accuracies),
+        "views": {name: rows(values) for name, values in (views or {}).items()},
     }  # fmt: skip
 
 
+def views(blank, blur):
+    """What the routed model answers with a fixed trust: the image alone is worthless when blank, and hurt by blur."""
+    return {
+        "open": {"clean": 0.9, "blank 5": blank, "blur 2": blur, "tags_invented 5": 0.5, "hue 2": 0.4},
+        "image": {"clean": 0.9, "blank 5": 0.1, "blur 2": 0.7, "tags_invented 5": 0.9, "hue 2": 0.1},
+        "tags": {"clean": 0.7, "blank 5": 0.7, "blur 2": 0.7, "tags_invented 5": 0.1, "hue 2": 0.7},
+    }
+
+
 RUNS = [
-    run_of("none", 0, 0.9, 0.1),
-    run_of("none", 1, 0.8, 0.3),
-    run_of("reliability", 0, 0.9, 0.5, blank_held_open=0.3),
-    run_of("reliability", 1, 0.9, 0.6, blank_held_open=0.2),
+    run_of("none", 0, **{"clean": 0.9, "blank 5": 0.1, "blur 2": 0.8, "tags_invented 5": 0.5, "hue 2": 0.4}),
+    run_of("none", 1, **{"clean": 0.8, "blank 5": 0.3, "blur 2": 0.8, "tags_invented 5": 0.5, "hue 2": 0.4}),
+    run_of(
+        "reliability",
+        0,
+        views(0.3, 0.8),
+        **{"clean": 0.9, "blank 5": 0.5, "blur 2": 0.7, "tags_invented 5": 0.8, "hue 2": 0.4},
+    ),
+    run_of(
+        "reliability",
+        1,
+        views(0.2, 0.8),
+        **{"clean": 0.9, "blank 5": 0.6, "blur 2": 0.7, "tags_invented 5": 0.9, "hue 2": 0.4},
+    ),
 ]
 
 
@@ -43,8 +71,9 @@ seeds: [0, 1]
 grid: {router: [none, reliability], prompt: [dynamic], language_model: [lora]}
 conditions:
   - {name: clean, split: test}
-  - {name: blank, image: blank, severity: 5}
-  - {name: removed, tags: tags_removed, severity: 5}
+  - {image: [blank], severities: [5]}
+  - {image: [blur, hue], severities: [2]}
+  - {tags: [tags_invented], severities: [5]}
 """,
         encoding="utf-8",
     )
@@ -60,30 +89,40 @@ def test_interval_of_student():
     assert str(Estimate(0.4567, 0.0312)) == ".46 ± .03" and str(Estimate(1.0, 0.0)) == "1.00 ± .00"
 
 
-def test_gains_are_paired_by_seed(plan):
-    measured = scores(plan)
-    found = gains(RUNS, measured["blank"])
-    assert {cell.router for cell in found} == {"reliability"}
-    (gain,) = found.values()
+ROUTED = cell_of(RUNS[2])
+
+
+def test_gains_are_paired_by_seed():
+    gain = paired_gains(RUNS, ROUTED, ["blank 5"])
     # Differences .4 and .3: mean .35, deviation .0707, 12.706 · .0707 / sqrt(2).
     assert math.isclose(gain.mean, 0.35) and math.isclose(gain.half_width, 0.6353, abs_tol=1e-3)
-    means = estimates(RUNS, measured["image fails (mean)"])
-    assert math.isclose(means[cell_of(RUNS[0])].mean, 0.2)
+    assert math.isclose(paired_gains(RUNS, ROUTED, ["blank 5", "blur 2"]).mean, 0.125)
+    assert math.isclose(paired_gains(RUNS, ROUTED, ["blank 5"], "open").mean, 0.05)
+    assert math.isclose(paired_gains(RUNS[1:], ROUTED, ["blank 5"]).mean, 0.3)  # seed 0 has no model without a router
+    assert paired_gains(RUNS[2:], ROUTED, ["blank 5"]) is None
+    assert accuracy(RUNS[2], "blank 5", "tags") == 0.7
 
 
-def test_what_judging_adds_is_against_the_same_model_that_trusts_everything(plan):
-    (gain,) = judging(RUNS, scores(plan)["blank"]).values()
-    assert math.isclose(gain.mean, 0.3)  # .2 and .4; runs of other routers have no verdicts
-    (clean,) = judging(RUNS, scores(plan)["clean"]).values()
-    assert clean == Estimate(0.0, 0.0)
+def test_conditions_are_grouped_by_what_the_image_alone_is_worth(plan):
+    assert groups_of(plan, RUNS) == {
+        "sound": ["clean"], "worthless images": ["blank 5"], "hurt images": ["blur 2"],
+        "images that lie": ["hue 2"], "tags that lie": ["tags_invented 5"], "held out from all tuning": ["hue 2"],
+    }  # fmt: skip
+    name, gain = worst_condition(RUNS, ROUTED, ["clean", "blank 5", "blur 2"])
+    assert name == "blur 2" and math.isclose(gain.mean, -0.1)
 
 
-def test_the_page_holds_every_figure_and_its_pictures(plan, tmp_path):
+def test_the_page_answers_in_its_first_ten_lines_and_holds_every_figure(plan, tmp_path):
     page = write_results(plan, RUNS, tmp_path / "docs", "poise study")
     text = page.read_text(encoding="utf-8")
-    assert ".55 ± .64" in text and "+0.35" in text and "1,234" in text and "poise study" in text
-    assert "tags fail (mean)" in text and "verdicts add" in text and "+0.30" in text
-    for name in ("clean_lora.png", "gains.png", "study.json"):
+    answers = "\n".join(text.splitlines()[:12])
+    assert "worthless images (1 conditions): **+.35 ± .64**" in answers
+    # Verdicts over trusting everything, .5 − .3 and .6 − .2, of what tags alone add to it, .7 − .3 and .7 − .2.
+    assert "; 67% of what an oracle gains" in answers
+    assert "Below −.02 in 1 of 5 conditions: blur 2 (-0.10)." in answers
+    assert "| hurt images | blur 2 | .80 ± .00 | .70 ± .00 | -.10 ± .00 | .80 | .70 | .70 | 0.50 | 1.00 |" in text
+    assert "1,234" in text and "poise study" in text
+    for name in ("gains.png", "study.json"):
         assert (tmp_path / "docs" / "results" / name).stat().st_size > 100
     for line in text.splitlines():
         if line.startswith("!["):
