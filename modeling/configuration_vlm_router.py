@@ -45,10 +45,7 @@ class VlmRouterConfig(PreTrainedConfig):
     channel_rank: int = 64
     channel_max_tokens: int = 256
     stream_dropout: float = 0.2
-    reliability_slope: float = 6.0
-    reliability_quantile: float = 0.999
-    agreement_quantile: float = 0.99
-    image_trust: float | None = None
+    reliability_quantile: float = 0.99
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -66,8 +63,6 @@ class VlmRouterConfig(PreTrainedConfig):
             "vision_config": SimpleNamespace(hidden_size=self.tower_width, num_hidden_layers=self.tower_layers),
             "tag_encoder_config": tag_encoder_config,
             "soft_prompt_type": "dynamic",
-            "question_agreement": False,
-            "tag_verification": False,
             "tag_separator_ids": None,
         }
         return SimpleNamespace(**{**self.to_dict(), **shapes})

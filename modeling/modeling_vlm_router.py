@@ -28,7 +28,6 @@ from .linear_product import Linear
 from .pretrained_poise import without_pooler
 from .soft_prompt import DynamicSoftPrompt
 from .streams import Streams
-from .tag_statistics import score_statistics, tag_words
 from .zero_linear import ZeroLinear
 
 WEIGHTS = "model.safetensors"
@@ -73,19 +72,24 @@ class ImageRoute(nn.Module):
 
     def forward(self, image, tags, tag_encoder, states=None):
         ids, mask, scores = tags
-        prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
         weights = None
+        if states is not None:
+            weights, kept = self._verdict(states, tags, tag_encoder)  # (N, 2), (N, L) or None
+            scores = scores if kept is None else scores * kept
+        prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
         if self.router is not None:
-            streams = Streams(image, prompt, is_real=torch.ones(len(image), dtype=torch.bool, device=image.device))
-            if states is not None:
-                streams.image_profile = activation_profile(states).to(image.device)  # (N, 6·L')
-                streams.image_content = states[-1].detach().float().mean(1)  # (N, Dv)
-                streams.tag_words = tag_words(ids, mask, scores)  # (N, R)
-                streams.tag_scores, streams.has_tags = score_statistics(mask, scores), mask.any(-1)  # (N, 5), (N,)
-            streams, weights = self.router(streams)
+            streams, weights = self.router(Streams(image, prompt, weights))
             routed, prompt = streams.image.to(image.dtype), streams.text.to(image.dtype)
             image = routed if self.opening is None else image + self.opening.tanh() * (routed - image)  # (N, P, D)
         return self.reader(image, prompt), weights
+
+    def _verdict(self, states, tags, tag_encoder):
+        """What a reliability router trusts, see `ReliabilityRouter.judge`; the question does not reach this model."""
+        ids, mask, scores = tags
+        words = (tag_encoder.get_input_embeddings()(ids).detach().float(), ids, mask, scores)
+        profile = activation_profile(states).to(ids.device)  # (N, 6·L')
+        patches = states[-1].detach().float().to(ids.device)  # (N, P', Dv)
+        return self.router.judge(patches, profile, words, None, torch.ones_like(mask[:, 0]))
 
 
 class RoutedVlm(PreTrainedModel):

@@ -118,7 +118,8 @@ class ReliabilityRouter(nn.Module):
             return weights, None
         # An image that can be trusted denies the tags that it does not show; one that was left out denies nothing.
         true = (1 - INVENTED) * (odds - mixed).exp()  # (N, L) probability that a tag is no invention
-        kept = torch.where(is_tag & trusted[:, None], true, 1.0)  # (N, L)
+        judged = is_tag & trusted[:, None] & self.word_evidence.tags_shown.ready  # (N, L)
+        kept = torch.where(judged, true, 1.0)  # (N, L)
         return weights, nn.functional.pad(kept, (0, 1), value=1.0).gather(1, tag_of_token)
 
     def weigh(self, image_sound, tags_shown, shown, named, has_tags):

@@ -119,9 +119,13 @@ class WordEvidence(StreamStatistics):
     def _calibrate(self, patches, tags, asked, is_asked, held_out):
         """Keep what held-out samples show of their own words and of those of the sample before."""
         embedded, ids, mask, scores = tags
-        if int(self.fitted_count) == 0:
+        if int(self.fitted_count) == 0 or len(patches) == 0:
             return
-        last = self.neighbour or (patches[-1:], asked[-1:])
+        last = self.neighbour
+        if last is None or last[0].shape[1] != patches.shape[1]:  # a batch of images of another size is a ring
+            if len(patches) < 2:
+                return
+            last = (patches[-1:], asked[-1:])
         others, other_asked = torch.cat([last[0], patches[:-1]]), torch.cat([last[1], asked[:-1]])
         own, is_tag, _ = self.shown(patches, tags)  # (N, L) each
         other, _, _ = self.shown(others, tags)  # (N, L)

@@ -140,7 +140,7 @@ def test_flat_patches_of_two_sizes_are_told_apart():
 
 def test_deeper_features_fade_with_the_tokens():
     model, inputs = routed("qwen3_vl")
-    model.route.router.weigh = lambda streams: torch.tensor([[0.25, 1.0]])
+    model.route.router.judge = lambda *evidence: (torch.tensor([[0.25, 1.0]]), None)
     pictures = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     with torch.no_grad():
         own = model.vlm.model.get_image_features(**pictures, return_dict=True).deepstack_features

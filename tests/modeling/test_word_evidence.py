@@ -201,6 +201,12 @@ def test_an_invention_among_true_tags_is_not_read(evidence):
     )[1] is None, "scores that are written as words cannot be lowered"  # fmt: skip
 
 
+def test_before_anything_was_seen_nothing_changes():
+    patches, tags, question, _ = world(20, seed=1)
+    weights, kept = judged(router_of(WordEvidence(VISION, WORD, [SEPARATOR]).eval()), patches, tags, question)
+    assert (weights == 1).all() and (kept == 1).all()
+
+
 def test_what_nothing_can_replace_stays(evidence):
     router = router_of(evidence)
     patches, tags, question, _ = world(20, seed=1)
