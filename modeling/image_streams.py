@@ -100,7 +100,7 @@ class ImageStreams(nn.Module):
 
     def _verdict(self, vision_features, image_profile, tags, question, is_real):
         """Which streams and tags a reliability router trusts, see `ReliabilityRouter.judge`; of others (None, None)."""
-        if self.config.router_type != "reliability":
+        if self.router is None or self.config.router_type != "reliability":
             return None, None
         words = None
         if self.config.soft_prompt_type == "dynamic":

@@ -158,6 +158,7 @@ class ReliabilityRouter(nn.Module):
 
     def forward(self, streams: Streams):
         weights = streams.weights  # (N, 2)
+        assert weights is not None  # `judge` comes first
         image_weight, text_weight = weights.to(streams.image.dtype)[..., None, None].unbind(1)  # (N, 1, 1) each
         image_null = self.image_complement(streams.text)  # (N, 1, D)
         text_null = self.text_complement(streams.image)  # (N, 1, D)

@@ -122,7 +122,7 @@ def main(argv: list[str]) -> int:
     write_whole(Path(folder) / "robustness.json", written + "\n")
     draw_robustness(scores, names, severities, metric, Path(folder) / "robustness.png")
     table = robustness_table(scores, names, severities)
-    if "mce" in scores:
+    if reference is not None and "mce" in scores:
         relative = f", relative mCE {scores['relative_mce']:.3f}" if "relative_mce" in scores else ""
         table += f"\nagainst {reference['model']}: mCE {scores['mce']:.3f}{relative} (below 1: fewer errors)"
     write_whole(Path(folder) / "robustness.txt", table + "\n")

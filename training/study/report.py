@@ -167,10 +167,10 @@ def _answers(plan: StudyPlan, runs: Sequence[Run], groups: Mapping[str, Sequence
         for name in names
         if (gain := paired_gains(runs, cell, [name])) is not None and gain.mean < -0.02
     )
-    names = dict.fromkeys(f"{name} ({value:+.2f})" for value, name in harmed)
+    shown = dict.fromkeys(f"{name} ({value:+.2f})" for value, name in harmed)
     lines.append(
-        f"* Below −.02 in {len(names)} of {len(plan.conditions)} conditions"
-        + (f": {', '.join(names)}." if names else ".")
+        f"* Below −.02 in {len(shown)} of {len(plan.conditions)} conditions"
+        + (f": {', '.join(shown)}." if shown else ".")
     )
     lines.append(
         f"* Unknown: other backbones and real images (everything here is drawn, 48 pixels); "

@@ -138,7 +138,7 @@ def router_fixed(model: torch.nn.Module, image: bool, tags: bool) -> Iterator[No
         return torch.stack([~has_tags | image, has_tags & tags], dim=-1).float(), None
 
     for router in routers:
-        router.judge = fixed
+        router.judge = fixed  # type: ignore[method-assign]
     try:
         yield
     finally:

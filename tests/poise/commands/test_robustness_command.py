@@ -57,7 +57,7 @@ def test_everything_is_written_beside_the_run(run_folder, records_file, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--degradations", "fog"], "degradation='fog'"),
+        (["--degradations", "smoke"], "degradation='smoke'"),
         (["--severities", "9"], "severity=9"),
         (["--samples", "0"], "limit=0"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
