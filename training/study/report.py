@@ -201,7 +201,9 @@ Made by `{command}`, raw figures in [results/study.json](results/study.json). Se
 Backbones: the shipped tiny
 ones, vision tower and tag encoder frozen. "open" is the routed model with its router trusting everything: what is left
 is what dropped streams teach, so it is also the row "no router, stream dropout". "image alone" and "tags alone" are
-that model with the other stream left out. The oracle is the best of the three in each condition."""
+that model with the other stream left out. The oracle is the best of the three in each condition. Images that lie are a
+group of their own since the first seed was read, because neither stream tells that such an image is wrong; no part of
+the router was changed after it."""
 
 
 def _signed(gain: Estimate | None) -> str:
