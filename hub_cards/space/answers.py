@@ -11,10 +11,13 @@ from pathlib import Path
 
 SETTINGS_FILE = "space.json"
 MAX_TAGS = 64
+MAX_PIXELS = 20_000_000  # of an uploaded image; a small file can claim to be far larger
+LONGEST_SIDE = 1536  # pixels; towers see fewer
+DAMAGES = {"noise": "noise", "blur": "blur", "darkness": "low_light", "a covered part": "occlusion", "JPEG": "jpeg"}
 LONGEST_QUESTION = 500  # characters
 
 # name of the column, whether the model sees the picture, whether it sees the tags
-RUNS = (("Picture and tags", True, True), ("Tags only", False, True), ("Picture only", True, False))
+RUNS = (("Image and tags", True, True), ("Tags only", False, True), ("Image only", True, False))
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Answer:
     text: str
     image_weight: float | None
     tag_weight: float | None
+    sees_image: bool = True
+    sees_tags: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,33 @@ def check_tags(rows):
     if len(tags) > MAX_TAGS:
         raise ValueError(f"{len(tags)} tags are too many: at most {MAX_TAGS}.")
     return tags
+
+
+def read_image(path):
+    """
+    An uploaded file as an RGB image; its size is checked before it is decoded, and nothing is fetched.
+
+    Raises:
+        ValueError: it is no image, damaged, or too large; the message does not name the server's folders.
+    """
+    from images.image_loading import open_image
+
+    try:
+        image = open_image(Path(path), MAX_PIXELS)
+    except (ValueError, OSError) as error:
+        raise ValueError(str(error).replace(f"image={str(path)!r}", "The image")) from None
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return image
+
+
+def damaged(image, kind, severity):
+    """An image degraded by one of `DAMAGES`, from 0 (as it is) to 5; the same damage every time."""
+    import numpy as np
+    from images.image_degradations import IMAGE_DEGRADATIONS
+
+    if not severity:
+        return image
+    return IMAGE_DEGRADATIONS[DAMAGES[kind]](image.convert("RGB"), int(severity), np.random.default_rng(0), None)
 
 
 class AnsweringModel:
@@ -139,10 +171,10 @@ class AnsweringModel:
             ValueError: no picture, no question, one that is too long, or the model is not there.
         """
         if image is None:
-            raise ValueError("There is no picture yet: upload one, or choose an example below.")
+            raise ValueError("There is no image yet: upload one, or choose an example below.")
         question = (question or "").strip()
         if not question:
-            raise ValueError("There is no question yet: write what you want to know about the picture.")
+            raise ValueError("There is no question yet: write what you want to know about the image.")
         if len(question) > LONGEST_QUESTION:
             raise ValueError(f"The question has {len(question)} characters: at most {LONGEST_QUESTION}.")
         if self.model is None:
@@ -155,8 +187,8 @@ class AnsweringModel:
         with self._one_at_a_time:
             texts, weights, gaze = self._run(conversations)
         runs = [
-            Answer(title, text, *(pair if pair is not None else (None, None)))
-            for (title, _, _), text, pair in zip(RUNS, texts, weights, strict=True)
+            Answer(title, text, *(pair if pair is not None else (None, None)), sees_image, sees_tags)
+            for (title, sees_image, sees_tags), text, pair in zip(RUNS, texts, weights, strict=True)
         ]
         return Answers(tuple(runs), gaze)
 
@@ -225,9 +257,9 @@ class Gaze:
             self._handle.remove()
 
     def _look(self, complement, inputs, output):
-        tokens, mask = inputs[0][0], inputs[1][0]  # (T, D), (T,) of the first picture
+        tokens = inputs[0][0]  # (P, D) of the first image
         query = complement.query(complement.null)  # (D,)
-        logits = complement.key(tokens[mask]) @ query / query.shape[0] ** 0.5  # (P,)
+        logits = complement.key(tokens) @ query / query.shape[0] ** 0.5  # (P,)
         side = round(self._count**0.5)
         if logits.shape[0] == side * side:
             self.rows = logits.softmax(-1).reshape(side, side).tolist()

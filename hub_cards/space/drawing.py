@@ -28,7 +28,9 @@ CSS = """
 .poise-section { margin: 0 0 .35rem; }
 .poise-section > h2 { font-size: .88rem; font-weight: 600; color: var(--quiet); margin: 0 0 .45rem; }
 .poise-answers { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem; }
-@media (max-width: 720px) { .poise-answers { grid-template-columns: 1fr; } }
+@media (max-width: 720px) { .poise-answers { grid-template-columns: 1fr; }
+  .poise-router figure { width: calc(50% - .5rem); } .poise-card { min-height: 0; }
+  .poise-head h1 { font-size: 1.35rem; overflow-wrap: anywhere; } }
 .poise-card { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .75rem .9rem;
   background: var(--background-fill-primary); min-height: 142px; display: flex; flex-direction: column; }
 .poise-card.first { border: 2px solid #2563eb; }
@@ -37,7 +39,7 @@ CSS = """
   line-height: 1.25; flex: 1; }
 .poise-card .said.long { font-size: 1.05rem; }
 .poise-card .said.none { font-weight: 400; color: var(--quiet); font-size: 1rem; }
-.poise-bar { display: grid; grid-template-columns: 3.4rem 1fr 2.3rem; gap: .45rem; align-items: center;
+.poise-bar { display: grid; grid-template-columns: 4.6rem 1fr 2.1rem; gap: .45rem; align-items: center;
   font-size: .8rem; margin-top: .2rem; }
 .poise-bar .rail { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden; }
 .poise-bar .fill { height: 100%; border-radius: 4px; }
@@ -53,6 +55,10 @@ CSS = """
   font-size: .88rem; background: var(--background-fill-primary); }
 .poise-chips span b { color: #b45309; font-weight: 600; margin-left: .3rem; font-variant-numeric: tabular-nums; }
 .poise-note { color: var(--quiet); font-size: .9rem; margin: .35rem 0 0; }
+/* The theme's labels and button are too faint for WCAG AA. */
+.gradio-container [data-testid="block-info"], .gradio-container [data-testid="block-label"],
+.gradio-container .label > p { color: var(--body-text-color) !important; }
+.gradio-container #ask { background: #1d4ed8; color: #fff; }
 #picture img { image-rendering: auto; width: 100%; height: 100%; object-fit: contain; }
 #examples .grid-wrap { min-height: 0; padding: 0; }
 #examples .grid-container { gap: .75rem; }
@@ -68,8 +74,9 @@ def status(kind, text):
     return f'<div class="poise-status {kind}" role="{role}"><i></i><span>{html.escape(text)}</span></div>'
 
 
-def heading(title, sentence):
-    return f'<div class="poise-head"><h1>{html.escape(title)}</h1><p>{html.escape(sentence)}</p></div>'
+def heading(title, sentence, caution=""):
+    warned = f"<p><b>Not for:</b> {html.escape(caution)}</p>" if caution else ""
+    return f'<div class="poise-head"><h1>{html.escape(title)}</h1><p>{html.escape(sentence)}</p>{warned}</div>'
 
 
 def section(title, content):
@@ -88,7 +95,7 @@ def answer_cards(titles, runs=None, waiting="–", has_tags=True):
         run = None if runs is None else runs[place]
         frame = "poise-card first" if place == 0 else "poise-card"
         cards.append(f'<div class="{frame}"><h3>{html.escape(name)}</h3>{_said(run, waiting)}{_bars(run)}</div>')
-    below = "Switched off means: a plain grey picture, or no tags. Bars: the router's weights."
+    below = "Switched off means: a plain grey image in its place, or no tags. Bars: the router's weights."
     if not has_tags:
         below = "No tags were given, so the first and the third answer see the same. Bars: the router's weights."
     grid = f'<div class="poise-answers">{"".join(cards)}</div>{note(below)}'
@@ -107,7 +114,9 @@ def _said(run, waiting):
 def _bars(run):
     if run is None or run.image_weight is None:
         return ""
-    return bar("picture", run.image_weight, PICTURE_COLOR) + bar("tags", run.tag_weight, TAG_COLOR)
+    # Where the image is switched off, the weight is that of the grey one in its place, and is called so.
+    image, tags = "image" if run.sees_image else "grey image", "tags" if run.sees_tags else "no tags"
+    return bar(image, run.image_weight, PICTURE_COLOR) + bar(tags, run.tag_weight, TAG_COLOR)
 
 
 def bar(name, value, color):
@@ -122,7 +131,7 @@ def bar(name, value, color):
 
 def router_view(picture=None, answers=None):
     """The picture as the router sees it, and what it did in a few sentences; before an answer, where that will be."""
-    return section("What the router makes of the picture", _router_view(picture, answers))
+    return section("What the router makes of the image", _router_view(picture, answers))
 
 
 def _router_view(picture, answers):
@@ -131,14 +140,15 @@ def _router_view(picture, answers):
     run = answers.runs[0]
     if run.image_weight is None:
         return note("This model has no information router: both streams reach the language model as they are.")
-    words = [f"It lets {run.image_weight:.0%} of the picture through, and {run.tag_weight:.0%} of the tags."]
+    words = [f"It lets {run.image_weight:.0%} of the image through, and {run.tag_weight:.0%} of the tags."]
     if run.image_weight < 0.5:
-        words.append("The picture is unlike what the router saw in training. It fades to grey, and the tags stand in.")
+        words.append("The image is unlike what the router saw in training. It fades to grey, and the tags stand in.")
     if run.tag_weight < 0.5:
-        words.append("The tags are missing or unlike what it saw in training: the picture stands in.")
+        words.append("The tags are missing or unlike what it saw in training: the image stands in.")
     if min(run.image_weight, run.tag_weight) >= 0.5:
         words.append("It trusts both.")
-    drawn = [(router_overlay(picture, run.image_weight, None), "what it lets through")]
+    drawn = [(router_overlay(picture, 1.0, None), "what it was shown")]
+    drawn.append((router_overlay(picture, run.image_weight, None), "what it lets through"))
     if answers.gaze is not None:
         drawn.append((router_overlay(picture, 1.0, answers.gaze), "where it looks, should tags fail"))
     figures = "".join(
@@ -178,9 +188,9 @@ def proposed_tags(tags=None, problem=None):
     if problem:
         content = note(problem)
     elif tags is None:
-        content = note("Appears with a picture.")
+        content = note("Appears with an image.")
     elif not tags:
-        content = note("The tagger finds nothing in this picture that it has a word for.")
+        content = note("The tagger finds nothing in this image that it has a word for.")
     else:
         chips = "".join(f"<span>{html.escape(name)} <b>{score:.2f}</b></span>" for name, score in tags)
         content = f'<div class="poise-chips">{chips}</div>'

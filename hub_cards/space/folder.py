@@ -1,5 +1,6 @@
 """A folder that is a Gradio Space: the page, its settings, what it needs, and drawn scenes to try."""
 
+import html
 import importlib.metadata
 import json
 import re
@@ -8,13 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import RepoCard
+from huggingface_hub import ModelCard, RepoCard
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
 from ..card.backbone_names import hub_id
 
 APP_FILES = ("app.py", "answers.py", "drawing.py")
 SETTINGS_FILE = "space.json"
-TAGGER_FOLDER = "tagger"
+TAGGER_FOLDER, IMAGE_FOLDER = "tagger", "images"  # code of processing/ that the Space needs, and it has no Poise
 NEEDED = ("transformers", "torch", "pillow", "huggingface_hub", "safetensors", "numpy")
 GRADIO = "6.31.0"  # the version that the page was written against
 # What the examples show: caption, degradation of the picture, corruption of the tags.
@@ -26,7 +28,7 @@ EXAMPLES = (
 )
 SEVERITY = 4
 SENTENCE = (
-    "A vision-language model with an information router between the picture and its tags. "
+    "A vision-language model with an information router between the image and its tags. "
     "Ask, and see what it says without one of them."
 )
 
@@ -64,16 +66,20 @@ def write_space(
     for name in APP_FILES:
         text = (files("poise.hub_cards.space") / name).read_text(encoding="utf-8")
         (folder / name).write_text(text, encoding="utf-8")
+    write_published_code(folder / IMAGE_FOLDER, "processing", "image_loading")
+    write_published_code(folder / IMAGE_FOLDER, "processing.degradations", "image_degradations")
     if tagger is not None:
-        write_tagger_code(folder / TAGGER_FOLDER)
+        write_published_code(folder / TAGGER_FOLDER, "processing", "taggers")
     else:
         shutil.rmtree(folder / TAGGER_FOLDER, ignore_errors=True)
+    card = words_of_card(model)
     settings = {
         "model": _absolute(model),
         "shown_model": shown,
         "tagger": None if tagger is None else _absolute(tagger),
-        "title": title or shown.split("/")[-1],
-        "sentence": SENTENCE,
+        "title": title or card.get("title") or shown.split("/")[-1],
+        "sentence": card.get("sentence") or SENTENCE,
+        "caution": card.get("caution"),
         "placeholder": "what color is the star ?",
         "max_new_tokens": max_new_tokens,
         "examples": draw_examples(folder),
@@ -121,20 +127,38 @@ def draw_examples(folder: Path) -> list[dict[str, Any]]:
     return examples
 
 
-def write_tagger_code(folder: Path) -> None:
-    """`taggers.py` of `processing/` and the files beside it that it imports: the Space has no Poise."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    waiting = ["taggers"]
+def write_published_code(folder: Path, package: str, name: str) -> None:
+    """A file of `processing/` and the files beside it that it imports."""
+    folder.mkdir(exist_ok=True)
+    waiting = [name]
     while waiting:
         name = waiting.pop()
-        target = folder / f"{name}.py"
-        if target.exists():
-            continue
-        text = (files("poise.processing") / f"{name}.py").read_text(encoding="utf-8")
-        target.write_text(text, encoding="utf-8")
+        text = (files(f"poise.{package}") / f"{name}.py").read_text(encoding="utf-8")
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
         waiting += re.findall(r"^\s*from \.(\w+) import", text, flags=re.MULTILINE)
-    (folder / "__init__.py").write_text('"""The tagger of Poise, copied so that this Space needs no Poise."""\n')
+    (folder / "__init__.py").write_text('"""Code of Poise, copied so that this Space needs no Poise."""\n')
+
+
+def words_of_card(model: str) -> dict[str, str]:
+    """Title, first sentence and first warning of a model's card; nothing where there is no card to be had."""
+    try:
+        if Path(model).is_dir():
+            text = ModelCard.load(Path(model) / "README.md").text
+        else:
+            text = ModelCard.load(model).text
+    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled):
+        return {}
+    title = re.search(r"^# (.+)$", text, flags=re.MULTILINE)
+    body = text[title.end() :] if title else text
+    first = re.search(r"^(?![#<\-*`|\s])(.+?)(?:\n\n|\n[#*]|\Z)", body, flags=re.MULTILINE | re.DOTALL)
+    caution = re.search(r"^## What it must not be used for\n+\* (.+)$", text, flags=re.MULTILINE)
+    found = {"title": title, "sentence": first, "caution": caution}
+    return {name: plain(match[1]) for name, match in found.items() if match}
+
+
+def plain(markdown: str) -> str:
+    """A line of a card without its escapes, as the page shows text and no Markdown."""
+    return html.unescape(re.sub(r"\\(.)", r"\1", " ".join(markdown.split()))).replace("`", "")[:300]
 
 
 def requirements() -> list[str]:

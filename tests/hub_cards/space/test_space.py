@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +11,9 @@ from huggingface_hub import SpaceCard
 from PIL import Image
 
 from poise.hub_cards.publishing.self_check import clean_environment
-from poise.hub_cards.space.answers import RUNS, AnsweringModel, check_tags
+from poise.hub_cards.space.answers import DAMAGES, RUNS, Answer, AnsweringModel, check_tags, damaged, read_image
 from poise.hub_cards.space.drawing import answer_cards, proposed_tags, router_overlay, router_view, status
-from poise.hub_cards.space.folder import check_source, write_space
+from poise.hub_cards.space.folder import check_source, words_of_card, write_space
 from poise.processing import Scenes
 
 QUESTION = "what color is the square ?"
@@ -147,7 +148,7 @@ def test_grey_is_what_the_tower_reads_as_nothing(answering, scene):
 
 @pytest.mark.parametrize(
     "picture, question, said",
-    [(False, QUESTION, "no picture yet"), (True, " ", "no question yet"), (True, "x" * 501, "at most 500")],
+    [(False, QUESTION, "no image yet"), (True, " ", "no question yet"), (True, "x" * 501, "at most 500")],
 )
 def test_what_is_missing_is_said(answering, scene, picture, question, said):
     with pytest.raises(ValueError, match=said):
@@ -201,3 +202,57 @@ def test_a_distrusted_picture_fades_and_the_gaze_glows():
     looked = router_overlay(red, 1.0, [[0.0, 0.0], [0.0, 1.0]])
     assert looked.size == (360, 180)
     assert looked.getpixel((350, 170))[1] > 50 and looked.getpixel((5, 5)) == (200, 0, 0)
+
+
+def test_an_upload_is_checked_before_it_is_decoded_and_can_be_damaged(space, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(space[0]))  # where `images` lies
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 60_000
+    (tmp_path / "notes.png").write_text("no image")
+    for name, said in (("bomb.png", "The image is 13000×13000 = 169 megapixels"), ("notes.png", "The image is not")):
+        with pytest.raises(ValueError, match=said) as refused:
+            read_image(str(tmp_path / name))
+        assert str(tmp_path) not in str(refused.value)
+    Image.new("RGB", (4000, 1000), "red").save(tmp_path / "wide.png")
+    image = read_image(str(tmp_path / "wide.png"))
+    assert image.size == (1536, 384)
+    for kind in DAMAGES:
+        assert damaged(image, kind, 0) is image
+        once = damaged(image, kind, 5)
+        assert once.size == image.size and list(once.getdata()) == list(damaged(image, kind, 5).getdata())
+    assert damaged(image, "noise", 3).tobytes() != image.tobytes() != damaged(image, "darkness", 3).tobytes()
+
+
+def test_a_switched_off_image_is_called_what_it_is():
+    runs = [Answer(title, "red", 0.9, 0.1, image, tags) for title, image, tags in RUNS]
+    both, tags_only, image_only = answer_cards([title for title, _, _ in RUNS], runs).split("<h3>")[1:]
+    assert "<span>grey image</span>" in tags_only and "<span>tags</span>" in tags_only
+    assert "<span>image</span>" in both and "<span>tags</span>" in both
+    assert "<span>image</span>" in image_only and "<span>no tags</span>" in image_only
+
+
+def test_title_and_text_come_from_the_models_card(built, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(built.folder, model)
+    assert words_of_card(str(model)) == {}
+    text = "---\nlicense: mit\n---\n# A \\*fine\\* model\n\nWhat it is,\nin two lines.\n\n* a list\n\n"
+    (model / "README.md").write_text(text + "## What it must not be used for\n\n* Photographs: no.\n* More.\n")
+    expected = {"title": "A *fine* model", "sentence": "What it is, in two lines.", "caution": "Photographs: no."}
+    assert words_of_card(str(model)) == expected
+    write_space(tmp_path / "out", str(model))
+    settings = json.loads((tmp_path / "out" / "space.json").read_text())
+    assert {name: settings[name] for name in expected} == expected
+    write_space(tmp_path / "out", str(model), title="Mine")
+    assert json.loads((tmp_path / "out" / "space.json").read_text())["title"] == "Mine"
+
+
+def test_the_page_fetches_no_address(space):
+    code = (
+        "import app, asyncio; app.refuse_addresses()\nfrom gradio import processing_utils as p\n"
+        "for call in (lambda: p.save_url_to_cache('http://127.0.0.1:9/a', '.'),\n"
+        "             lambda: asyncio.run(p.async_ssrf_protected_download('http://127.0.0.1:9/a', '.'))):\n"
+        "    try: call()\n    except ValueError as error: print(error)\n"
+    )
+    pytest.importorskip("gradio")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=space[0])
+    assert done.stdout.count("fetches no addresses") == 2, done.stderr[-2000:]

@@ -146,7 +146,7 @@ def test_a_visitor_asks(demo_model, open_page, tmp_path):
         said(page, "Ready", "good")
         # What is missing is said where one looks.
         page.click("#ask")
-        said(page, "There is no picture yet", "bad")
+        said(page, "There is no image yet", "bad")
 
         # A picture of one's own, of another size; then a question, no tags.
         own = tmp_path / "own.png"
@@ -187,7 +187,22 @@ def test_a_visitor_asks(demo_model, open_page, tmp_path):
         values = [float(value.inner_text()) for value in page.locator("#answers .value").all()]
         pairs = [weight for run in expected.runs for weight in (run.image_weight, run.tag_weight)]
         assert values == pytest.approx(pairs, abs=0.011)
-        assert page.locator("#router figure img").count() == 2
+        assert page.locator("#router figure img").count() == 3
+
+        # The slider damages the image, and the answers follow without a click.
+        shown = page.locator("#router figure img").first.get_attribute("src")
+        page.locator("#severity input[type=range]").focus()
+        page.keyboard.press("End")
+        page.wait_for_function(
+            "shown => { const one = document.querySelector('#router figure img'); return one && one.src !== shown; }",
+            arg=shown,
+        )
+        said(page, "Answered", "good")
+
+        # Nothing sticks out on a phone.
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.set_viewport_size({"width": 1280, "height": 900})
 
         # A score that is none, edited in the table.
         page.locator("#tags [data-testid=cell-0-1]").dblclick()
