@@ -15,7 +15,6 @@ from math import factorial
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...processing.prompts import target_text
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
@@ -23,9 +22,11 @@ from ..generation_evaluator import needed_field
 from ..intervals import bootstrap_interval, mean_with_interval
 from ..metrics.vqa_answers import normalize_answer, vqa_accuracy
 from ..probing.answers import answer_log_probabilities, answer_texts, answer_token_ids, greedy_answers
+from ..probing.image_features import Change
 from ..probing.mean_tokens import MODALITIES, MeanTokens, mean_tokens
-from ..probing.model_parts import ModelParts, model_parts
-from ..probing.visual_prompts import VisualPrompts, read_prompts
+from ..probing.parts import ModelParts, model_parts
+from ..probing.prompt_batch import PromptBatch
+from ..probing.prompt_reading import read_prompts
 from ..sample_donors import SwappableRecords
 
 Coalition = tuple[str, ...]
@@ -68,7 +69,7 @@ MEASURES = ("accuracy", "log_likelihood")
 
 def players_of(parts: ModelParts) -> tuple[str, ...]:
     """The modalities of a model: only Poise models know tags."""
-    return MODALITIES if parts.model.config.model_type == "poise" else ("image", "question")
+    return MODALITIES if parts.family == "poise" else ("image", "question")
 
 
 def coalition_name(some: Coalition) -> str:
@@ -160,16 +161,18 @@ class CoalitionDominance(Evaluator):
         for row in rows:
             row |= {"players": list(players), "said": {}, "accuracy": {}, "log_likelihood": {}}
         prompts = self._prompts(parts, processor, records, ())
-        self._ask(prompts, None, players, targets, rows, coalition_name(players))
+        self._ask(processor, prompts, (), players, targets, rows, coalition_name(players))
         for some in coalitions(players)[:-1]:
             absent = [name for name in players if name not in some]
             for baseline in self.baselines:
                 name = f"{baseline}:{coalition_name(some)}"
                 if baseline == "swap":
-                    self._ask(self._prompts(parts, processor, records, absent), None, some, targets, rows, name)
+                    self._ask(
+                        processor, self._prompts(parts, processor, records, absent), (), some, targets, rows, name
+                    )
                 else:
                     assert self.means is not None
-                    self._ask(prompts, self.means.without(prompts, absent), some, targets, rows, name)
+                    self._ask(processor, prompts, self.means.without(prompts, absent), some, targets, rows, name)
 
     def _prompts(self, parts: ModelParts, processor: Any, records: Sequence[Record], swapped: Iterable[str]) -> Any:
         """The records' prompts with the `swapped` modalities of their donors."""
@@ -178,19 +181,22 @@ class CoalitionDominance(Evaluator):
             return record["donors"][name] if name in swapped else record.get(name) or []
 
         images, questions, tags = ([of(record, name) for record in records] for name in ("image", "question", "tags"))
+        if parts.family != "poise":
+            tags = [[] for _ in records]
         return read_prompts(parts, processor, images, questions, tags)
 
     def _ask(
         self,
-        prompts: VisualPrompts,
-        embeddings: torch.Tensor | None,
+        processor: Any,
+        prompts: PromptBatch,
+        changes: Sequence[Change],
         some: Coalition,
         targets: Sequence[Sequence[int]],
         rows: Sequence[Row],
         name: str,
     ) -> None:
-        said = answer_texts(prompts, greedy_answers(prompts, embeddings, self.max_new_tokens))
-        likelihoods = answer_log_probabilities(prompts, targets, embeddings).tolist()
+        said = answer_texts(processor, greedy_answers(prompts, changes, self.max_new_tokens))
+        likelihoods = answer_log_probabilities(prompts, targets, changes).tolist()
         for row, text, likelihood in zip(rows, said, likelihoods, strict=True):
             row["said"][name] = text
             row["accuracy"][name] = vqa_accuracy(text, row.get("answer_scores") or row["answers"])

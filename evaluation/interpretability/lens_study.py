@@ -10,10 +10,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..evaluator import Record
-from ..probing.model_parts import model_parts
+from ..probing.parts import model_parts
 from .logit_lens import LogitLens, logit_lens
 from .logit_lens_page import write_logit_lens_page
-from .objects import ObjectPatches, object_probe, patches_or_none
+from .objects import object_probe, patches_under
 from .report import draw_word_heat
 
 
@@ -45,7 +45,7 @@ def study_lens(
     Raises:
         ValueError: no record has a picture, or as [`logit_lens`].
     """
-    patches = ObjectPatches(processor.image_processor, model_parts(model).grid)
+    knows_tags = model_parts(model).family == "poise"
     (folder / "logit_lens").mkdir(parents=True, exist_ok=True)
     drawn: list[LogitLens] = []
     shares: list[np.ndarray] = []  # of each sample (L + 1, 2)
@@ -55,10 +55,11 @@ def study_lens(
             continue
         question = record.get("question") or "?" if probe is None else probe.questions.get(form, probe.name)
         chosen = list(words or (probe.name.split() if probe else []))
-        tags = record.get("tags") or [] if with_tags else []
+        tags = record.get("tags") or [] if with_tags and knows_tags else []
         lens = logit_lens(model, processor, record["image"], question, tags, chosen, top_k, title=str(record["id"]))
         if probe is not None:
-            lens.object_patches = patches_or_none(patches, probe.image, probe.box)
+            under = patches_under(lens.region, lens.grid, probe.image, probe.box)
+            lens.object_patches = under if under.any() else None
         if lens.object_patches is not None and chosen:
             says, inside = lens.says_word(), lens.object_patches
             if not inside.all():

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..probing.model_parts import ModelParts, model_parts
-from ..probing.visual_prompts import VisualPrompts, read_prompts
-from .objects import ObjectPatches
-
-_CHUNK = 64  # tokens whose logits exist at once: 64 × 150,000 words are 40 MB
+from ..probing.parts import model_parts, vocabulary_size
+from ..probing.prompt_batch import PromptBatch
+from ..probing.prompt_reading import read_prompts
+from ..probing.residual_stream import read_off, residual_stream
+from ..probing.token_grids import TokenGrid, token_grids
 
 
 @dataclass
@@ -37,7 +37,8 @@ class LogitLens:
         vocabulary: token id → text, for every id in `top_ids`.
         grid: (rows, columns); tokens `num_prefix` to `num_prefix + rows * columns` are the patches in reading order.
         num_prefix, num_prompt: class tokens before the patches, soft-prompt tokens behind them.
-        picture: what the vision tower sees, as it was before resizing; patches tile it.
+        picture: what the vision tower sees, as it was before resizing; patches tile it. region: (x1, y1, x2, y2) of it
+            in pixels of the stored picture.
         question, title: what was asked, and how to call the picture.
         reads_encoder: whether these are an encoder's states, see the module's docstring.
         object_patches (rows, columns) bool: where the object is that is asked about, if that is known.
@@ -56,6 +57,7 @@ class LogitLens:
     question: str = ""
     title: str = ""
     reads_encoder: bool = False
+    region: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     object_patches: np.ndarray | None = None
 
     @property
@@ -106,7 +108,7 @@ def logit_lens(
     Reads every visual token at every layer.
 
     Args:
-        model: a Poise model or a `LlavaForConditionalGeneration`, in evaluation mode.
+        model: any image-text-to-text model, in evaluation mode.
         processor: the model's.
         image: the stored picture.
         question: what is asked; in a decoder-only model the image tokens that stand before it do not see it.
@@ -116,20 +118,24 @@ def logit_lens(
         top_k (`int`, *optional*, defaults to 5): how many words a token and layer.
 
     Raises:
-        ValueError: `top_k` or a word does not fit the vocabulary, the model is of another kind, or it changes logits
-            after its head, so that norm and head alone are not what it says.
+        ValueError: `top_k` or a word does not fit the vocabulary, or the image tokens have no place on the picture.
     """
     parts = model_parts(model)
+    parts.check_image_tokens("logit lens of image tokens")
     tokenizer = processor.tokenizer
     ids_of_words = [word_token_ids(tokenizer, word) for word in words]
-    vocabulary_size = parts.model.get_output_embeddings().weight.shape[0]
-    if not 1 <= top_k <= vocabulary_size:
-        raise ValueError(f"top_k={top_k} must lie between 1 and the {vocabulary_size} words of the vocabulary.")
+    size = vocabulary_size(parts)
+    if not 1 <= top_k <= size:
+        raise ValueError(f"top_k={top_k} must lie between 1 and the {size} words of the vocabulary.")
     prompts = read_prompts(parts, processor, [image], [question], [list(tags)])
-    states = residual_stream(prompts)  # (L + 1, T, D)
-    places = torch.cat([prompts.image_places, prompts.prompt_places], dim=1)[0]  # (N,)
-    top_ids, top_probabilities, word_probabilities = _read_off(parts, states[:, places], ids_of_words, top_k)
-    patches = ObjectPatches(processor.image_processor, parts.grid)
+    view = finest_view(token_grids(prompts, 0, image, processor.image_processor))
+    where = prompts.image[0].nonzero()[:, 0]  # (P,)
+    prefix = int(view.tokens.min()) if view.tokens.size + int(view.tokens.min()) == len(where) else 0
+    chosen = np.concatenate([np.arange(prefix), view.tokens.ravel()])
+    places = where[torch.as_tensor(chosen, device=where.device)]  # (N,)
+    if prompts.soft_prompt is not None:
+        places = torch.cat([places, prompts.soft_prompt[0].nonzero()[:, 0]])
+    top_ids, top_probabilities, word_probabilities = _read_off(prompts, places, ids_of_words, top_k)
     return LogitLens(
         top_ids=top_ids,
         top_probabilities=top_probabilities,
@@ -137,14 +143,32 @@ def logit_lens(
         words=list(words),
         word_ids=ids_of_words,
         vocabulary={int(token): tokenizer.decode([int(token)]) for token in np.unique(top_ids)},
-        grid=parts.grid,
-        num_prefix=parts.num_prefix_tokens,
-        num_prompt=parts.num_prompt_tokens,
-        picture=patches.seen_picture(image),
+        grid=(view.tokens.shape[0], view.tokens.shape[1]),
+        num_prefix=prefix,
+        num_prompt=len(places) - len(chosen),
+        picture=image.convert("RGB").crop(tuple(round(edge) for edge in view.region)),
+        region=view.region,
         question=question,
         title=title,
         reads_encoder=parts.is_encoder_decoder,
     )
+
+
+def finest_view(grids: Sequence[TokenGrid]) -> TokenGrid:
+    """One grid over the image: its tiles put together where it has some, else the grid with the most patches."""
+    whole = max(grids, key=lambda grid: _area(grid.region))
+    tiles = [grid for grid in grids if _area(grid.region) < 0.9 * _area(whole.region)]
+    ordered = sorted(tiles, key=lambda grid: (round(grid.region[1]), round(grid.region[0])))
+    rows = len({round(grid.region[1]) for grid in tiles})
+    if not tiles or len(tiles) % rows or len({grid.tokens.shape for grid in tiles}) > 1:
+        return max(grids, key=lambda grid: grid.tokens.size)
+    columns = len(tiles) // rows
+    tokens = np.block([[ordered[row * columns + column].tokens for column in range(columns)] for row in range(rows)])
+    return TokenGrid(tokens, (*ordered[0].region[:2], *ordered[-1].region[2:]))
+
+
+def _area(region: tuple[float, float, float, float]) -> float:
+    return (region[2] - region[0]) * (region[3] - region[1])
 
 
 def word_token_ids(tokenizer: Any, word: str) -> list[int]:
@@ -169,59 +193,19 @@ def word_token_ids(tokenizer: Any, word: str) -> list[int]:
     return sorted(ids)
 
 
-@torch.no_grad()
-def residual_stream(prompts: VisualPrompts) -> torch.Tensor:
-    """
-    States of one prompt before each layer and before the final norm, (L + 1, T, D).
-
-    Raises:
-        ValueError: final norm and head do not give the model's own logits.
-    """
-    parts = prompts.parts
-    states: list[torch.Tensor] = []
-
-    def keep(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        states.append(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-
-    handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in (*parts.layers, parts.final_norm)]
-    try:
-        if parts.is_encoder_decoder:
-            parts.reader(inputs_embeds=prompts.embeddings, attention_mask=prompts.attention_mask)
-            own = None
-        else:
-            own = parts.model(
-                inputs_embeds=prompts.embeddings,
-                attention_mask=prompts.attention_mask,
-                position_ids=prompts.position_ids,
-                logits_to_keep=1,
-                use_cache=False,
-            ).logits[0, -1]  # (V,)
-    finally:
-        for handle in handles:
-            handle.remove()
-    stream = torch.cat(states)  # (L + 1, T, D)
-    if own is not None:
-        read = parts.head(parts.final_norm(stream[-1, -1:]))[0]  # (V,)
-        if not torch.allclose(read.float(), own.float(), rtol=1e-2, atol=1e-2 * float(own.float().abs().max())):
-            raise ValueError(
-                f"model={type(parts.model).__name__} changes its logits after norm and head (scaling, a soft cap), so "
-                "what the logit lens reads would not be its own: give a model without."
-            )
-    return stream
-
-
 def _read_off(
-    parts: ModelParts, states: torch.Tensor, ids_of_words: Sequence[Sequence[int]], top_k: int
+    prompts: PromptBatch, places: torch.Tensor, ids_of_words: Sequence[Sequence[int]], top_k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Top words and chosen words of `states` (L + 1, N, D)."""
-    depth, count = states.shape[:2]
+    """Top words and chosen words at every depth of the tokens at `places` (N,)."""
+    stream = residual_stream(prompts)
+    depth, count = len(stream.states), len(places)
     top_ids = np.zeros((depth, count, top_k), dtype=np.int64)
     top_probabilities = np.zeros((depth, count, top_k), dtype=np.float32)
     word_probabilities = np.zeros((depth, count, len(ids_of_words)), dtype=np.float32)
     for layer in range(depth):
-        for start in range(0, count, _CHUNK):
-            some = slice(start, min(start + _CHUNK, count))
-            logits = parts.head(parts.final_norm(states[layer, some]))  # (n, V)
+        start = 0
+        for logits in read_off(prompts, stream, layer, places):
+            some = slice(start, start := start + len(logits))
             probabilities = logits.float().softmax(-1)  # (n, V)
             best = probabilities.topk(top_k, dim=-1)
             top_ids[layer, some] = best.indices.cpu().numpy()

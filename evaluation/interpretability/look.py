@@ -19,14 +19,14 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...processing.degradations.degradations import degrade_image
-from ..probing.image_features import Change
-from ..probing.parts import ModelParts, model_parts
-from ..probing.prompt_answers import (
+from ..probing.answers import (
     answer_log_probabilities,
     answer_text,
     attention_on_prompt,
     greedy_answers,
 )
+from ..probing.image_features import Change
+from ..probing.parts import ModelParts, model_parts
 from ..probing.prompt_batch import PromptBatch
 from ..probing.prompt_reading import read_prompts
 from ..probing.residual_stream import read_off, residual_stream
@@ -245,7 +245,7 @@ def _circumstances(asked: _Asked, before: np.ndarray, severity: int, notes: list
         if circumstance is not None:
             found.append(circumstance)
 
-    if asked.parts.image_owner is not None and bool(asked.prompts.image.any()):
+    if asked.parts.has_image_tokens:
         ask("without the image", None, asked.question, [])
     grey = Image.new("RGB", asked.image.size, tuple(int(v) for v in np.asarray(asked.image).mean((0, 1))))
     ask("an empty image", grey, asked.question, asked.tags)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ...processing.grounding_text import check_box
@@ -18,7 +19,8 @@ from ...processing.prompts import Prompts
 from ...processing.scenes.text import CAPTION_QUESTION, question_text
 from ..metrics.pope import YES, read_yes_no
 from ..metrics.vqa_answers import vqa_accuracy
-from .picture_geometry import PictureGeometry, picture_geometry
+from ..probing.prompt_batch import PromptBatch
+from ..probing.token_grids import ImageGrids
 
 FORMS = ("generative", "polling", "vqa")
 
@@ -127,57 +129,99 @@ class NoPatchError(ValueError):
     """A box that maps to no patch."""
 
 
-class ObjectPatches:
-    """The patches under a box; a patch counts if any part of the box lies on it.
+class ObjectTokens:
+    """The image tokens under a box, in every view of the image; a token counts if any part of the box lies on its part.
 
     Args:
         image_processor: the model's.
-        grid (`tuple[int, int]`): rows and columns of patches.
     """
 
-    def __init__(self, image_processor: Any, grid: tuple[int, int]):
-        self.image_processor, self.grid = image_processor, grid
-        self._geometries: dict[tuple[int, int], PictureGeometry] = {}
+    def __init__(self, image_processor: Any):
+        self.grids = ImageGrids(image_processor)
 
-    def geometry(self, image: Image.Image) -> PictureGeometry:
-        """How the processor maps this picture; worked out once for every size."""
-        if image.size not in self._geometries:
-            self._geometries[image.size] = picture_geometry(self.image_processor, *image.size)
-        return self._geometries[image.size]
-
-    def seen_picture(self, image: Image.Image) -> Image.Image:
-        """The part of the stored picture that the model sees, in its own resolution; black where it was padded."""
-        return image.convert("RGB").crop(tuple(round(edge) for edge in self.geometry(image).seen_region()))
-
-    def __call__(self, image: Image.Image, box: Sequence[float], buffer: int = 0) -> np.ndarray:
+    def __call__(
+        self, prompts: PromptBatch, row: int, image: Image.Image, box: Sequence[float], buffer: int = 0
+    ) -> torch.Tensor:
         """
         Args:
-            image: the stored picture.
+            prompts: with one image each. row: which of them.
+            image: the stored image.
             box: [x, y, w, h] in its pixels.
             buffer (`int`, *optional*, defaults to 0): how many patches around are added, corners included (the vision
                 tower mixes an object into its neighbourhood; Neo et al., arXiv 2410.07149, take 1 or 2).
 
         Returns:
-            `np.ndarray` (rows, columns) of bool.
+            `torch.Tensor` (T,) of bool.
 
         Raises:
             NoPatchError: the box lies in a part that the processor crops away.
-            ValueError: the box is not inside the picture, or the buffer is negative.
+            ValueError: the box is not inside the image, the buffer is negative, or tokens have no place on the image.
         """
-        if buffer < 0:
-            raise ValueError(f"buffer={buffer} must be 0 or more patches.")
-        check_box(box, *image.size)
-        geometry = self.geometry(image)
-        left, top, right, bottom = geometry.seen_corners(box)
-        rows = _touched(top, bottom, geometry.seen[1] / self.grid[0], self.grid[0])  # (rows,)
-        columns = _touched(left, right, geometry.seen[0] / self.grid[1], self.grid[1])  # (columns,)
-        if not (rows.any() and columns.any()):
-            x1, y1, x2, y2 = (round(edge, 1) for edge in geometry.seen_region())
+        found = [
+            grid.tokens[touched]
+            for grid in self.grids(prompts, row, image)
+            if (touched := patches_under(grid.region, grid.tokens.shape, image, box, buffer)).any()
+        ]
+        if not found:
+            regions = self.grids.regions(image)
+            x1, y1, x2, y2 = (round(edge, 1) for edge in regions[0])
             raise NoPatchError(
                 f"bbox={list(box)} maps to no patch: of the {image.width}×{image.height} picture the model sees only "
                 f"x {x1}–{x2}, y {y1}–{y2}; leave this object out, or use an image processor that does not crop."
             )
-        return np.outer(_widened(rows, buffer), _widened(columns, buffer))
+        return places_of(prompts, row, np.concatenate(found))
+
+    def or_none(self, prompts: PromptBatch, row: int, image: Image.Image, box: Sequence[float]) -> torch.Tensor | None:
+        """As calling it, but `None` for a box that maps to no patch: for data sets, where some always do."""
+        try:
+            return self(prompts, row, image, box)
+        except NoPatchError:
+            return None
+
+    def on_image(self, prompts: PromptBatch, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Every token that lies on its image, (B, T) bool: class tokens and ends of rows do not."""
+        rows = [
+            places_of(prompts, row, np.concatenate([grid.tokens.ravel() for grid in self.grids(prompts, row, image)]))
+            for row, image in enumerate(images)
+        ]
+        return torch.stack(rows)
+
+
+def places_of(prompts: PromptBatch, row: int, tokens: np.ndarray) -> torch.Tensor:
+    """Numbers of image tokens of one prompt as places in its sequence, (T,) bool."""
+    places = torch.zeros_like(prompts.image[row])
+    where = prompts.image[row].nonzero()[:, 0]  # (P,)
+    places[where[torch.as_tensor(tokens.ravel(), device=where.device)]] = True
+    return places
+
+
+def patches_under(
+    region: tuple[float, float, float, float],
+    grid: tuple[int, ...],
+    image: Image.Image,
+    box: Sequence[float],
+    buffer: int = 0,
+) -> np.ndarray:
+    """
+    Patches under a box [x, y, w, h] and `buffer` patches around them, (rows, columns) of bool; none where it lies
+    outside of the region.
+
+    Args:
+        region: (x1, y1, x2, y2) that the grid of (rows, columns) covers, in pixels of the stored image.
+
+    Raises:
+        ValueError: the box is not inside the image, or the buffer is negative.
+    """
+    if buffer < 0:
+        raise ValueError(f"buffer={buffer} must be 0 or more patches.")
+    check_box(box, *image.size)
+    x, y, w, h = box
+    x1, y1, x2, y2 = region
+    rows = _touched(y - y1, y + h - y1, (y2 - y1) / grid[0], grid[0])  # (rows,)
+    columns = _touched(x - x1, x + w - x1, (x2 - x1) / grid[1], grid[1])  # (columns,)
+    if not (rows.any() and columns.any()):
+        return np.zeros(grid, dtype=bool)
+    return np.outer(_widened(rows, buffer), _widened(columns, buffer))
 
 
 def _touched(start: float, stop: float, side: float, count: int) -> np.ndarray:
@@ -192,11 +236,3 @@ def _widened(touched: np.ndarray, buffer: int) -> np.ndarray:
     widened = np.zeros_like(touched)
     widened[max(near.min() - buffer, 0) : near.max() + buffer + 1] = True
     return widened
-
-
-def patches_or_none(patches: ObjectPatches, image: Image.Image, box: Sequence[float]) -> np.ndarray | None:
-    """As calling `patches`, but `None` for a box that maps to no patch: for data sets, where some always do."""
-    try:
-        return patches(image, box)
-    except NoPatchError:
-        return None

@@ -25,27 +25,29 @@ from tqdm.auto import tqdm
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..intervals import mean_with_interval
 from ..probing.answers import answer_log_probabilities, answer_texts, greedy_answers
-from ..probing.model_parts import model_parts
-from ..probing.token_groups import RIVALS, highest_tokens, random_tokens, tokens_of_patches
-from ..probing.visual_prompts import VisualPrompts, read_prompts
+from ..probing.image_features import Change
+from ..probing.parts import model_parts
+from ..probing.prompt_batch import PromptBatch
+from ..probing.prompt_reading import read_prompts
+from ..probing.token_groups import RIVALS, highest_tokens, random_tokens
 from ..sample_donors import SwappableRecords, as_map_style
-from .objects import FORMS, ObjectPatches, ObjectProbe, mention, object_probe, patches_or_none
+from .objects import FORMS, ObjectProbe, ObjectTokens, mention, object_probe
 
 
 def integrated_gradients(
-    prompts: VisualPrompts,
+    prompts: PromptBatch,
     answers: Sequence[Sequence[int]],
     baseline: torch.Tensor | None = None,
     counted_from: Sequence[int] | None = None,
     steps: int = 16,
 ) -> torch.Tensor:
     """
-    Attribution (B, P) of each image token, in nats.
+    Attribution (B, T) of each image token, in nats; 0 elsewhere.
 
     Args:
         prompts: B prompts.
         answers: token ids of the answer to each.
-        baseline (D,) (*optional*): the token that stands for "nothing here"; zeros by default.
+        baseline (D',) (*optional*): the token that stands for "nothing here"; zeros by default.
         counted_from (*optional*): of each answer the first token that counts, see [`answer_log_probabilities`].
         steps (`int`, *optional*, defaults to 16): points of the path, at the middles of equal parts.
 
@@ -54,15 +56,16 @@ def integrated_gradients(
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be 1 or more; 16 to 64 are usual.")
-    tokens = prompts.image_tokens()  # (B, P, D)
-    start = torch.zeros_like(tokens) if baseline is None else baseline.to(tokens).expand_as(tokens)  # (B, P, D)
-    total = torch.zeros_like(tokens, dtype=torch.float32)  # (B, P, D)
+    tokens = prompts.image_rows(prompts.image)  # (N, D')
+    start = torch.zeros_like(tokens) if baseline is None else baseline.to(tokens).expand_as(tokens)  # (N, D')
+    total = torch.zeros_like(tokens, dtype=torch.float32)  # (N, D')
     for step in range(steps):
         with torch.enable_grad():
-            point = torch.lerp(start, tokens, (step + 0.5) / steps).detach().requires_grad_()  # (B, P, D)
-            value = answer_log_probabilities(prompts, answers, prompts.with_image_tokens(point), counted_from)  # (B,)
-            total += torch.autograd.grad(value.sum(), point)[0].float()  # (B, P, D)
-    return ((tokens - start).float() * total / steps).sum(-1)
+            point = torch.lerp(start, tokens, (step + 0.5) / steps).detach().requires_grad_()  # (N, D')
+            value = answer_log_probabilities(prompts, answers, [Change(prompts.image, point)], counted_from)  # (B,)
+            total += torch.autograd.grad(value.sum(), point)[0].float()  # (N, D')
+    each = ((tokens - start).float() * total / steps).sum(-1)  # (N,)
+    return torch.zeros(prompts.image.shape, device=each.device).masked_scatter(prompts.image, each)
 
 
 OTHER_PICTURE = "other_picture"
@@ -80,7 +83,7 @@ def mean_image_token(
     progress: bool = True,
 ) -> torch.Tensor:
     """
-    Mean (D,) of all image tokens of other pictures, as the language model reads them.
+    Mean (D',) of all tokens that lie on other pictures, as the language model reads them.
 
     Args:
         records: task records with images, disjoint from those that are ablated.
@@ -92,26 +95,27 @@ def mean_image_token(
         ValueError: no record has an image.
     """
     parts = model_parts(model)
+    places, with_tags = ObjectTokens(processor.image_processor), with_tags and parts.family == "poise"
     total, count = torch.zeros((), dtype=torch.float64), 0
     stream = (record for record in islice(records, limit) if record["image"] is not None)
     with tqdm(desc="mean image token", unit="picture", disable=not progress) as bar:
         while batch := list(islice(stream, batch_size)):
             tags = [record.get("tags") or [] if with_tags else [] for record in batch]
             prompts = read_prompts(parts, processor, [r["image"] for r in batch], ["?"] * len(batch), tags)
-            first = parts.num_prefix_tokens  # a class token is no part of the picture
-            tokens = prompts.image_tokens()[:, first:].double().cpu()  # (B, P, D)
-            total, count = total + tokens.sum((0, 1)), count + tokens.shape[0] * tokens.shape[1]
+            on_image = places.on_image(prompts, [r["image"] for r in batch])  # a class token is no part of the picture
+            tokens = prompts.image_rows(on_image).double().cpu()  # (N, D')
+            total, count = total + tokens.sum(0), count + len(tokens)
             bar.update(len(batch))
     if count == 0:
         raise ValueError("records holds no picture to take a mean image token of: give some with images.")
     return (total / count).float().to(parts.model.device)
 
 
-def ablated(prompts: VisualPrompts, chosen: torch.Tensor, replacement: torch.Tensor | None = None) -> torch.Tensor:
-    """Embeddings (B, T, D) with `chosen` (B, P) bool image tokens replaced by `replacement` (D,), zeros by default."""
-    tokens = prompts.image_tokens()  # (B, P, D)
-    vector = torch.zeros_like(tokens[0, 0]) if replacement is None else replacement.to(tokens)  # (D,)
-    return prompts.with_image_tokens(torch.where(chosen[..., None], vector, tokens))
+def ablated(prompts: PromptBatch, chosen: torch.Tensor, replacement: torch.Tensor | None = None) -> list[Change]:
+    """What to read so that `chosen` (B, T) bool image tokens are replaced by `replacement` (D',), zeros by default."""
+    if replacement is None:
+        replacement = torch.zeros_like(prompts.image_rows(prompts.image)[0])
+    return [Change(chosen, replacement)]
 
 
 class TokenAblation(Evaluator):
@@ -205,50 +209,52 @@ class TokenAblation(Evaluator):
 
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
         parts = model_parts(model)
-        patches = ObjectPatches(processor.image_processor, parts.grid)
-        probes, others = [], {}
+        tokens = ObjectTokens(processor.image_processor)
+        probes = []
         for record, row in zip(records, rows, strict=True):
             probe = object_probe(record)
             assert probe is not None  # `row` has left the others out
-            row |= {"answers": {}, "identified": {}, "tokens": {}}
-            row["skipped"] = patches_or_none(patches, probe.image, probe.box) is None
-            if not row["skipped"]:
-                probes.append((probe, row))
-                others[probe.id] = record.get("donors", {}).get("image")
+            row |= {"answers": {}, "identified": {}, "tokens": {}, "skipped": False}
+            probes.append((probe, row, record.get("donors", {}).get("image")))
+        asked = read_prompts(parts, processor, [probe.image for probe, _, _ in probes], ["?"] * len(probes))
+        for place, (probe, row, _) in enumerate(probes):
+            row["skipped"] = tokens.or_none(asked, place, probe.image, probe.box) is None
         for form in self.forms:
-            some = [(probe, row) for probe, row in probes if form in row["forms"]]
+            some = [(probe, row, other) for probe, row, other in probes if form in row["forms"] and not row["skipped"]]
             if some:
-                self._ask(parts, processor, patches, form, some)
-            moved = [(replace(probe, image=others[probe.id]), row) for probe, row in some if others[probe.id]]
+                self._ask(parts, processor, tokens, form, [(probe, row) for probe, row, _ in some])
+            moved = [(replace(probe, image=other), row) for probe, row, other in some if other]
             if moved:
                 self._guess(parts, processor, form, moved)
 
     def _guess(self, parts: Any, processor: Any, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]) -> None:
         """Asks for the objects of one picture before another one: what is identified then was guessed."""
         prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
-        texts = answer_texts(prompts, greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form]))
+        texts = answer_texts(processor, greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form]))
         self._note(form, OTHER_PICTURE, pairs, texts)
 
-    def _prompts(self, parts: Any, processor: Any, form: str, probes: Sequence[ObjectProbe]) -> VisualPrompts:
+    def _prompts(self, parts: Any, processor: Any, form: str, probes: Sequence[ObjectProbe]) -> PromptBatch:
+        told = self.with_tags and parts.family == "poise"
         return read_prompts(
             parts,
             processor,
             [probe.image for probe in probes],
             [probe.questions[form] for probe in probes],
-            [probe.tags if self.with_tags else [] for probe in probes],
+            [probe.tags if told else [] for probe in probes],
         )
 
     def _ask(
-        self, parts: Any, processor: Any, patches: ObjectPatches, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]
+        self, parts: Any, processor: Any, tokens: ObjectTokens, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]
     ) -> None:
         """Asks in one form: with nothing replaced, then those that are identified with tokens replaced."""
         prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
         answers = greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form])
-        self._note(form, "clean", pairs, answer_texts(prompts, answers))
+        self._note(form, "clean", pairs, answer_texts(processor, answers))
         seen = [place for place, (_, row) in enumerate(pairs) if row["identified"][form]["clean"]]
         if not seen:
             return
-        prompts, pairs = prompts.rows(seen), [pairs[place] for place in seen]
+        pairs = [pairs[place] for place in seen]
+        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
         gradients = None
         if "gradient" in self.rivals:
             spans = [
@@ -258,28 +264,37 @@ class TokenAblation(Evaluator):
             targets = [answers[i][:stop] for i, (_, stop) in zip(seen, spans, strict=True)]
             gradients = integrated_gradients(
                 prompts, targets, self.replacement, [start for start, _ in spans], self.gradient_steps
-            )  # (B, P)
+            )  # (B, T)
+        on_image = tokens.on_image(prompts, [probe.image for probe, _ in pairs])  # (B, T)
         for buffer in self.buffers:
-            chosen = tokens_of_patches(
-                prompts, [patches(probe.image, probe.box, buffer) for probe, _ in pairs]
-            )  # (B, P)
+            chosen = torch.stack(
+                [tokens(prompts, row, probe.image, probe.box, buffer) for row, (probe, _) in enumerate(pairs)]
+            )  # (B, T)
             counts = chosen.sum(-1)  # (B,)
             choices = {"object": chosen}
             for rival in self.rivals:
-                choices[rival] = self._rival(rival, prompts, counts, [probe.id for probe, _ in pairs], gradients)
-            for name, tokens in choices.items():
-                changed = greedy_answers(prompts, ablated(prompts, tokens, self.replacement), MAX_NEW_TOKENS[form])
-                self._note(form, f"{name}_{buffer}", pairs, answer_texts(prompts, changed))
+                choices[rival] = self._rival(
+                    rival, prompts, on_image, counts, [probe.id for probe, _ in pairs], gradients
+                )
+            for name, some in choices.items():
+                changed = greedy_answers(prompts, ablated(prompts, some, self.replacement), MAX_NEW_TOKENS[form])
+                self._note(form, f"{name}_{buffer}", pairs, answer_texts(processor, changed))
             for (_, row), count in zip(pairs, counts.tolist(), strict=True):
                 row["tokens"][str(buffer)] = count
 
     def _rival(
-        self, rival: str, prompts: VisualPrompts, counts: torch.Tensor, ids: Sequence[str], gradients: Any
+        self,
+        rival: str,
+        prompts: PromptBatch,
+        on_image: torch.Tensor,
+        counts: torch.Tensor,
+        ids: Sequence[str],
+        gradients: Any,
     ) -> torch.Tensor:
         if rival == "random":
-            return random_tokens(prompts, counts, ids, self.seed)
-        scores = prompts.vision_norms if rival == "register" else gradients  # (B, P)
-        return highest_tokens(scores, counts, prompts.parts.num_prefix_tokens)
+            return random_tokens(on_image, counts, ids, self.seed)
+        scores = prompts.vision_norms() if rival == "register" else gradients  # (B, T)
+        return highest_tokens(scores, counts, on_image)
 
     def _note(self, form: str, condition: str, pairs: Sequence[tuple[ObjectProbe, Row]], texts: Sequence[str]) -> None:
         for (probe, row), text in zip(pairs, texts, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import sdpa_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils import logging
 
@@ -46,6 +46,9 @@ def _attention_in_blocks(
     own = getattr(sys.modules[type(module).__module__], "eager_attention_forward", eager_attention_forward)
     counted = _Sums.current.get(module)
     length, outputs = query.shape[2], []
+    # As SDPA reads a mask that is left out: causal, unless it is one position or the layer reads both ways.
+    causal = kwargs.pop("is_causal", None)
+    causal = length > 1 and (getattr(module, "is_causal", True) if causal is None else causal)
     for start in range(0, length, _BLOCK):
         rows = slice(start, min(start + _BLOCK, length))
 
@@ -54,8 +57,14 @@ def _attention_in_blocks(
             is_map = isinstance(tensor, torch.Tensor) and tensor.dim() == 4 and tensor.shape[2] == length
             return tensor[:, :, rows] if is_map else tensor
 
+        mask = of_rows(attention_mask)
+        if mask is None and causal:
+            offset, keys = key.shape[2] - length, torch.arange(key.shape[2], device=key.device)
+            mask = (keys <= (keys[rows.start + offset : rows.stop + offset, None]))[None, None]  # (1, 1, q, K)
+        if mask is not None and mask.dtype == torch.bool:  # eager attention adds it
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)
         block = {name: of_rows(some) for name, some in kwargs.items()}
-        output, weights = own(module, query[:, :, rows], key, value, of_rows(attention_mask), **block)
+        output, weights = own(module, query[:, :, rows], key, value, mask, **block)
         outputs.append(output)  # (B, q, H, E)
         if counted is not None:
             queries, sums = counted
@@ -66,7 +75,7 @@ def _attention_in_blocks(
 
 
 AttentionInterface.register(_ROW_SUMS, _attention_in_blocks)
-AttentionMaskInterface.register(_ROW_SUMS, eager_mask)
+AttentionMaskInterface.register(_ROW_SUMS, sdpa_mask)  # none at all where a causal one will do
 
 
 @contextmanager

@@ -11,8 +11,10 @@ from tqdm.auto import tqdm
 
 from ...processing.prompts import Prompts
 from ..evaluator import Record
-from .model_parts import model_parts
-from .visual_prompts import VisualPrompts, read_prompts
+from .image_features import Change
+from .parts import model_parts
+from .prompt_batch import PromptBatch
+from .prompt_reading import read_prompts
 
 MODALITIES = ("image", "tags", "question")
 
@@ -21,8 +23,9 @@ MODALITIES = ("image", "tags", "question")
 class MeanTokens:
     """
     Attributes:
-        image, tag_words, question (D,): mean over pictures and places; of the last the question's own words.
-        soft_prompt (K, D): mean over pictures, slot by slot, for each has a role of its own.
+        image (D',): mean over pictures and places, of the width of [`ImageFeatures`].
+        tag_words, question (D,): mean over prompts and places; of the last the question's own words.
+        soft_prompt (K, D'): mean over pictures, slot by slot, for each has a role of its own.
         pictures: how many prompts they are of.
     """
 
@@ -32,19 +35,21 @@ class MeanTokens:
     soft_prompt: torch.Tensor
     pictures: int
 
-    def without(self, prompts: VisualPrompts, absent: Iterable[str]) -> torch.Tensor:
-        """Embeddings (B, T, D) of prompts with the `absent` ones of `MODALITIES` replaced; number and places stay."""
-        changed = prompts.embeddings.clone()  # (B, T, D)
-        rows = torch.arange(len(prompts), device=changed.device)[:, None]
+    def without(self, prompts: PromptBatch, absent: Iterable[str]) -> list[Change]:
+        """What to read so that the `absent` ones of `MODALITIES` say nothing; number and places stay."""
+        changes = []
         for name in absent:
             if name == "image":
-                changed[rows, prompts.image_places] = self.image.to(changed)
+                changes.append(Change(prompts.image, self.image))
             elif name == "tags":
-                changed[rows, prompts.prompt_places] = self.soft_prompt.to(changed)
-                changed[prompts.tag_words] = self.tag_words.to(changed)
-            else:
-                changed[prompts.question_words] = self.question.to(changed)
-        return changed
+                if prompts.soft_prompt is not None and prompts.soft_prompt.any():
+                    rows = len(prompts)
+                    changes.append(Change(prompts.soft_prompt, self.soft_prompt.repeat(rows, 1)))
+                if prompts.tag_words is not None:
+                    changes.append(Change(prompts.tag_words, self.tag_words))
+            elif prompts.question_words is not None:
+                changes.append(Change(prompts.question_words, self.question))
+        return changes
 
 
 @torch.no_grad()
@@ -64,9 +69,10 @@ def mean_tokens(
         limit (`int`, *optional*, defaults to 500): pictures that are used at most.
 
     Raises:
-        ValueError: no record has a picture.
+        ValueError: no record has a picture, or the model's image stands in no place of its sequence.
     """
     parts = model_parts(model)
+    parts.check_image_tokens("mean image token")
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -84,18 +90,28 @@ def mean_tokens(
                 processor,
                 [record["image"] for record in batch],
                 [Prompts().question(record) for record in batch],
-                [record.get("tags") or [] for record in batch],
+                [record.get("tags") or [] if parts.family == "poise" else [] for record in batch],
             )
-            rows = torch.arange(len(prompts), device=prompts.embeddings.device)[:, None]
-            image = prompts.image_tokens()  # (B, P, D)
-            add("image", image.sum((0, 1)), image.shape[0] * image.shape[1])
-            add("soft_prompt", prompts.embeddings[rows, prompts.prompt_places].sum(0), len(prompts))
-            for name, words in (("tag_words", prompts.tag_words), ("question", prompts.question_words)):
-                add(name, prompts.embeddings[words].sum(0), int(words.sum()))
+            image = prompts.image_rows(prompts.image)  # (N, D')
+            add("image", image.sum(0), len(image))
+            if prompts.soft_prompt is not None:
+                slots = prompts.image_rows(prompts.soft_prompt)  # (B·K, D')
+                add("soft_prompt", slots.view(len(prompts), -1, slots.shape[-1]).sum(0), len(prompts))
+            words = parts.model.get_input_embeddings()(prompts.input_ids)  # (B, T, D)
+            for name, chosen in (("tag_words", prompts.tag_words), ("question", prompts.question_words)):
+                if chosen is not None:
+                    add(name, words[chosen].sum(0), int(chosen.sum()))
             asked += len(batch)
             bar.update(len(batch))
     if not asked:
         raise ValueError("records holds no picture to take mean tokens of: give some with images.")
     device = parts.model.device
     means = {name: (total / max(counts[name], 1)).float().to(device) for name, total in sums.items()}
-    return MeanTokens(pictures=asked, **means)
+    absent = torch.zeros(0, device=device)
+    return MeanTokens(
+        image=means["image"],
+        tag_words=means.get("tag_words", absent),
+        question=means.get("question", absent),
+        soft_prompt=means.get("soft_prompt", absent),
+        pictures=asked,
+    )

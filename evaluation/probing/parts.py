@@ -21,6 +21,10 @@ _CROSS = re.compile(r"cross|encoder_attn|EncDecAttention", re.IGNORECASE)
 _VISION = re.compile(r"vision|visual|vq|image|audio", re.IGNORECASE)
 
 
+class UnsupportedProbe(ValueError):
+    """What a family of models cannot be asked, in one line."""
+
+
 @dataclass(frozen=True)
 class ModelParts:
     """
@@ -57,16 +61,21 @@ class ModelParts:
     def family(self) -> str:
         return self.model.config.model_type
 
-    def cannot(self, probe: str, why: str, remedy: str = "take another model for it") -> ValueError:
+    def cannot(self, probe: str, why: str, remedy: str = "take another model for it") -> UnsupportedProbe:
         """The one line of a family that cannot do something."""
-        return ValueError(f"model={type(self.model).__name__} ({self.family}) has no {probe}: {why}; {remedy}.")
+        return UnsupportedProbe(f"model={type(self.model).__name__} ({self.family}) has no {probe}: {why}; {remedy}.")
+
+    @property
+    def has_image_tokens(self) -> bool:
+        """Whether what the model sees stands in places of its sequence, where it can be replaced."""
+        return self.image_owner is not None and self.image_token_id is not None
 
     def check_image_tokens(self, probe: str) -> None:
         """
         Raises:
-            ValueError: what the model sees stands in no place of its sequence, so nothing can be replaced there.
+            UnsupportedProbe: what the model sees stands in no place of its sequence, so nothing can be replaced there.
         """
-        if self.image_owner is None or self.image_token_id is None:
+        if not self.has_image_tokens:
             why = NO_IMAGE_TOKENS.get(self.family, "it has no `get_image_features` that fills placeholders")
             raise self.cannot(probe, why, "knockout of words, degraded images and answers still work")
 
@@ -178,11 +187,6 @@ def _attention(layer: nn.Module, cross: bool = False) -> nn.Module | None:
         if name and not any(other.startswith(f"{name}.") for other in names) and any(True for _ in module.parameters()):
             return module
     return None
-
-
-def text_words(parts: ModelParts) -> nn.Module:
-    """The embedding that turns `input_ids` into vectors."""
-    return parts.model.get_input_embeddings()
 
 
 def vocabulary_size(parts: ModelParts) -> int:

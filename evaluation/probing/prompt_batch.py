@@ -50,7 +50,7 @@ class PromptBatch:
     @cached_property
     def placeholders(self) -> torch.Tensor:
         """Places that `get_image_features` fills, (B, T) bool."""
-        if self.parts.image_owner is None or self.parts.image_token_id is None:
+        if not self.parts.has_image_tokens:
             return torch.zeros_like(self.input_ids, dtype=torch.bool)
         return self.input_ids == self.parts.image_token_id
 
@@ -85,6 +85,28 @@ class PromptBatch:
         self.parts.check_image_tokens("image tokens")
         assert self.features is not None
         return self.features.rows[places[self.placeholders]]
+
+    def vision_norms(self) -> torch.Tensor:
+        """
+        Length of the vision tower's feature at each image token, (B, T); 0 elsewhere.
+
+        Where the tower has another number of tokens (merged patches, queries), of what the language model is given.
+        """
+        assert self.features is not None
+        count = int(self.image.sum())
+        states = getattr(self.features.output, "last_hidden_state", None)
+        layer = getattr(self.parts.model.config, "vision_feature_layer", None)
+        every = getattr(self.features.output, "hidden_states", None)
+        if isinstance(layer, int) and every is not None and every[layer] is not None:
+            states = every[layer]  # what the projector reads
+        rows = self.features.rows[self.image[self.placeholders]]  # (N, D')
+        if isinstance(states, torch.Tensor) and states.dim() == 3:
+            per_image, images = count // len(states), len(states)
+            extra = states.shape[1] - per_image  # a class token before the patches, which the model leaves out
+            if per_image * images == count and extra in (0, 1):
+                rows = states[:, extra:].reshape(count, -1)
+        norms = torch.zeros(self.input_ids.shape, device=rows.device)  # (B, T)
+        return norms.masked_scatter(self.image, rows.float().norm(dim=-1))
 
     @contextmanager
     def reading(self, changes: Sequence[Change] = ()) -> Iterator[None]:

@@ -61,7 +61,7 @@ def _one_answer_token(prompts: PromptBatch) -> dict[str, Any]:
     """What an encoder-decoder's forward needs besides its prompt."""
     if not prompts.parts.is_encoder_decoder:
         return {}
-    from .prompt_answers import decoder_start_id
+    from .answers import decoder_start_id
 
     return {"decoder_input_ids": torch.full_like(prompts.input_ids[:, :1], decoder_start_id(prompts.parts))}
 

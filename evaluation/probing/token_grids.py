@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from .families import QUERY_MODULES, WHOLE_IMAGE_TOKENS
+from .picture_geometry import picture_geometry
 from .prompt_batch import PromptBatch
 
 Box = tuple[float, float, float, float]
@@ -45,38 +46,68 @@ class TokenGrid:
         return np.stack([left, top, right, bottom], axis=-1)
 
 
-def token_grids(prompts: PromptBatch, row: int, image: Image.Image, image_processor: Any) -> list[TokenGrid]:
+class ImageGrids:
     """
-    Grids of the one picture of a prompt; several where it is cut into tiles, or shown whole and in tiles.
+    Grids of the one image of a prompt; several where it is cut into tiles, or shown whole and in tiles.
+
+    Where a processor puts images is worked out once for every size.
 
     Args:
-        prompts: with one picture each. row: which of them.
-        image: the stored picture.
         image_processor: the model's.
-
-    Raises:
-        ValueError: its image tokens have no place on the picture, or it is not known.
     """
-    parts = prompts.parts
-    parts.check_image_tokens("patch grid")
-    queries = [name for name in (type(module).__name__ for module in parts.model.modules()) if is_query_module(name)]
-    if queries:
-        raise parts.cannot("patch grid", f"{queries[0]} makes its image tokens, which have no place on the picture")
-    count = int(prompts.image[row].sum())
-    whole: Box = (0.0, 0.0, float(image.width), float(image.height))
-    sizes = _whole_image_grids(prompts, row, count)
-    if sizes is not None:
-        return _laid_out(sizes, whole)
-    regions = tile_regions(image_processor, image) or [whole]
-    tile = _tile_shape(prompts, count // len(regions)) if count % len(regions) == 0 else None
-    if tile is None:
-        raise parts.cannot("patch grid", f"{count} image tokens fit no grid that its inputs tell of")
-    shape, skipped = tile
-    area = shape[0] * shape[1]
-    return [
-        TokenGrid(np.arange(start + skipped, start + skipped + area).reshape(shape), region)
-        for start, region in zip(range(0, count, area + skipped), regions, strict=True)
-    ]
+
+    def __init__(self, image_processor: Any):
+        self.image_processor = image_processor
+        self._regions: dict[tuple[int, int], list[Box]] = {}
+
+    def regions(self, image: Image.Image) -> list[Box]:
+        """What of the stored image each array shows that the processor makes of it."""
+        if image.size not in self._regions:
+            found = _exact_region(self.image_processor, image) or tile_regions(self.image_processor, image)
+            self._regions[image.size] = found or [(0.0, 0.0, float(image.width), float(image.height))]
+        return self._regions[image.size]
+
+    def __call__(self, prompts: PromptBatch, row: int, image: Image.Image) -> list[TokenGrid]:
+        """
+        Args:
+            prompts: with one image each. row: which of them.
+            image: the stored image.
+
+        Raises:
+            ValueError: its image tokens have no place on the image, or it is not known.
+        """
+        parts = prompts.parts
+        parts.check_image_tokens("patch grid")
+        queries = [name for module in parts.model.modules() if is_query_module(name := type(module).__name__)]
+        if queries:
+            raise parts.cannot("patch grid", f"{queries[0]} makes its image tokens, which have no place on the image")
+        count = int(prompts.image[row].sum())
+        sizes = _whole_image_grids(prompts, row, count)
+        if sizes is not None:
+            return _laid_out(sizes, (0.0, 0.0, float(image.width), float(image.height)))
+        regions = self.regions(image)
+        tile = _tile_shape(prompts, count // len(regions)) if count % len(regions) == 0 else None
+        if tile is None:
+            raise parts.cannot("patch grid", f"{count} image tokens fit no grid that its inputs tell of")
+        shape, skipped = tile
+        area = shape[0] * shape[1]
+        return [
+            TokenGrid(np.arange(start + skipped, start + skipped + area).reshape(shape), region)
+            for start, region in zip(range(0, count, area + skipped), regions, strict=True)
+        ]
+
+
+def token_grids(prompts: PromptBatch, row: int, image: Image.Image, image_processor: Any) -> list[TokenGrid]:
+    """As [`ImageGrids`], for one image."""
+    return ImageGrids(image_processor)(prompts, row, image)
+
+
+def _exact_region(image_processor: Any, image: Image.Image) -> list[Box] | None:
+    """What the tower sees, by the settings of a processor that makes one picture of one."""
+    try:
+        return [picture_geometry(image_processor, *image.size).seen_region()]
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None
 
 
 def is_query_module(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Which positions of a prompt belong to what: the object, the rest of the picture, the soft prompt, the question.
+"""Which positions of a prompt belong to what: the object, the rest of the image, the soft prompt, the question.
 
 Which image tokens to take away: the object's, and three rivals of the same number to compare it with.
 
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .visual_prompts import VisualPrompts
+from .prompt_batch import PromptBatch
 
 # `last` is where the answer is predicted from: the prompt's last position and, as the answer grows, the answer's; of an
 # encoder-decoder the decoder's positions, which attend to the others across.
 GROUPS = ("image_object", "image_rest", "soft_prompt", "tag_words", "question", "last")
 
 
-def token_groups(prompts: VisualPrompts, object_tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+def token_groups(prompts: PromptBatch, object_tokens: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """
     Groups that do not overlap, each (B, T) bool.
 
@@ -26,22 +26,23 @@ def token_groups(prompts: VisualPrompts, object_tokens: torch.Tensor) -> dict[st
     nothing about where information sits. `question` is the other text, the words of the chat template included.
 
     Args:
-        object_tokens (B, P) bool: image tokens of the object.
+        object_tokens (B, T) bool (*optional*): image tokens of the object; none by default.
     """
     attended = prompts.attention_mask.bool()  # (B, T)
-    image = prompts.places_of(torch.ones_like(prompts.image_places, dtype=torch.bool))  # (B, T)
-    soft_prompt = torch.zeros_like(attended).scatter(1, prompts.prompt_places, True)  # (B, T)
-    last = torch.zeros_like(attended)
+    nothing = torch.zeros_like(attended)
+    chosen = nothing if object_tokens is None else object_tokens
+    image, soft_prompt = prompts.image, nothing if prompts.soft_prompt is None else prompts.soft_prompt
+    tag_words = nothing if prompts.tag_words is None else prompts.tag_words & attended
+    last = nothing.clone()
     if not prompts.parts.is_encoder_decoder:
         last[:, -1] = True  # padding is on the left
     first = attended & (attended.cumsum(-1) == 1)  # (B, T)
-    chosen = prompts.places_of(object_tokens)  # (B, T)
     return {
         "image_object": chosen,
         "image_rest": image & ~chosen,
         "soft_prompt": soft_prompt,
-        "tag_words": prompts.tag_words & attended,
-        "question": attended & ~(image | soft_prompt | prompts.tag_words | last | first),
+        "tag_words": tag_words,
+        "question": attended & ~(image | soft_prompt | tag_words | last | first),
         "last": last,
     }
 
@@ -49,27 +50,19 @@ def token_groups(prompts: VisualPrompts, object_tokens: torch.Tensor) -> dict[st
 RIVALS = ("random", "register", "gradient")
 
 
-def tokens_of_patches(prompts: VisualPrompts, patches: Sequence) -> torch.Tensor:
-    """B patch grids (rows, columns) of bool as image tokens, (B, P) bool; class tokens are never chosen."""
-    chosen = torch.zeros(prompts.image_places.shape, dtype=torch.bool, device=prompts.embeddings.device)  # (B, P)
-    for row, grid in enumerate(patches):
-        chosen[row, prompts.parts.num_prefix_tokens :] = torch.as_tensor(grid).flatten().to(chosen.device)
-    return chosen
-
-
-def random_tokens(prompts: VisualPrompts, counts: torch.Tensor, ids: Sequence[str], seed: int = 0) -> torch.Tensor:
-    """`counts` (B,) tokens drawn from each picture by its id and `seed`, (B, P) bool."""
-    scores = torch.zeros(prompts.image_places.shape)  # (B, P)
+def random_tokens(eligible: torch.Tensor, counts: torch.Tensor, ids: Sequence[str], seed: int = 0) -> torch.Tensor:
+    """`counts` (B,) of the `eligible` (B, T) bool tokens, drawn for each prompt by its id and `seed`, (B, T) bool."""
+    scores = torch.zeros(eligible.shape)  # (B, T)
     for row, name in enumerate(ids):
         digest = hashlib.sha256(f"random tokens {seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        scores[row] = torch.rand(scores.shape[1], generator=generator)
-    return highest_tokens(scores.to(counts.device), counts, prompts.parts.num_prefix_tokens)
+        some = eligible[row].cpu()
+        scores[row, some] = torch.rand(int(some.sum()), generator=generator)  # whatever the padding
+    return highest_tokens(scores.to(eligible.device), counts, eligible)
 
 
-def highest_tokens(scores: torch.Tensor, counts: torch.Tensor, num_prefix: int = 0) -> torch.Tensor:
-    """The `counts` (B,) tokens with the highest scores (B, P), as (B, P) bool; none of the first `num_prefix`."""
-    scores = scores.clone()
-    scores[:, :num_prefix] = -torch.inf
-    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # (B, P)
-    return rank < counts[:, None].to(rank.device)
+def highest_tokens(scores: torch.Tensor, counts: torch.Tensor, eligible: torch.Tensor) -> torch.Tensor:
+    """The `counts` (B,) `eligible` (B, T) bool tokens with the highest scores (B, T), as (B, T) bool."""
+    scores = scores.masked_fill(~eligible, -torch.inf)
+    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # (B, T)
+    return (rank < counts[:, None].to(rank.device)) & eligible

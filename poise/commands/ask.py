@@ -141,8 +141,8 @@ def answer_in_words(
     model: Any, processor: Any, image: "Image", question: str, tags: "list[Tag]", max_new_tokens: int
 ) -> str:
     """The answer of a model that knows no tags: where there are some, the question tells them in words."""
+    from poise.evaluation.probing.answers import answer_text, greedy_answers
     from poise.evaluation.probing.parts import model_parts
-    from poise.evaluation.probing.prompt_answers import answer_text, greedy_answers
     from poise.evaluation.probing.prompt_reading import read_prompts
 
     prompts = read_prompts(model_parts(model), processor, [image], [question], [tags])

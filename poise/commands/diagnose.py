@@ -16,7 +16,9 @@ def build_parser() -> argparse.ArgumentParser:
         "the prior is wrong; the router's weights under degradations. Ends in a verdict.",
         epilog="example: poise diagnose outputs/demo/reliability/model --samples 300",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository (Poise or LLaVA)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a saved model, or a Hub repository (any image-text-to-text model)"
+    )
     parser.add_argument(
         "--data",
         default="scenes:prior_broken",
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
     )
     from poise.evaluation.evaluator import write_whole
     from poise.evaluation.probing.mean_tokens import mean_tokens
-    from poise.evaluation.probing.model_parts import model_parts
+    from poise.evaluation.probing.parts import UnsupportedProbe, model_parts
     from poise.evaluation.robustness.router_weights import RouterByCondition, has_router
     from poise.model_loading import load_model, output_folder
 
@@ -98,15 +100,24 @@ def main(argv: list[str]) -> int:
     )
     parts = model_parts(model)
     players = players_of(parts)
+    baselines, only = list(arguments.baselines), list(arguments.only)
+    try:
+        parts.check_image_tokens("mean tokens or attention on the image")
+    except UnsupportedProbe as error:
+        baselines, only = [name for name in baselines if name != "mean"], [name for name in only if name != "attention"]
+        if not baselines or not {"coalitions", "router"} & set(only):
+            raise
+        sys.stderr.write(f"not asked: {error}\n")
+    coalition.baselines = tuple(baselines)
 
     scores: dict[str, dict[str, float]] = {}
     tables = []
-    if "coalitions" in arguments.only:
-        if "mean" in arguments.baselines:
+    if "coalitions" in only:
+        if "mean" in baselines:
             coalition.means = mean_tokens(model, processor, calibration, arguments.batch_size, progress=progress)
         scores["coalitions"] = coalition(model, processor, records)
         tables.append(coalition_table(scores["coalitions"], players))
-    if "attention" in arguments.only:
+    if "attention" in only:
         scores["attention"] = attention(model, processor, records)
         tables.append(attention_table(scores["attention"]))
     if "router" in arguments.only and has_router(model):

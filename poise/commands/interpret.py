@@ -21,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
         "tokens of objects, blocks attention in windows of layers.",
         epilog="example: poise interpret outputs/demo/reliability/model --samples 200 --tags drop",
     )
-    parser.add_argument("model", metavar="MODEL", help="folder of a saved model, or a Hub repository (Poise or LLaVA)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a saved model, or a Hub repository (any image-text-to-text model)"
+    )
     parser.add_argument(
         "--data",
         default="scenes:prior_broken",
@@ -102,7 +104,7 @@ def main(argv: list[str]) -> int:
         lens_table,
     )
     from poise.evaluation.interpretability.token_ablation import TokenAblation, mean_image_token
-    from poise.evaluation.probing.model_parts import model_parts
+    from poise.evaluation.probing.parts import UnsupportedProbe, model_parts
     from poise.model_loading import load_model
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
@@ -141,8 +143,8 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     found: dict[str, Any] = {"model": arguments.model, "data": arguments.data, "settings": _settings(arguments)}
-    tables = []
-    if "lens" in arguments.only:
+
+    def lens() -> str:
         found["logit_lens"] = study_lens(
             model,
             processor,
@@ -155,19 +157,34 @@ def main(argv: list[str]) -> int:
             with_tags=with_tags,
             progress=progress,
         )
-        tables.append(lens_table(found["logit_lens"]))
-    if "ablation" in arguments.only:
+        return lens_table(found["logit_lens"])
+
+    def ablate() -> str:
         if arguments.replacement == "mean":
             ablation.replacement = mean_image_token(
                 model, processor, calibration, with_tags, arguments.batch_size, arguments.calibration_pictures, progress
             )
         metrics = found["token_ablation"] = ablation(model, processor, records)
         draw_ablation(metrics, ablation.forms, ablation.buffers, folder / "token_ablation.png")
-        tables.append(ablation_table(metrics, ablation.forms, ablation.buffers))
-    if "knockout" in arguments.only:
+        return ablation_table(metrics, ablation.forms, ablation.buffers)
+
+    def knock_out() -> str:
         metrics = found["attention_knockout"] = knockout(model, processor, records)
         draw_knockout(metrics, knockout.pairs, folder / "attention_knockout.png")
-        tables.append(knockout_table(metrics, knockout.pairs))
+        return knockout_table(metrics, knockout.pairs)
+
+    tables: list[str] = []
+    refused: dict[str, UnsupportedProbe] = {}
+    for name, study in zip(STUDIES, (lens, ablate, knock_out), strict=True):
+        if name in arguments.only:
+            try:
+                tables.append(study())
+            except UnsupportedProbe as error:
+                refused.setdefault(str(error), error)
+    if not tables:
+        raise next(iter(refused.values()))
+    for line in refused:
+        sys.stderr.write(f"not asked: {line}\n")
     written = json.dumps(found, indent=2, ensure_ascii=False)
     write_whole(folder / "interpret.json", written + "\n")
     sys.stdout.write((written if arguments.json else "\n\n".join(tables)) + "\n")

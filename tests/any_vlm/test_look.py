@@ -12,9 +12,9 @@ from folders import picture
 from poise.command_line import main
 from poise.evaluation.interpretability.look import cell_grid, look, painted
 from poise.evaluation.interpretability.look_page import look_page
+from poise.evaluation.probing.answers import answer_log_probabilities, greedy_answers
 from poise.evaluation.probing.image_features import Change
 from poise.evaluation.probing.parts import model_parts
-from poise.evaluation.probing.prompt_answers import answer_log_probabilities, greedy_answers
 from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.evaluation.probing.token_grids import TokenGrid
 

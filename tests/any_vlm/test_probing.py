@@ -7,16 +7,16 @@ from tiny_families import FAMILIES
 from transformers.utils import logging
 
 from poise.evaluation.probing import attention_backends
-from poise.evaluation.probing.attention_blocking import block_attention
-from poise.evaluation.probing.image_features import Change
-from poise.evaluation.probing.parts import model_parts
-from poise.evaluation.probing.prompt_answers import (
+from poise.evaluation.probing.answers import (
     answer_log_probabilities,
     answer_logits,
     attention_on_prompt,
     decoder_start_id,
     greedy_answers,
 )
+from poise.evaluation.probing.attention_blocking import block_attention
+from poise.evaluation.probing.image_features import Change
+from poise.evaluation.probing.parts import model_parts
 from poise.evaluation.probing.prompt_batch import PromptBatch
 from poise.evaluation.probing.residual_stream import read_off, residual_stream
 

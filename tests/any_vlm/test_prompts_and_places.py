@@ -6,8 +6,8 @@ import pytest
 import torch
 from folders import picture
 
+from poise.evaluation.probing.answers import answer_log_probabilities, greedy_answers
 from poise.evaluation.probing.parts import model_parts
-from poise.evaluation.probing.prompt_answers import answer_log_probabilities, greedy_answers
 from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.evaluation.probing.token_grids import grid_shape, tile_regions, token_grids
 

@@ -22,8 +22,9 @@ from transformers import (
     T5Config,
 )
 
-from poise.evaluation.probing.model_parts import ModelParts, model_parts
-from poise.evaluation.probing.visual_prompts import VisualPrompts, read_prompts
+from poise.evaluation.probing.parts import ModelParts, model_parts
+from poise.evaluation.probing.prompt_batch import PromptBatch
+from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
 from poise.processing import PoiseProcessor
 from poise.processing.chat_templates import choose_chat_template
@@ -78,18 +79,25 @@ class SmallVLM:
     def parts(self) -> ModelParts:
         return model_parts(self.model)
 
-    def prompts(self, count: int = 2, with_tags: bool = True) -> VisualPrompts:
+    def prompts(self, count: int = 2, with_tags: bool = True) -> PromptBatch:
         """`count` questions of unequal length about different pictures."""
-        tags = TAGS if with_tags else ([], [], [])
+        tags = TAGS if with_tags and self.kind != "llava" else ([], [], [])
         return read_prompts(self.parts, self.processor, pictures(count), QUESTIONS[:count], tags[:count])
 
     def full_inputs(self, count: int = 2, **decoder: Any) -> dict[str, Any]:
-        """The same prompts as whole embeddings, ready for the model's own forward."""
-        prompts = self.prompts(count)
-        inputs = {"inputs_embeds": prompts.embeddings, "attention_mask": prompts.attention_mask, **decoder}
+        """The same prompts, ready for the model's own forward."""
+        inputs = {**self.prompts(count).forward_inputs(), **decoder}
         if self.kind == "t5":
             return {**inputs, "decoder_input_ids": torch.tensor([[0, 7, 9]] * count)}
-        return {**inputs, "position_ids": prompts.position_ids}
+        return inputs
+
+
+def image_tokens(prompts: PromptBatch, numbers: Any) -> torch.Tensor:
+    """Some of every prompt's image tokens by their numbers, as places (B, T) bool."""
+    places = torch.zeros_like(prompts.image)
+    for row, some in enumerate(prompts.image):
+        places[row, some.nonzero()[list(numbers), 0]] = True
+    return places
 
 
 @cache

@@ -1,16 +1,14 @@
 """Attention on the prompt: equal to full attention maps, without ever holding them."""
 
-import logging
-
 import pytest
 import torch
 from small_vlms import KINDS, QUESTIONS, TAGS, pictures, poise_around, small_vlm
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, MistralConfig
 
-from poise.evaluation.dominance.attention import attention_on_prompt
-from poise.evaluation.probing.model_parts import attention_backend
-from poise.evaluation.probing.visual_prompts import read_prompts
+from poise.evaluation.probing.answers import attention_on_prompt
+from poise.evaluation.probing.attention_backends import attention_implementation
+from poise.evaluation.probing.prompt_reading import read_prompts
 
 pytestmark = pytest.mark.numerics
 
@@ -20,24 +18,16 @@ ANSWERS = [[7, 9, 11], [8]]
 @torch.no_grad()
 def full_maps(vlm, prompts, answer, row):
     """Attention (L, T) of the generating positions of one prompt, from whole maps of one forward pass."""
-    mask, embeddings = prompts.attention_mask[row : row + 1], prompts.embeddings[row : row + 1]
-    with attention_backend(vlm.model):
+    length = prompts.input_ids.shape[1]
+    tokens = torch.tensor([answer] * len(prompts))
+    with attention_implementation(prompts.parts.stacks, ("eager",)):
         if vlm.kind == "t5":
-            decoder_ids = torch.tensor([[0, *answer[:-1]]])
-            found = vlm.model(
-                inputs_embeds=embeddings, attention_mask=mask, decoder_input_ids=decoder_ids, output_attentions=True
-            ).cross_attentions
-            return torch.stack(found)[:, 0].mean((1, 2))  # (L, T)
-        length = mask.shape[1]
-        spoken = vlm.model.get_input_embeddings()(torch.tensor([answer[:-1]], dtype=torch.long))
-        mask = torch.cat([mask, torch.ones(1, len(answer) - 1, dtype=mask.dtype)], dim=1)
-        maps = vlm.parts.reader(
-            inputs_embeds=torch.cat([embeddings, spoken], dim=1),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-            output_attentions=True,
-        ).attentions
-    return torch.stack(maps)[:, 0, :, length - 1 :, :length].mean((1, 2))  # (L, T)
+            begun = torch.nn.functional.pad(tokens[:, :-1], (1, 0))
+            found = vlm.model(**prompts.inputs, decoder_input_ids=begun, output_attentions=True).cross_attentions
+            return torch.stack(found)[:, row].mean((1, 2))  # (L, T)
+        inputs = prompts.forward_inputs(tokens[:, :-1])
+        maps = vlm.model(**inputs, output_attentions=True, use_cache=False).attentions
+    return torch.stack(maps)[:, row, :, length - 1 :, :length].mean((1, 2))  # (L, T)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,7 +38,7 @@ def test_is_what_whole_maps_say(kind, monkeypatch):
     for row, answer in enumerate(ANSWERS):
         torch.testing.assert_close(mass[:, row], full_maps(vlm, prompts, answer, row), rtol=1e-4, atol=1e-6)
     assert (mass[:, prompts.attention_mask == 0] == 0).all()
-    monkeypatch.setattr("poise.evaluation.dominance.attention._CHUNK", 1)
+    monkeypatch.setattr("poise.evaluation.probing.attention_backends._BLOCK", 1)
     torch.testing.assert_close(attention_on_prompt(prompts, ANSWERS), mass)
 
 
@@ -59,26 +49,15 @@ def test_an_empty_answer_was_generated_by_the_last_position():
     torch.testing.assert_close(with_empty.sum(-1), torch.ones(3, 2))  # it attends to the prompt alone
 
 
-def test_weights_come_from_eager_for_that_call_and_this_is_said_once(caplog):
+def test_the_models_own_attention_is_put_back():
     vlm = small_vlm("llama")
     reader = vlm.parts.reader
     before = reader.config._attn_implementation
-    reader.set_attn_implementation("sdpa")
-    logging.getLogger("transformers").propagate = True
-    try:
-        from poise.evaluation.probing import model_parts as module
-
-        module.logger.warning_once.cache_clear()
-        with caplog.at_level("WARNING"):
-            for _ in range(2):
-                attention_on_prompt(vlm.prompts(), ANSWERS)
-        assert reader.config._attn_implementation == "sdpa"
-    finally:
-        reader.set_attn_implementation(before)
-        logging.getLogger("transformers").propagate = False
-    assert (
-        sum("'sdpa' cannot do what is measured here; 'eager' takes its place" in line for line in caplog.messages) == 1
-    )
+    for name in ("sdpa", "eager"):
+        reader.set_attn_implementation(name)
+        attention_on_prompt(vlm.prompts(), ANSWERS)
+        assert reader.config._attn_implementation == name
+    reader.set_attn_implementation(before)
 
 
 def peak_bytes(call):
@@ -101,8 +80,8 @@ def test_memory_grows_with_tokens_not_with_their_square():
         return read_prompts(vlm.parts, vlm.processor, pictures(1), [question], TAGS[:1])
 
     def whole_maps(prompts):
-        with torch.no_grad(), attention_backend(vlm.model):
-            return vlm.parts.reader(inputs_embeds=prompts.embeddings, output_attentions=True).attentions
+        with torch.no_grad(), attention_implementation(prompts.parts.stacks, ("eager",)):
+            return vlm.model(**prompts.inputs, output_attentions=True).attentions
 
     short, long = prompts_of(8), prompts_of(36)
     factor = long.attention_mask.shape[1] / short.attention_mask.shape[1]

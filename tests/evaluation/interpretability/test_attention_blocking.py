@@ -4,15 +4,16 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from small_vlms import KINDS, small_vlm
+from small_vlms import KINDS, image_tokens, small_vlm
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from poise.evaluation.interpretability.attention_knockout import block_attention, check_layers
 from poise.evaluation.probing.answers import greedy_answers
-from poise.evaluation.probing.model_parts import attention_backend
+from poise.evaluation.probing.attention_backends import attention_implementation, check_layers
+from poise.evaluation.probing.attention_blocking import block_attention
+from poise.evaluation.probing.image_features import Change
 
 pytestmark = pytest.mark.numerics
 
@@ -22,13 +23,13 @@ IMPLEMENTATIONS = ("eager", "sdpa")
 @contextmanager
 def implementation(vlm, name):
     """The language model's attention by `name`."""
-    before = [stack.config._attn_implementation for stack in vlm.parts.attention_stacks]
-    for stack in vlm.parts.attention_stacks:
+    before = [stack.config._attn_implementation for stack in vlm.parts.stacks]
+    for stack in vlm.parts.stacks:
         stack.set_attn_implementation(name)
     try:
         yield
     finally:
-        for stack, old in zip(vlm.parts.attention_stacks, before, strict=True):
+        for stack, old in zip(vlm.parts.stacks, before, strict=True):
             stack.set_attn_implementation(old)
 
 
@@ -62,9 +63,14 @@ def recorded_weights(vlm):
 
 def some_groups(vlm, prompts):
     """(queries, keys): text behind the picture no longer sees three of its tokens."""
-    keys = prompts.places_of(torch.arange(9).expand(len(prompts), -1) % 3 == 1)  # (B, T)
-    behind = torch.arange(keys.shape[1]) > prompts.image_places[:, -1:] + vlm.parts.num_prompt_tokens  # (B, T)
+    keys = image_tokens(prompts, [1, 4, 7])  # (B, T)
+    behind = prompts.placeholders.flip(1).cumsum(1).flip(1) == 0  # (B, T)
     return behind & prompts.attention_mask.bool(), keys
+
+
+def decoder_of(vlm, count=2):
+    """What an encoder-decoder's forward wants besides."""
+    return {"decoder_input_ids": torch.tensor([[0, 7, 9]] * count)} if vlm.kind == "t5" else {}
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
@@ -79,7 +85,7 @@ def test_weights_are_exactly_zero_where_blocked_and_nowhere_else(kind, name, wit
         inputs["attention_mask"] = None
     layer = vlm.parts.attentions[1]
     with implementation(vlm, name), recorded_weights(vlm) as found:
-        with block_attention(vlm.model, queries, keys, [1]):
+        with block_attention(vlm.parts, queries, keys, [1]):
             vlm.model(**inputs)
         blocked = dict(found)
         found.clear()
@@ -109,7 +115,7 @@ def test_cross_attention_of_the_decoder(name, with_mask):
     if not with_mask:
         inputs["attention_mask"] = None
     with implementation(vlm, name), recorded_weights(vlm) as found:
-        with block_attention(vlm.model, torch.zeros_like(keys), keys, [0, 2], answer_queries=True):
+        with block_attention(vlm.parts, torch.zeros_like(keys), keys, [0, 2], answer_queries=True):
             vlm.model(**inputs)
     for module, weights in found:
         for_keys = weights.masked_select(keys[:, None, None, :])
@@ -125,17 +131,14 @@ def test_cross_attention_of_the_decoder(name, with_mask):
 @torch.no_grad()
 def test_nothing_of_a_position_that_nobody_may_see_gets_through(kind, name):
     vlm = small_vlm(kind)
-    prompts, inputs = vlm.prompts(), vlm.full_inputs()
-    chosen = torch.arange(9).expand(len(prompts), -1) % 3 == 1  # (B, P)
-    keys = prompts.places_of(chosen)
-    noise = prompts.with_image_tokens(
-        torch.where(chosen[..., None], 7 * torch.randn_like(prompts.image_tokens()), prompts.image_tokens())
-    )
+    prompts, keys = vlm.prompts(), image_tokens(vlm.prompts(), [1, 4, 7])
+    noise = Change(keys, 7 * torch.randn(int(keys.sum()), 48))
     with implementation(vlm, name):
-        with block_attention(vlm.model, ~keys, keys, answer_queries=True):
-            clean, changed = vlm.model(**inputs).logits, vlm.model(**{**inputs, "inputs_embeds": noise}).logits
+        with block_attention(vlm.parts, ~keys, keys, answer_queries=True):
+            clean = prompts.logits(**decoder_of(vlm))
+            changed = prompts.logits([noise], **decoder_of(vlm))
         assert torch.equal(clean[:, -1], changed[:, -1])
-        assert not torch.equal(vlm.model(**inputs).logits[:, -1], clean[:, -1])
+        assert not torch.equal(prompts.logits(**decoder_of(vlm))[:, -1], clean[:, -1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,7 +148,7 @@ def test_eager_and_sdpa_agree(kind):
     queries, keys = some_groups(vlm, vlm.prompts())
     results = []
     for name in IMPLEMENTATIONS:
-        with implementation(vlm, name), block_attention(vlm.model, queries, keys, [0], answer_queries=True):
+        with implementation(vlm, name), block_attention(vlm.parts, queries, keys, [0], answer_queries=True):
             results.append(vlm.model(**vlm.full_inputs()).logits[:, -1])
     torch.testing.assert_close(*results)
 
@@ -161,21 +164,16 @@ def test_generation_with_and_without_a_cache(kind, name, options):
     prompts = vlm.prompts()
     last = torch.zeros_like(prompts.attention_mask, dtype=torch.bool)
     last[:, -1] = kind != "t5"
-    keys = prompts.places_of(torch.ones_like(prompts.image_places, dtype=torch.bool))
-    inputs = {"inputs_embeds": prompts.embeddings}
-    if kind == "t5":
-        inputs = {"encoder_outputs": vlm.parts.reader(**inputs, attention_mask=prompts.attention_mask)}
-    settings = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4, "attention_mask": prompts.attention_mask}
+    keys = prompts.image
+    settings = {"do_sample": False, "max_new_tokens": 4, "min_new_tokens": 4}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
 
     def logits(**more):
-        # `generate` moves encoder outputs on when it runs beams
-        some = {key: type(value)(**value) if kind == "t5" else value for key, value in inputs.items()}
-        return torch.stack(vlm.model.generate(**some, **settings, **more).logits)
+        return torch.stack(vlm.model.generate(**prompts.inputs, **settings, **more).logits)
 
     with implementation(vlm, name):
         free = logits()
-        with block_attention(vlm.model, last, keys, [1, 2], answer_queries=True):
+        with block_attention(vlm.parts, last, keys, [1, 2], answer_queries=True):
             cached = logits()
             if "num_beams" in options:  # a beam is one more row of the same prompt
                 assert logits(**options)[0][::2].allclose(cached[0], atol=1e-5)
@@ -192,14 +190,11 @@ def test_answer_positions_are_blocked_only_on_request(kind):
     prompts = vlm.prompts()
     last = torch.zeros_like(prompts.attention_mask, dtype=torch.bool)
     last[:, -1] = True
-    keys = prompts.places_of(torch.ones_like(prompts.image_places, dtype=torch.bool))
-    mask = torch.nn.functional.pad(prompts.attention_mask, (0, 2), value=1)
-    answer = torch.randn(len(prompts), 2, prompts.embeddings.shape[-1])
-    inputs = {"inputs_embeds": torch.cat([prompts.embeddings, answer], 1), "attention_mask": mask}
-    length = prompts.embeddings.shape[1]
+    keys, length = prompts.image, prompts.input_ids.shape[1]
+    inputs = prompts.forward_inputs(torch.tensor([[7, 9], [8, 11]]))
     for wanted in (True, False):
         with implementation(vlm, "eager"), recorded_weights(vlm) as found:
-            with block_attention(vlm.model, last, keys, [0], answer_queries=wanted):
+            with block_attention(vlm.parts, last, keys, [0], answer_queries=wanted):
                 vlm.model(**inputs)
         weights = dict(found)[vlm.parts.attentions[0]]
         to_keys = weights * torch.nn.functional.pad(keys, (0, 2))[:, None, None]
@@ -213,7 +208,7 @@ def test_a_position_keeps_itself(kind):
     vlm = small_vlm(kind)
     everything = torch.ones_like(vlm.prompts().attention_mask, dtype=torch.bool)
     for name in IMPLEMENTATIONS:
-        with implementation(vlm, name), block_attention(vlm.model, everything, everything):
+        with implementation(vlm, name), block_attention(vlm.parts, everything, everything):
             assert not vlm.model(**vlm.full_inputs()).logits.isnan().any()
 
 
@@ -222,11 +217,11 @@ def test_nested_blocks_add_up_and_leave_no_hook():
     queries, keys = some_groups(vlm, vlm.prompts())
     rest = keys.roll(1, dims=1) & ~keys
     with torch.no_grad():
-        with block_attention(vlm.model, queries, keys | rest, [0]):
+        with block_attention(vlm.parts, queries, keys | rest, [0]):
             together = vlm.model(**vlm.full_inputs()).logits
-        with block_attention(vlm.model, queries, keys, [0]), block_attention(vlm.model, queries, rest, [0]):
+        with block_attention(vlm.parts, queries, keys, [0]), block_attention(vlm.parts, queries, rest, [0]):
             torch.testing.assert_close(vlm.model(**vlm.full_inputs()).logits, together)
-    with pytest.raises(RuntimeError, match="on purpose"), block_attention(vlm.model, queries, keys):
+    with pytest.raises(RuntimeError, match="on purpose"), block_attention(vlm.parts, queries, keys):
         raise RuntimeError("on purpose")
     assert not any(module._forward_pre_hooks for module in vlm.parts.attentions)
 
@@ -236,7 +231,7 @@ def test_layers_that_do_not_exist(layers):
     vlm = small_vlm("llama")
     queries, keys = some_groups(vlm, vlm.prompts())
     with pytest.raises(ValueError, match=r"layers=.* reaches outside of the 3 layers: name some of 0 to 2"):
-        with block_attention(vlm.model, queries, keys, layers):
+        with block_attention(vlm.parts, queries, keys, layers):
             pass
     assert check_layers([2, 0, 2], 3) == [0, 2]
 
@@ -246,11 +241,11 @@ def test_bad_masks():
     queries, keys = some_groups(vlm, vlm.prompts())
     for wrong in (queries.long(), queries[:, 1:], queries[0]):
         with pytest.raises(ValueError, match="give two bool tensors"):
-            with block_attention(vlm.model, wrong, keys):
+            with block_attention(vlm.parts, wrong, keys):
                 pass
     with torch.no_grad(), pytest.raises(ValueError, match="for 2 prompts, but the model runs 3"):
-        with block_attention(vlm.model, queries, keys):
-            vlm.model(inputs_embeds=torch.zeros(3, 5, 48))
+        with block_attention(vlm.parts, queries, keys):
+            vlm.model(**vlm.full_inputs(3))
 
 
 @torch.no_grad()
@@ -259,7 +254,7 @@ def test_a_decoder_left_with_nothing_is_an_error():
     everything = torch.ones_like(vlm.prompts().attention_mask, dtype=torch.bool)
     for name in IMPLEMENTATIONS:
         with implementation(vlm, name), pytest.raises(ValueError, match="nothing of a prompt to attend to"):
-            with block_attention(vlm.model, ~everything, everything, answer_queries=True):
+            with block_attention(vlm.parts, ~everything, everything, answer_queries=True):
                 vlm.model(**vlm.full_inputs())
 
 
@@ -279,34 +274,27 @@ def unfit_implementation():
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_an_unfit_implementation_is_exchanged_meanwhile_and_that_is_said_once(kind, unfit_implementation, monkeypatch):
-    import poise.evaluation.probing.model_parts as module
+    import poise.evaluation.probing.attention_backends as module
 
     said = []
     monkeypatch.setattr(type(module.logger), "warning_once", lambda self, text: said.append(text), raising=False)
     vlm = small_vlm(kind)
     queries, keys = some_groups(vlm, vlm.prompts())
-    with implementation(vlm, "eager"), block_attention(vlm.model, queries, keys, [0]):
+    with implementation(vlm, "eager"), block_attention(vlm.parts, queries, keys, [0]):
         expected = vlm.model(**vlm.full_inputs()).logits
     assert said == []
     with implementation(vlm, unfit_implementation):
-        with block_attention(vlm.model, queries, keys, [0]):
+        with block_attention(vlm.parts, queries, keys, [0]):
             torch.testing.assert_close(vlm.model(**vlm.full_inputs()).logits, expected)
-        with attention_backend(vlm.model):
-            weights = vlm.parts.reader(
-                inputs_embeds=vlm.prompts().embeddings,
-                attention_mask=vlm.prompts().attention_mask,
-                output_attentions=True,
-            ).attentions
-        assert all(layer is not None and layer.sum(-1).allclose(torch.ones(())) for layer in weights)
-        assert {stack.config._attn_implementation for stack in vlm.parts.attention_stacks} == {unfit_implementation}
-    assert len(said) == 2 and "'unfit' cannot do what is measured here; 'eager' takes its place" in said[0]
+        assert {stack.config._attn_implementation for stack in vlm.parts.stacks} == {unfit_implementation}
+    assert len(said) == 1 and "'unfit' cannot do what is measured here; 'eager' takes its place" in said[0]
 
 
 def test_the_message_is_said_once(caplog):
     vlm = small_vlm("llama")
     with implementation(vlm, "sdpa"):
         for _ in range(3):
-            with attention_backend(vlm.model):
+            with attention_implementation(vlm.parts.stacks, ("eager",)):
                 assert vlm.parts.reader.config._attn_implementation == "eager"
     assert len([r for r in caplog.records if "takes its place" in r.getMessage()]) <= 1
 
@@ -316,6 +304,6 @@ def test_answers_change_under_a_block():
     vlm = small_vlm("llama")
     prompts = vlm.prompts()
     queries, keys = some_groups(vlm, prompts)
-    with block_attention(vlm.model, queries, keys, answer_queries=True):
+    with block_attention(vlm.parts, queries, keys, answer_queries=True):
         blocked = greedy_answers(prompts, max_new_tokens=8)
     assert blocked != greedy_answers(prompts, max_new_tokens=8)

@@ -9,13 +9,13 @@ from small_vlms import KINDS, object_records, small_vlm
 from poise.evaluation.interpretability.attention_knockout import (
     PAIRS,
     AttentionKnockout,
-    block_attention,
     layer_windows,
 )
-from poise.evaluation.interpretability.objects import ObjectPatches, object_probe
+from poise.evaluation.interpretability.objects import ObjectTokens, object_probe
 from poise.evaluation.probing.answers import answer_log_probabilities, greedy_answers
-from poise.evaluation.probing.token_groups import token_groups, tokens_of_patches
-from poise.evaluation.probing.visual_prompts import read_prompts
+from poise.evaluation.probing.attention_blocking import block_attention
+from poise.evaluation.probing.prompt_reading import read_prompts
+from poise.evaluation.probing.token_groups import token_groups
 
 pytestmark = pytest.mark.numerics
 
@@ -38,18 +38,19 @@ def test_drops_are_those_of_the_blocks_done_by_hand(kind):
     assert found["samples"] == 3 and evaluator.primary_metric == "last_to_image_object_all" in found
     assert (f"last_to_soft_prompt_{'all'}" in found) == (kind != "llava")
 
-    patches = ObjectPatches(vlm.processor.image_processor, vlm.parts.grid)
+    tokens = ObjectTokens(vlm.processor.image_processor)
     checked = [("last", "image_object", "1-2", [1, 2]), ("question", "image_rest", "all", None)]
     sums = dict.fromkeys(range(len(checked)), 0.0)
     with torch.no_grad():
         for record in records:
             probe = object_probe(record)
-            prompts = read_prompts(vlm.parts, vlm.processor, [probe.image], [record["question"]], [record["tags"]])
+            tags = [] if kind == "llava" else record["tags"]
+            prompts = read_prompts(vlm.parts, vlm.processor, [probe.image], [record["question"]], [tags])
             answer = greedy_answers(prompts)
-            groups = token_groups(prompts, tokens_of_patches(prompts, [patches(probe.image, probe.box)]))
+            groups = token_groups(prompts, tokens(prompts, 0, probe.image, probe.box)[None])
             clean = answer_log_probabilities(prompts, answer)
             for place, (query, key, _, layers) in enumerate(checked):
-                with block_attention(vlm.model, groups[query], groups[key], layers, answer_queries=query == "last"):
+                with block_attention(vlm.parts, groups[query], groups[key], layers, answer_queries=query == "last"):
                     sums[place] += 1 - float((answer_log_probabilities(prompts, answer) - clean).exp())
     for place, (query, key, window, _) in enumerate(checked):
         assert found[f"{query}_to_{key}_{window}"] == pytest.approx(sums[place] / 3, abs=1e-4)

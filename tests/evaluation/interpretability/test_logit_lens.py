@@ -14,10 +14,12 @@ from PIL import Image
 from small_vlms import KINDS, QUESTIONS, TAGS, pictures, small_vlm
 
 from poise.evaluation.interpretability.lens_study import study_lens
-from poise.evaluation.interpretability.logit_lens import logit_lens, residual_stream, word_token_ids
+from poise.evaluation.interpretability.logit_lens import finest_view, logit_lens, word_token_ids
 from poise.evaluation.interpretability.logit_lens_page import logit_lens_page, visible, write_logit_lens_page
 from poise.evaluation.interpretability.report import draw_word_heat
-from poise.evaluation.probing.visual_prompts import read_prompts
+from poise.evaluation.probing.prompt_reading import read_prompts
+from poise.evaluation.probing.residual_stream import residual_stream
+from poise.evaluation.probing.token_grids import TokenGrid
 
 pytestmark = pytest.mark.numerics
 
@@ -30,14 +32,22 @@ def lens_of(kind, top_k=4, words=("red", "dog"), title="a picture"):
 
 
 def one_prompt(vlm):
-    return read_prompts(vlm.parts, vlm.processor, pictures(1), QUESTIONS[:1], [TAGS[0]])
+    return read_prompts(vlm.parts, vlm.processor, pictures(1), QUESTIONS[:1], [[] if vlm.kind == "llava" else TAGS[0]])
 
 
 def probabilities(vlm, states):
-    """Whole distributions at the visual tokens, (N, V), of normed states (1, T, D)."""
+    """Whole distributions at the visual tokens, (N, V), of states (1, T, D) that come out of the last layer."""
+    text = vlm.model.config.get_text_config(decoder=True)
+    scale = text.d_model**-0.5 if vlm.kind == "t5" else 1.0
+    normed = vlm.parts.final_norm(states[0, one_prompt(vlm).placeholders[0]])
+    return vlm.model.get_output_embeddings()(normed * scale).softmax(-1)
+
+
+def hidden_states(vlm):
     prompts = one_prompt(vlm)
-    places = torch.cat([prompts.image_places, prompts.prompt_places], dim=1)[0]
-    return vlm.parts.head(states)[0, places].softmax(-1)
+    more = {"decoder_input_ids": torch.tensor([[0]])} if vlm.kind == "t5" else {}
+    found = vlm.model(**prompts.inputs, **more, output_hidden_states=True)
+    return found.encoder_hidden_states if vlm.kind == "t5" else found.hidden_states
 
 
 def assert_reads(lens, layer, expected):
@@ -55,40 +65,33 @@ def assert_reads(lens, layer, expected):
 def test_the_last_layer_is_the_models_own_output(kind):
     vlm, lens = small_vlm(kind), lens_of(kind)
     prompts = one_prompt(vlm)
-    logits = vlm.model(inputs_embeds=prompts.embeddings, attention_mask=prompts.attention_mask).logits  # (1, T, V)
-    places = torch.cat([prompts.image_places, prompts.prompt_places], dim=1)[0]
-    assert_reads(lens, lens.num_layers, logits[0, places].softmax(-1))
+    logits = vlm.model(**prompts.inputs).logits  # (1, T, V)
+    assert_reads(lens, lens.num_layers, logits[0, prompts.placeholders[0]].softmax(-1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_the_first_depth_is_the_tokens_themselves(kind):
     vlm, lens = small_vlm(kind), lens_of(kind)
-    assert_reads(lens, 0, probabilities(vlm, vlm.parts.final_norm(one_prompt(vlm).embeddings)))
-    assert lens.top_ids.shape == (len(vlm.parts.layers) + 1, 9 + vlm.parts.num_prompt_tokens, 4)
+    assert_reads(lens, 0, probabilities(vlm, hidden_states(vlm)[0]))
+    assert lens.top_ids.shape == (len(vlm.parts.layers) + 1, 9 if kind == "llava" else 11, 4)
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
 @torch.no_grad()
 def test_depths_between_are_the_models_hidden_states(kind):
     vlm, lens = small_vlm(kind), lens_of(kind)
-    prompts = one_prompt(vlm)
-    states = vlm.parts.reader(
-        inputs_embeds=prompts.embeddings, attention_mask=prompts.attention_mask, output_hidden_states=True
-    ).hidden_states
     for layer in range(lens.num_layers):
-        assert_reads(lens, layer, probabilities(vlm, vlm.parts.final_norm(states[layer])))
+        assert_reads(lens, layer, probabilities(vlm, hidden_states(vlm)[layer]))
 
 
 @torch.no_grad()
 def test_of_t5_the_encoder_is_read_with_its_norm_and_the_scaled_head():
     vlm, lens = small_vlm("t5"), lens_of("t5")
-    prompts = one_prompt(vlm)
-    states = vlm.parts.reader(inputs_embeds=prompts.embeddings, attention_mask=prompts.attention_mask).last_hidden_state
+    states = hidden_states(vlm)[-1]  # behind the final norm
     language_model = vlm.model.model.language_model
     assert language_model.config.scale_decoder_outputs
-    places = torch.cat([prompts.image_places, prompts.prompt_places], dim=1)[0]
-    logits = language_model.lm_head(states[0, places] * language_model.config.d_model**-0.5)
+    logits = language_model.lm_head(states[0, one_prompt(vlm).placeholders[0]] * language_model.config.d_model**-0.5)
     assert_reads(lens, lens.num_layers, logits.softmax(-1))
     assert lens.reads_encoder and not lens_of("llama").reads_encoder
 
@@ -119,26 +122,36 @@ def test_a_word_is_its_first_token_with_and_without_a_space(monkeypatch):
     assert word_token_ids(tokenizer, "red") == [tokenizer.convert_tokens_to_ids("red")]
 
 
-def test_a_model_that_changes_its_logits_afterwards_is_refused():
+@torch.no_grad()
+def test_what_a_model_does_to_its_logits_is_done_to_every_depth():
+    """A soft cap behind the head, as Gemma 2 has it."""
     vlm = small_vlm("llama")
+    free = lens_of("llama")
     head = vlm.model.get_output_embeddings()
-    forward = type(vlm.model.model.language_model).forward
-
-    def capped(self, *args, **kwargs):
-        output = forward(self, *args, **kwargs)
-        output.logits = 0.5 * torch.tanh(output.logits)
-        return output
-
-    assert head is not None
-    language_model = vlm.model.model.language_model
-    language_model.forward = capped.__get__(language_model)
+    handle = head.register_forward_hook(lambda module, args, output: 0.5 * torch.tanh(output))
     try:
-        with pytest.raises(ValueError, match="changes its logits after norm and head"):
-            lens_of("llama")
+        lens = lens_of("llama")
+        for layer in range(lens.num_layers):
+            assert_reads(lens, layer, probabilities(vlm, hidden_states(vlm)[layer]))
+        assert not np.allclose(lens.top_probabilities, free.top_probabilities, rtol=1e-2)
     finally:
-        del language_model.forward
-    assert residual_stream(one_prompt(vlm)).shape[0] == 4
-    assert not vlm.parts.final_norm._forward_pre_hooks
+        handle.remove()
+
+
+def test_reading_leaves_the_layers_as_they_were():
+    vlm = small_vlm("llama")
+    lens_of("llama")
+    assert len(residual_stream(one_prompt(vlm)).states) == 4
+    assert not any("forward" in vars(layer) or layer._forward_pre_hooks for layer in vlm.parts.layers)
+
+
+def test_tiles_are_put_together():
+    tiles = [TokenGrid(np.arange(4).reshape(2, 2) + 4 * n, (20.0 * (n % 2), 10.0 * (n // 2), 20.0 * (n % 2 + 1),
+                                                             10.0 * (n // 2 + 1))) for n in range(4)]  # fmt: skip
+    view = finest_view([*tiles[::-1], TokenGrid(np.arange(16, 20).reshape(2, 2), (0.0, 0.0, 40.0, 20.0))])
+    assert view.tokens.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert view.region == (0.0, 0.0, 40.0, 20.0)
+    assert finest_view(tiles[:1]) is tiles[0]
 
 
 def test_heat_and_words():

@@ -9,8 +9,8 @@ from transformers import BitImageProcessor, CLIPImageProcessor, SiglipImageProce
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from poise.evaluation.data_sources import load_data_source
-from poise.evaluation.interpretability.objects import NoPatchError, ObjectPatches, patches_or_none
-from poise.evaluation.interpretability.picture_geometry import measured_indices, picture_geometry
+from poise.evaluation.interpretability.objects import patches_under
+from poise.evaluation.probing.picture_geometry import measured_indices, picture_geometry
 from poise.processing import Scenes
 
 SIDE, GRID = 48, (6, 6)
@@ -26,6 +26,19 @@ PROCESSORS = {
     "another shape": ViTImageProcessor(size={"height": 36, "width": 60}),
 }
 NAMES = sorted(PROCESSORS)
+
+
+class ObjectPatches:
+    """Patches under boxes by the settings of one processor."""
+
+    def __init__(self, processor, grid):
+        self.processor, self.grid = processor, grid
+
+    def geometry(self, image):
+        return picture_geometry(self.processor, *image.size)
+
+    def __call__(self, image, box, buffer=0):
+        return patches_under(self.geometry(image).seen_region(), self.grid, image, box, buffer)
 
 
 def sizes(seed, count=5):
@@ -67,8 +80,7 @@ def test_boxes_map_to_the_patches_that_their_pixels_reach(name):
             w, h = generator.randint(1, width), generator.randint(1, height)
             box = [generator.randint(0, width - w), generator.randint(0, height - h), w, h]
             expected = brute_force(processor, width, height, box, GRID)
-            found = patches_or_none(patches, image, box)
-            found = np.zeros(GRID, dtype=bool) if found is None else found
+            found = patches(image, box)
             assert not (expected & ~found).any(), (box, width, height)
             # A pixel shows only what lies at its centre: a sliver thinner than one pixel may be missing from it.
             left, top, right, bottom = geometry.seen_corners(box)
@@ -99,9 +111,9 @@ def test_boxes_of_photos(shared_folder):
     assert len(boxed) == 40
     for index in boxed[::4]:
         image, box = records[index]["image"], records[index]["bbox"]
-        expected, found = brute_force(processor, *image.size, box, (6, 6)), patches_or_none(patches, image, box)
-        assert not (expected & ~(np.zeros((6, 6), dtype=bool) if found is None else found)).any()
-        assert found is None or (found & ~expected).sum() <= 12  # at most slivers around
+        expected, found = brute_force(processor, *image.size, box, (6, 6)), patches(image, box)
+        assert not (expected & ~found).any()
+        assert (found & ~expected).sum() <= 12  # at most slivers around
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 2, 9])
@@ -121,11 +133,9 @@ def test_touching_an_edge_is_no_overlap():
     assert np.argwhere(patches(image, [15.9, 8, 8, 8])).tolist() == [[1, 1], [1, 2]]
 
 
-def test_a_box_that_is_cropped_away_names_what_is_seen():
+def test_a_box_that_is_cropped_away_has_no_patch():
     patches, image = ObjectPatches(PROCESSORS["resize and crop"], GRID), Image.new("RGB", (200, 100))
-    with pytest.raises(NoPatchError, match=r"bbox=\[0, 0, 10, 10\] maps to no patch.*x 50.0–150.0.*image processor"):
-        patches(image, [0, 0, 10, 10])
-    assert patches_or_none(patches, image, [0, 0, 10, 10]) is None
+    assert not patches(image, [0, 0, 10, 10]).any() and patches(image, [45, 0, 10, 10]).any()
 
 
 @pytest.mark.parametrize(("box", "buffer", "text"), [([40, 0, 20, 5], 0, "box"), ([0, 0, 5, 5], -1, "buffer=-1")])
@@ -141,10 +151,3 @@ def test_a_processor_that_does_something_else_is_refused():
 
     with pytest.raises(ValueError, match="Mirroring does not map 40×30 pixels by resizing"):
         picture_geometry(Mirroring(size={"height": SIDE, "width": SIDE}), 40, 30)
-
-
-def test_the_seen_picture_is_what_the_crop_leaves():
-    image = Image.new("RGB", (200, 100), "red")
-    image.paste("blue", (50, 0, 150, 100))
-    seen = ObjectPatches(PROCESSORS["resize and crop"], GRID).seen_picture(image)
-    assert seen.size == (100, 100) and seen.getcolors() == [(10_000, (0, 0, 255))]

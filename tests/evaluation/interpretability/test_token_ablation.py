@@ -1,14 +1,13 @@
 """Replacing image tokens: exactly those, by exactly that; rivals of equal number; what is counted."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from small_vlms import KINDS, object_records, pictures, small_vlm
+from small_vlms import KINDS, image_tokens, object_records, pictures, small_vlm
 
 import poise.evaluation.interpretability.token_ablation as module
-from poise.evaluation.interpretability.objects import ObjectPatches
+from poise.evaluation.interpretability.objects import ObjectTokens
 from poise.evaluation.interpretability.token_ablation import (
     TokenAblation,
     ablated,
@@ -16,7 +15,7 @@ from poise.evaluation.interpretability.token_ablation import (
     mean_image_token,
 )
 from poise.evaluation.probing.answers import answer_log_probabilities
-from poise.evaluation.probing.token_groups import highest_tokens, random_tokens, tokens_of_patches
+from poise.evaluation.probing.token_groups import highest_tokens, random_tokens
 from poise.evaluation.sample_donors import SwappableRecords
 
 pytestmark = pytest.mark.numerics
@@ -24,27 +23,36 @@ pytestmark = pytest.mark.numerics
 ANSWERS = [[7, 9], [12]]
 
 
+def decoder_of(prompts):
+    return {"decoder_input_ids": torch.tensor([[0, 7]] * len(prompts))} if prompts.parts.is_encoder_decoder else {}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_nothing_replaced_is_the_identity(kind):
     vlm = small_vlm(kind)
     prompts = vlm.prompts()
-    nothing = torch.zeros(2, 9, dtype=torch.bool)
-    assert torch.equal(ablated(prompts, nothing, torch.full((48,), 7.0)), prompts.embeddings)
-    inputs = vlm.full_inputs()
-    same = vlm.model(**{**inputs, "inputs_embeds": ablated(prompts, nothing)}).logits
-    assert torch.equal(same, vlm.model(**inputs).logits)
+    nothing = torch.zeros_like(prompts.image)
+    changed = prompts.logits(ablated(prompts, nothing, torch.full((48,), 7.0)), **decoder_of(prompts))
+    own = vlm.model(**{**prompts.forward_inputs(), **decoder_of(prompts)}, use_cache=False).logits
+    assert torch.equal(changed, own)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vector", [None, torch.arange(48.0)])
+@torch.no_grad()
 def test_exactly_the_chosen_tokens_become_exactly_the_vector(kind, vector):
     prompts = small_vlm(kind).prompts()
-    chosen = torch.rand(2, 9) < 0.5
-    result = ablated(prompts, chosen, vector)
-    places = prompts.places_of(chosen)
-    assert torch.equal(result[~places], prompts.embeddings[~places])
-    assert torch.equal(result[places], (torch.zeros(48) if vector is None else vector).expand(int(chosen.sum()), -1))
+    chosen = prompts.image & (torch.rand(prompts.image.shape) < 0.5)
+    read = []
+    handle = prompts.parts.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    prompts.logits(**decoder_of(prompts))
+    prompts.logits(ablated(prompts, chosen, vector), **decoder_of(prompts))
+    handle.remove()
+    assert torch.equal(read[1][~chosen], read[0][~chosen])
+    assert torch.equal(read[1][chosen], (torch.zeros(48) if vector is None else vector).expand(int(chosen.sum()), -1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,8 +64,9 @@ def test_the_mean_token_is_the_mean_over_pictures_and_patches(kind):
     tokens = []
     for record in records:
         if record["image"] is not None:
-            prompts = module.read_prompts(vlm.parts, vlm.processor, [record["image"]], ["?"], [record["tags"]])
-            tokens.append(prompts.image_tokens()[0])
+            tags = [] if kind == "llava" else record["tags"]
+            prompts = module.read_prompts(vlm.parts, vlm.processor, [record["image"]], ["?"], [tags])
+            tokens.append(prompts.image_rows(prompts.image))
     torch.testing.assert_close(found, torch.cat(tokens).mean(0))
     limited = mean_image_token(vlm.model, vlm.processor, records, limit=1, progress=False)
     torch.testing.assert_close(limited, tokens[0].mean(0))
@@ -65,33 +74,37 @@ def test_the_mean_token_is_the_mean_over_pictures_and_patches(kind):
         mean_image_token(vlm.model, vlm.processor, [{"image": None}], progress=False)
 
 
-def test_patches_become_tokens_behind_the_class_token():
+def test_boxes_become_places_in_the_sequence():
     vlm = small_vlm("llama")
-    prompts = vlm.prompts()
-    patches = ObjectPatches(vlm.processor.image_processor, vlm.parts.grid)
-    grids = [patches(pictures(1)[0], [0, 0, 3, 3]), patches(pictures(1)[0], [20, 12, 3, 3], buffer=1)]
-    chosen = tokens_of_patches(prompts, grids)
-    assert chosen[0].nonzero().flatten().tolist() == [0] and chosen[1].all()
+    prompts, tokens = vlm.prompts(), ObjectTokens(vlm.processor.image_processor)
+    corner = tokens(prompts, 0, pictures(1)[0], [0, 0, 3, 3])
+    assert torch.equal(corner, image_tokens(prompts, [0])[0])
+    assert torch.equal(tokens(prompts, 1, pictures(1)[0], [20, 12, 3, 3], buffer=1), prompts.image[1])
+    assert torch.equal(tokens.on_image(prompts, pictures(2)), prompts.image)
 
 
 def test_random_tokens_depend_on_the_sample_alone():
-    prompts, counts = small_vlm("llama").prompts(3), torch.tensor([2, 5, 0])
-    chosen = random_tokens(prompts, counts, ["a", "b", "c"], seed=3)
-    assert chosen.sum(-1).tolist() == [2, 5, 0]
-    again = random_tokens(prompts.rows([1, 0]), counts[[1, 0]], ["b", "a"], seed=3)
-    assert torch.equal(again, chosen[[1, 0]])
-    assert not torch.equal(random_tokens(prompts, counts, ["a", "b", "c"], seed=4), chosen)
-    many = torch.stack([random_tokens(prompts, counts, [f"{i}"] * 3)[1] for i in range(200)]).float().mean(0)
-    assert (many - 5 / 9).abs().max() < 0.15  # every token is as likely
+    vlm, counts = small_vlm("llama"), torch.tensor([2, 5, 0])
+    image = vlm.prompts(3).image
+    chosen = random_tokens(image, counts, ["a", "b", "c"], seed=3)
+    assert chosen.sum(-1).tolist() == [2, 5, 0] and not (chosen & ~image).any()
+    padded = torch.nn.functional.pad(image[[1, 0]], (4, 0))  # in a batch with a longer prompt
+    again = random_tokens(padded, counts[[1, 0]], ["b", "a"], seed=3)
+    assert torch.equal(again[:, 4:], chosen[[1, 0]])
+    assert not torch.equal(random_tokens(image, counts, ["a", "b", "c"], seed=4), chosen)
+    many = [random_tokens(image, counts, [f"{i}"] * 3)[1][image[1]] for i in range(200)]
+    assert (torch.stack(many).float().mean(0) - 5 / 9).abs().max() < 0.15  # every token is as likely
 
 
 def test_highest_tokens():
     scores = torch.tensor([[9.0, 1.0, 3.0, 2.0], [9.0, 5.0, 5.0, 5.0]])
-    assert highest_tokens(scores, torch.tensor([2, 1])).tolist() == [
+    everything = torch.ones(2, 4, dtype=torch.bool)
+    assert highest_tokens(scores, torch.tensor([2, 1]), everything).tolist() == [
         [True, False, True, False],
         [True, False, False, False],
     ]
-    assert highest_tokens(scores, torch.tensor([2, 3]), num_prefix=1).tolist() == [
+    everything[:, 0] = False
+    assert highest_tokens(scores, torch.tensor([2, 4]), everything).tolist() == [
         [False, False, True, True],
         [False, True, True, True],
     ]
@@ -100,14 +113,13 @@ def test_highest_tokens():
 @pytest.mark.parametrize("kind", KINDS)
 def test_integrated_gradients_add_up_to_the_difference(kind):
     prompts = small_vlm(kind).prompts()
-    baseline = prompts.image_tokens().mean((0, 1))
+    baseline = prompts.image_rows(prompts.image).mean(0)
     found = integrated_gradients(prompts, ANSWERS, baseline, steps=64)
-    everything = torch.ones(2, 9, dtype=torch.bool)
     with torch.no_grad():
         with_tokens = answer_log_probabilities(prompts, ANSWERS)
-        without = answer_log_probabilities(prompts, ANSWERS, ablated(prompts, everything, baseline))
+        without = answer_log_probabilities(prompts, ANSWERS, ablated(prompts, prompts.image, baseline))
     torch.testing.assert_close(found.sum(-1), with_tokens - without, atol=2e-2, rtol=2e-2)
-    assert found.shape == (2, 9) and not found.requires_grad
+    assert found.shape == prompts.image.shape and not found.requires_grad and not found[~prompts.image].any()
     coarse = integrated_gradients(prompts, ANSWERS, baseline, steps=2)
     assert (coarse.sum(-1) - (with_tokens - without)).abs().sum() > (
         found.sum(-1) - (with_tokens - without)
@@ -116,11 +128,9 @@ def test_integrated_gradients_add_up_to_the_difference(kind):
 
 def test_a_token_that_is_the_baseline_adds_nothing():
     prompts = small_vlm("llama").prompts()
-    baseline = torch.ones(48)
-    chosen = torch.arange(9).expand(2, -1) == 4
-    prompts = replace(prompts, embeddings=ablated(prompts, chosen, baseline))
-    found = integrated_gradients(prompts, ANSWERS, baseline, steps=3)
-    assert (found[:, 4] == 0).all() and (found[:, :4] != 0).all()
+    baseline = prompts.image_rows(image_tokens(prompts, [4]))[0]  # the fifth token of the first picture
+    found = integrated_gradients(prompts, ANSWERS, baseline, steps=3)[0, prompts.image[0]]
+    assert found[4] == 0 and (found[:4] != 0).all()
     with pytest.raises(ValueError, match="steps=0"):
         integrated_gradients(prompts, ANSWERS, steps=0)
 
@@ -135,16 +145,16 @@ class SeesOnlyTheObject:
     """Stands in for `greedy_answers`: right as long as no token under the object is replaced."""
 
     def __init__(self, vlm):
-        self.vlm, self.patches = vlm, ObjectPatches(vlm.processor.image_processor, vlm.parts.grid)
+        self.vlm = vlm
         self.words = vlm.processor.tokenizer.convert_tokens_to_ids
         self.calls = 0
 
-    def __call__(self, prompts, embeddings=None, max_new_tokens=16):
+    def __call__(self, prompts, changes=(), max_new_tokens=16):
         self.calls += 1
-        if embeddings is None:
+        if not changes:
             return [self.words(["a", "dog", "yes", "red"]) for _ in range(len(prompts))]
-        replaced = (embeddings != prompts.embeddings).any(-1).gather(1, prompts.image_places)  # (B, P)
-        untouched = ~replaced[:, 4]  # the object lies on the patch in the middle
+        middle = image_tokens(prompts, [4])  # where the object lies
+        untouched = ~(changes[0].places & middle).any(-1)
         return [self.words(["yes", "red", "dog"] if seen else ["no", "blue"]) for seen in untouched.tolist()]
 
 
@@ -200,14 +210,15 @@ def test_what_guessing_is_worth(monkeypatch):
     vlm, records = small_vlm("llama"), dog_records(6)
     words = vlm.processor.tokenizer.convert_tokens_to_ids
 
-    def answers(prompts, embeddings=None, max_new_tokens=16):
-        shown = prompts.image_tokens()[:, 0]  # (B, D)
+    def answers(prompts, changes=(), max_new_tokens=16):
+        shown = prompts.image_rows(image_tokens(prompts, [0]))  # (B, D)
         # Which of the six pictures it is: the nearest, since kernels round otherwise for another size of the batch.
         nearest = torch.cdist(shown, every_first).argmin(-1)  # (B,)
         return [words(["no"] if index == 2 else ["yes"]) for index in nearest.tolist()]
 
     def first_token(record):
-        return module.read_prompts(vlm.parts, vlm.processor, [record["image"]], ["?"], [[]]).image_tokens()[0, 0]
+        prompts = module.read_prompts(vlm.parts, vlm.processor, [record["image"]], ["?"])
+        return prompts.image_rows(prompts.image)[0]
 
     every_first = torch.stack([first_token(record) for record in records])  # (6, D)
     monkeypatch.setattr(module, "greedy_answers", answers)

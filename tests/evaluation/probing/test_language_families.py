@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from small_vlms import QUESTIONS, pictures, poise_around
+from small_vlms import QUESTIONS, image_tokens, pictures, poise_around
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, OPTConfig, Phi3Config, Qwen3Config
 
-from poise.evaluation.interpretability.attention_knockout import block_attention
 from poise.evaluation.interpretability.logit_lens import logit_lens
 from poise.evaluation.probing.answers import greedy_answers
+from poise.evaluation.probing.attention_blocking import block_attention
+from poise.evaluation.probing.image_features import Change
 
 pytestmark = pytest.mark.numerics
 
@@ -31,23 +32,17 @@ FAMILIES = {
 def test_lens_and_knockout(family):
     vlm = poise_around(family, **FAMILIES[family])
     prompts = vlm.prompts()
-    chosen = torch.arange(9).expand(2, -1) >= 6
-    keys = prompts.places_of(chosen)
-    noise = torch.where(chosen[..., None], 5 * torch.randn_like(prompts.image_tokens()), prompts.image_tokens())
-    inputs = {"attention_mask": prompts.attention_mask, "position_ids": prompts.position_ids}
+    keys = image_tokens(prompts, [6, 7, 8])
+    noise = Change(keys, 5 * torch.randn(int(keys.sum()), 48))
     for name in ("eager", "sdpa"):
         vlm.parts.reader.set_attn_implementation(name)
-        with block_attention(vlm.model, ~keys, keys, answer_queries=True):
-            clean = vlm.model(inputs_embeds=prompts.embeddings, **inputs).logits
-            changed = vlm.model(inputs_embeds=prompts.with_image_tokens(noise), **inputs).logits
+        with block_attention(vlm.parts, ~keys, keys, answer_queries=True):
+            clean, changed = prompts.logits(), prompts.logits([noise])
             assert all(greedy_answers(prompts, max_new_tokens=3))
         assert torch.equal(clean[:, -1], changed[:, -1])
-    free = vlm.model(inputs_embeds=prompts.embeddings, **inputs).logits
-    assert not torch.equal(free[:, -1], clean[:, -1])
+    assert not torch.equal(prompts.logits()[:, -1], clean[:, -1])
 
     lens = logit_lens(vlm.model, vlm.processor, pictures(1)[0], QUESTIONS[0])
     alone = vlm.prompts(1, with_tags=False)
-    logits = vlm.model(inputs_embeds=alone.embeddings, attention_mask=alone.attention_mask).logits[0]
-    places = torch.cat([alone.image_places, alone.prompt_places], dim=1)[0]
-    expected = logits[places].softmax(-1).topk(5).values
+    expected = alone.logits()[0][alone.placeholders[0]].softmax(-1).topk(5).values
     np.testing.assert_allclose(lens.top_probabilities[-1], expected.numpy(), rtol=1e-3)
