@@ -19,6 +19,7 @@ from .picture_geometry import picture_geometry
 from .prompt_batch import PromptBatch
 
 Box = tuple[float, float, float, float]
+_GRIDS = ("image_grid_thw", "image_grid_hws")  # rows and columns of patches before they are merged
 # Which sides a grid has is told by its area and the aspect ratio of what it covers, which is rounded to whole patches.
 _ASPECT_TOLERANCE = 1.5
 
@@ -79,7 +80,8 @@ class ImageGrids:
         parts = prompts.parts
         parts.check_image_tokens("patch grid")
         queries = [name for module in parts.model.modules() if is_query_module(name := type(module).__name__)]
-        if queries:
+        # A module of such a name may only merge neighbours: where the inputs tell the grid, that counts.
+        if queries and not any(prompts.inputs.get(name) is not None for name in _GRIDS):
             raise parts.cannot("patch grid", f"{queries[0]} makes its image tokens, which have no place on the image")
         count = int(prompts.image[row].sum())
         sizes = _whole_image_grids(prompts, row, count)
@@ -140,7 +142,7 @@ def _laid_out(sizes: Sequence[tuple[int, int, int, int]], region: Box) -> list[T
 def _whole_image_grids(prompts: PromptBatch, row: int, count: int) -> list[tuple[int, int, int, int]] | None:
     """Grids that cover the whole picture, by what the inputs say of its size; `None` where they do not."""
     inputs = prompts.inputs
-    for name in ("image_grid_thw", "image_grid_hws"):
+    for name in _GRIDS:
         if inputs.get(name) is not None:
             *_, height, width = inputs[name][row].tolist()
             return _merged(height, width, count)
