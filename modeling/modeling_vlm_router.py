@@ -365,7 +365,7 @@ def _tags_of(arguments):
 
 def _of_items(tags, count, device):
     """Tags (N, L) for `count` items: repeated for the tiles of an image and for beams; none where none are given."""
-    if tags is None:
+    if tags is None or tags[0].shape[1] == 0:  # nobody in the batch has any
         ids = torch.zeros(count, 1, dtype=torch.long, device=device)
         return ids, ids.bool(), ids.float()
     if count % len(tags[0]):

@@ -149,6 +149,14 @@ def test_deeper_features_fade_with_the_tokens():
         torch.testing.assert_close(layer[0], 0.25 * given[0])
 
 
+def test_a_batch_without_any_tag_is_one_without_tags():
+    model, inputs = routed("llava")
+    opened(model)
+    with torch.no_grad():
+        empty = {name: value[:, :0] for name, value in TAGS.items()}
+        assert torch.equal(model(**inputs, **empty).logits, model(**inputs).logits)
+
+
 def test_tags_for_other_images_and_half_given_tags_are_refused():
     model, inputs = routed("llava")
     three = {name: value.expand(3, -1) for name, value in TAGS.items()}
