@@ -24,6 +24,7 @@ TAG_INPUTS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
 QUESTION_INPUTS = ("question_input_ids", "question_attention_mask")
 TAG_TOKENIZER_FOLDER = "tag_tokenizer"
 TAGGER_FOLDER = "tagger"
+USUAL_QUESTION = 64  # tokens
 USUAL_PATCH = 16  # of most vision towers, where nobody says how many tokens an image has
 _CUTTING = (True, "longest_first", "only_first")
 
@@ -53,7 +54,8 @@ class PoiseProcessor(ProcessorMixin):
         image_token (`str`, *optional*, defaults to `"<image>"`): the placeholder.
         max_pixels (`int`, *optional*, defaults to 50 megapixels): larger images are refused before they are decoded.
         tasks (`list[str]`, *optional*): names of the tasks that a model with task-routed adapters tells apart.
-        question_length (`int`, *optional*, defaults to 64): tokens of an image's question that a router reads.
+        question_length (`int`, *optional*): tokens of an image's question, for a model whose router reads it
+            (`config.asks_the_question`); without it none are made.
         tag_length (`int`, *optional*): tokens to which the tags of an image are always padded or cut (whole tags), as
             inference engines need it, which put images of different calls into one batch; by default the longest of
             a call.
@@ -81,7 +83,7 @@ class PoiseProcessor(ProcessorMixin):
         image_token="<image>",
         max_pixels=MAX_PIXELS,
         tasks=None,
-        question_length=64,
+        question_length=None,
         tag_length=None,
         tagger=None,
     ):
@@ -147,9 +149,9 @@ class PoiseProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` [B, T], `pixel_values` [N, 3, H, W] over the N images
             of the batch in reading order, and if one of them has tags and there is a tag tokenizer, `tag_input_ids`,
-            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags). With a tag tokenizer also
-            `question_input_ids` and `question_attention_mask` [N, question_length]: what the turn that holds the image
-            asks. With a `task`, `task_ids` [B].
+            `tag_attention_mask` and `tag_scores` [N, L] (zero rows for images without tags). With a tag tokenizer and a
+            `question_length` also `question_input_ids` and `question_attention_mask` [N, question_length]: what the
+            turn that holds the image asks. With a `task`, `task_ids` [B].
 
         Raises:
             ValueError: images, placeholders and tags do not match in number; a tag or an image is bad; the placeholders
@@ -323,7 +325,7 @@ class PoiseProcessor(ProcessorMixin):
 
     def _question_inputs(self, prompts: list[str], return_tensors: str | None) -> dict[str, Any]:
         """What is asked about each image, tokenized as tags are, for a router that compares the two."""
-        if self.tag_tokenizer is None:
+        if self.tag_tokenizer is None or self.question_length is None:
             return {}
         frame = self._turn_frame()
         not_words = [self.image_token, *self.tokenizer.all_special_tokens]
@@ -356,7 +358,9 @@ class PoiseProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of everything that the processor can return for the model."""
         text_names = [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
-        tag_names = (*TAG_INPUTS, *QUESTION_INPUTS) if self.tag_tokenizer is not None else ()
+        tag_names = TAG_INPUTS if self.tag_tokenizer is not None else ()
+        if self.tag_tokenizer is not None and self.question_length is not None:
+            tag_names = (*TAG_INPUTS, *QUESTION_INPUTS)
         task_names = () if self.tasks is None else ("task_ids",)
         return list(dict.fromkeys([*text_names, *self.image_processor.model_input_names, *tag_names, *task_names]))
 
@@ -477,6 +481,7 @@ class PoiseProcessor(ProcessorMixin):
             fields.setdefault("num_prompt_tokens", config.num_prompt_tokens)
             fields.setdefault("tag_score_encoding", config.tag_score_encoding)
             fields.setdefault("tasks", config.adapter_tasks)
+            fields.setdefault("question_length", USUAL_QUESTION if config.asks_the_question else None)
         tag_tokenizer = None
         if tag_encoder is not None and (config is None or config.soft_prompt_type == "dynamic"):
             tag_tokenizer = AutoTokenizer.from_pretrained(tag_encoder)

@@ -55,6 +55,7 @@ def make_processor(**options):
         "tag_tokenizer": piece_tokenizer(),
         "num_image_tokens": NUM_IMAGE_TOKENS,
         "num_prompt_tokens": NUM_PROMPT_TOKENS,
+        "question_length": 64,
     }
     settings["chat_template"] = choose_chat_template(settings["tokenizer"], name="question_answer")
     return PoiseProcessor(**{**settings, **options})

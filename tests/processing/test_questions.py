@@ -91,5 +91,6 @@ def test_the_processor_gives_the_question_without_tag_words_and_only_where_image
     assert asked == processor.tag_tokenizer("what color ?", add_special_tokens=False)["input_ids"]
     without_tag_encoder = make_processor(tag_tokenizer=None)
     assert "question_input_ids" not in without_tag_encoder(images=[photo], text=texts[:1])
+    assert not {"question_input_ids"} & set(make_processor(question_length=None)(images=[photo], text=texts[:1]))
     with pytest.raises(ValueError, match="question_length=0 must be at least 1"):
         make_processor(question_length=0)
