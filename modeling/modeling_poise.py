@@ -62,7 +62,9 @@ class PoiseModel(ImageStreams, StreamMerging, PoisePreTrainedModel):
         self.task_ids: torch.LongTensor | None = None  # of the current batch; the adapters' hooks read it
         hook_adapters(self)
         accepted = inspect.signature(type(self.language_model).forward).parameters
-        self._known_arguments = {*accepted, *PoiseInputs.__annotations__, *TransformersKwargs.__annotations__}
+        # `generate` hands on a tokenizer that it was given.
+        known = {*PoiseInputs.__annotations__, *TransformersKwargs.__annotations__, "tokenizer"}
+        self._known_arguments = {*accepted, *known}
         self.post_init()
         # T5 keeps its "wo" in float32 when loaded in float16. That name is searched anywhere, and would find the tag
         # encoder's "word_embeddings", too.

@@ -40,6 +40,7 @@ def _register_models() -> None:
         AutoModelForMultimodalLM,
         AutoModelForZeroShotImageClassification,
     )
+    from transformers.models.auto import modeling_auto
 
     from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
@@ -49,6 +50,8 @@ def _register_models() -> None:
     AutoModel.register(PoiseConfig, PoiseModel)
     AutoModelForImageTextToText.register(PoiseConfig, PoiseForConditionalGeneration)
     AutoModelForMultimodalLM.register(PoiseConfig, PoiseForConditionalGeneration)
+    # `transformers serve` asks this table of names, and nothing else, whether it can load a model.
+    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[PoiseConfig.model_type] = PoiseForConditionalGeneration.__name__
     # transformers' own would send weights alone. Published code cannot hold this: it runs where there is no Poise.
     PoiseForConditionalGeneration.push_to_hub = _push_to_hub
     AutoModel.register(PoiseDualEncoderConfig, PoiseDualEncoder)

@@ -173,6 +173,12 @@ COMMANDS = {
             "poise card outputs/demo/reliability --evaluation scores.json",
         ),
         Command(
+            "serve",
+            "poise.commands.serve",
+            "serve a model over HTTP, for OpenAI-style clients",
+            "poise serve outputs/demo/reliability/model --port 8000",
+        ),
+        Command(
             "space",
             "poise.commands.space",
             "write a web page on which anybody can ask a published model (a Gradio Space)",

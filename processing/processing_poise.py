@@ -438,7 +438,8 @@ class PoiseProcessor(ProcessorMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As every processor; a tagger that was saved with it comes along, whose code is trusted as this one's is."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        folder = getattr(processor, "tagger_folder", None)
+        settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **dict(kwargs))
+        folder = settings.get("tagger_folder")
         if folder is not None:
             code = {} if __package__ == "poise.processing" else {"trust_remote_code": True}
             processor.tagger = _saved_tagger(pretrained_model_name_or_path, folder, code, **kwargs)

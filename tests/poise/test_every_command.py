@@ -26,6 +26,7 @@ SLIPS = {
     "data": (["show", "nowhere.jsonl"], "nowhere"),
     "ask": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
     "look": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
+    "serve": (["nowhere/at/all"], "nowhere"),
     "publish": (["nowhere", "--repo", "user/name"], "nowhere"),
     "space": (["out", "--model", "nowhere"], "nowhere"),
 }
