@@ -139,7 +139,7 @@ def image_group(record: Record) -> Row:
 
 def groups_of(rows: Sequence[Row]) -> list[str]:
     """What the bootstrap draws together: rows about one image, else each by itself."""
-    return [row.get("group", row["id"]) for row in rows]
+    return [str(row.get("group", row["id"])) for row in rows]
 
 
 class Evaluator(ABC):

@@ -226,6 +226,11 @@ class PoiseConfig(PreTrainedConfig):
         return rows * columns + (self.num_prefix_tokens if self.vision_feature_select == "full" else 0)
 
     @property
+    def asks_the_question(self):
+        """Whether the router reads the question, so that the processor has to bring it along."""
+        return self.router_type == "reliability" and self.soft_prompt_type == "dynamic"
+
+    @property
     def adapter_tasks(self):
         """Names of the tasks that `task_ids` counts, or `None` without task-routed adapters."""
         return None if self.task_adapter_rank is None else list(ADAPTER_TASKS)

@@ -5,6 +5,7 @@ the images itself.
 """
 
 import argparse
+import os
 
 EXAMPLE = "poise serve outputs/demo/reliability/model --port 8000"
 
@@ -52,6 +53,8 @@ def serve(
     Raises:
         ValueError: its packages are missing.
     """
+    # Who can send a chat must not choose what this machine fetches: images come as data URIs.
+    os.environ["POISE_FETCH_IMAGES"] = "0"
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():

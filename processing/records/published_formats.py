@@ -144,7 +144,7 @@ def converted_records(
                 left_out["without their picture"] += 1
                 continue
             record["image"] = image
-            if "bbox" in record:
+            if "bbox" in record and image is not None:
                 size = image_size(image) if isinstance(image, str) else image.size
                 record["bbox"] = clipped_box(record["bbox"], *size)
             seen[record["id"]] += 1

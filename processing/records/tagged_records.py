@@ -61,8 +61,8 @@ def load_tagger(name: str | os.PathLike, vocabulary: Sequence[str] | None = None
     from .model_tagger import COCO_OBJECTS, NEEDS_VOCABULARY, ZERO_SHOT_CLASSIFIER, ModelTagger, kind_of
 
     kind = kind_of(AutoConfig.from_pretrained(name))
-    words = list(vocabulary or COCO_OBJECTS) if kind in NEEDS_VOCABULARY else None
+    words = list(vocabulary or COCO_OBJECTS)
     if kind != ZERO_SHOT_CLASSIFIER:
-        return ModelTagger.from_pretrained(name, words)
+        return ModelTagger.from_pretrained(name, words if kind in NEEDS_VOCABULARY else None)
     model = AutoModelForZeroShotImageClassification.from_pretrained(name)
     return ZeroShotTagger(model, AutoProcessor.from_pretrained(name), words)
