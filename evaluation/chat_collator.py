@@ -9,6 +9,8 @@ from transformers import AddedToken, BatchFeature
 from ..modeling.contrastive_decoding import image_token
 from ..processing.prompts import Prompts
 from ..processing.records.task_record_files import opened_record
+from ..processing.tag_tokens import tokenize_tags
+from ..processing.tags import check_tags
 
 TAG_WORDS = "The image shows: {tags}. "
 # PaliGemma reads a prompt in both directions: answers are of another type, or they would be read in advance.
@@ -27,6 +29,7 @@ class ChatCollator:
         prompts ([`Prompts`], *optional*): the instructions around captions and expressions.
         tag_words (`bool`, *optional*, defaults to `True`): put a record's tags, most certain first, before the question
             as words; otherwise they are left out.
+        tag_tokenizer (*optional*): of the tag encoder of a [`RoutedVlm`], which has a stream for tags.
 
     Returns `(inputs, records)`: a `BatchFeature` with nothing but the model's inputs, and the list of records.
 
@@ -34,8 +37,16 @@ class ChatCollator:
         ValueError: a record without an image, where the processor cannot do without.
     """
 
-    def __init__(self, processor: Any, config: Any, prompts: Prompts | None = None, tag_words: bool = True):
-        self.processor, self.config, self.tag_words = processor, config, tag_words
+    def __init__(
+        self,
+        processor: Any,
+        config: Any,
+        prompts: Prompts | None = None,
+        tag_words: bool = True,
+        tag_tokenizer: Any = None,
+    ):
+        self.processor, self.config, self.tag_tokenizer = processor, config, tag_tokenizer
+        self.tag_words = tag_words and tag_tokenizer is None
         self.prompts = prompts or Prompts()
         text = config.get_text_config()
         self.is_encoder_decoder = bool(config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False))
@@ -68,7 +79,14 @@ class ChatCollator:
         ]
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> tuple[BatchFeature, list[Mapping[str, Any]]]:
+        """`(inputs, records)`."""
         records = [opened_record(record) for record in records]
+        inputs = self._prompt_inputs(records)
+        if self.tag_tokenizer is not None:
+            inputs.update(tag_inputs([record for record in records if record["image"] is not None], self.tag_tokenizer))
+        return inputs, list(records)
+
+    def _prompt_inputs(self, records: Sequence[Mapping[str, Any]]) -> Any:
         options = {"padding": True, "padding_side": "right" if self.is_encoder_decoder else "left"}
         if getattr(self.processor, "chat_template", None) is not None:
             inputs = self.processor.apply_chat_template(
@@ -79,7 +97,7 @@ class ChatCollator:
                 return_tensors="pt",
                 processor_kwargs=options,
             )
-            return inputs, list(records)
+            return inputs
         images = [[record["image"]] for record in records]
         if any(record["image"] is None for record in records):
             raise ValueError(
@@ -89,17 +107,23 @@ class ChatCollator:
         questions = [self.question(record) for record in records]
         token, token_id = getattr(self.processor, "image_token", None), image_token(self.config)
         if type(self.processor).__name__ == "PaliGemmaProcessor":  # adds it, too, and says so for every batch
-            return self._processed(images, [f"{token}{question}" for question in questions], options), list(records)
+            return self._processed(images, [f"{token}{question}" for question in questions], options)
         inputs = self._processed(images, questions, options)
         if token is not None and token_id is not None and not bool((inputs["input_ids"] == token_id).any()):
             inputs = self._processed(images, [f"{token}\n{question}" for question in questions], options)
-        return inputs, list(records)
+        return inputs
 
     def _processed(self, images: list[list[Any]], questions: list[str], options: dict[str, Any]) -> Any:
         flat = [image for some in images for image in some]
         inputs = self.processor(images=flat, text=questions, return_tensors="pt", **options)
         inputs.pop("labels", None)  # of a prompt without an answer
         return inputs
+
+
+def tag_inputs(records: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """What a [`RoutedVlm`] reads of the tags of N records: ids, mask and scores (N, L)."""
+    tags = [check_tags(record.get("tags") or []) for record in records]
+    return {name: torch.from_numpy(rows) for name, rows in tokenize_tags(tags, tokenizer, with_scores=False).items()}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from ..modeling.contrastive_decoding import image_token
 from ..processing.batching.collators import IGNORED, GenerationCollator, TrainingCollator
@@ -124,6 +125,7 @@ class GenerationEvaluator(Evaluator):
         self.prompts, self.max_prompt_length = prompts or Prompts(), max_prompt_length
         self.generation, self.tagger = dict(generation or {}), tagger
         self.decoding, self.tag_words = decoding or Decoding(), tag_words
+        self._tag_tokenizer: Any = None
         if self.decoding.name != "greedy" and self.generation.get("num_beams", 1) != 1:
             raise ValueError(
                 f"num_beams={self.generation['num_beams']}: decoding {self.decoding.name!r} is greedy, with one beam."
@@ -213,6 +215,10 @@ class GenerationEvaluator(Evaluator):
         if reads_tags(processor):
             encoder_decoder = model.config.is_encoder_decoder
             return GenerationCollator(processor, self.max_prompt_length, encoder_decoder, self.prompts)
+        if has_router(model):
+            if self._tag_tokenizer is None:
+                self._tag_tokenizer = AutoTokenizer.from_pretrained(model.config.tag_encoder)
+            return ChatCollator(processor, model.vlm.config, self.prompts, tag_tokenizer=self._tag_tokenizer)
         return ChatCollator(processor, model.config, self.prompts, self.tag_words)
 
     def prompt_text(self, model: Any, processor: Any, record: Record) -> str:
@@ -327,8 +333,14 @@ def reads_tags(processor: Any) -> bool:
     return hasattr(processor, "uncut_token_ids")
 
 
+def has_router(model: Any) -> bool:
+    """Whether a model is a [`RoutedVlm`], from this package or from a repository's own code."""
+    return getattr(model.config, "model_type", None) == "poise_vlm_router"
+
+
 def _settings_of(model: Any, processor: Any) -> dict[str, Any]:
     """What another family's `generate` must be told: its padding, and that an image token is never an answer."""
+    model = model.vlm if has_router(model) else model
     settings: dict[str, Any] = {"pad_token_id": getattr(processor, "tokenizer", processor).pad_token_id}
     token, size = image_token(model.config), model.config.get_text_config().vocab_size
     if token is not None and token < size:
@@ -338,6 +350,7 @@ def _settings_of(model: Any, processor: Any) -> dict[str, Any]:
 
 def _answers(model: Any, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens behind the prompts (B, T), which a decoder-only model repeats unless its own `generate` embeds them."""
+    model = model.vlm if has_router(model) else model
     text = model.config.get_text_config()
     if model.config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
         return tokens[:, 1:]  # the start token of the decoder

@@ -12,6 +12,10 @@ _HOME = {
     "PoiseForConditionalGeneration": "modeling_poise",
     "PoiseModel": "modeling_poise",
     "PoisePreTrainedModel": "modeling_poise",
+    "ContrastiveDecoding": "contrastive_decoding",
+    "ImageReliability": "image_reliability",
+    "RoutedVlm": "modeling_vlm_router",
+    "VlmRouterConfig": "configuration_vlm_router",
 }
 __all__ = sorted(_HOME)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .activation_profile import activation_profile
 from .configuration_vlm_router import VlmRouterConfig
@@ -29,6 +29,8 @@ from .pretrained_poise import without_pooler
 from .soft_prompt import DynamicSoftPrompt
 from .streams import Streams
 from .zero_linear import ZeroLinear
+
+logger = logging.get_logger(__name__)
 
 WEIGHTS = "model.safetensors"
 # Their own `generate` runs the vision tower itself and does not ask `get_image_features`.
@@ -106,6 +108,7 @@ class RoutedVlm(PreTrainedModel):
 
     config_class = VlmRouterConfig
     base_model_prefix = "route"
+    input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
 
@@ -296,6 +299,10 @@ class RoutedVlm(PreTrainedModel):
         if self._auto_class is not None:
             custom_object_save(self, save_directory, config=self.config)
         self.config.save_pretrained(save_directory)
+        try:  # so that the folder is all that a caller has to name
+            AutoProcessor.from_pretrained(self.config.vlm).save_pretrained(save_directory)
+        except (OSError, ValueError):
+            logger.warning_once(f"{self.config.vlm}: its processor is not within reach and was not saved (said once).")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):

@@ -28,8 +28,10 @@ def _register_config() -> None:
 
     from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
+    from poise.modeling.configuration_vlm_router import VlmRouterConfig
 
     AutoConfig.register(PoiseConfig.model_type, PoiseConfig)
+    AutoConfig.register(VlmRouterConfig.model_type, VlmRouterConfig)
     AutoConfig.register(PoiseDualEncoderConfig.model_type, PoiseDualEncoderConfig)
 
 
@@ -44,14 +46,17 @@ def _register_models() -> None:
 
     from poise.modeling.configuration_dual_encoder import PoiseDualEncoderConfig
     from poise.modeling.configuration_poise import PoiseConfig
+    from poise.modeling.configuration_vlm_router import VlmRouterConfig
     from poise.modeling.modeling_dual_encoder import PoiseDualEncoder
     from poise.modeling.modeling_poise import PoiseForConditionalGeneration, PoiseModel
+    from poise.modeling.modeling_vlm_router import RoutedVlm
 
     AutoModel.register(PoiseConfig, PoiseModel)
     AutoModelForImageTextToText.register(PoiseConfig, PoiseForConditionalGeneration)
     AutoModelForMultimodalLM.register(PoiseConfig, PoiseForConditionalGeneration)
     # `transformers serve` asks this table of names, and nothing else, whether it can load a model.
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[PoiseConfig.model_type] = PoiseForConditionalGeneration.__name__
+    AutoModelForImageTextToText.register(VlmRouterConfig, RoutedVlm)
     # transformers' own would send weights alone. Published code cannot hold this: it runs where there is no Poise.
     PoiseForConditionalGeneration.push_to_hub = _push_to_hub
     AutoModel.register(PoiseDualEncoderConfig, PoiseDualEncoder)

@@ -30,6 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="images that are left out of the fit, and looked at as they are and damaged (default 32)",
     )
     parser.add_argument("--image", nargs="+", metavar="FILE", help="tell how far these images can be trusted")
+    parser.add_argument(
+        "--tag-encoder",
+        metavar="ID",
+        help="also give the model a router and a soft prompt, with a BERT-like encoder for the records' tags: a folder "
+        "that loads as a model, whose statistics of images and tags are those of the data",
+    )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, ... (default: cuda if there is one)")
     parser.add_argument("--dtype", default="auto", metavar="NAME", help="of the weights (default: as they are stored)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the repository brings along")
@@ -53,12 +59,17 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--check {arguments.check} --samples {arguments.samples}: write 0 or more, and 1 or more.")
     if arguments.data is None and not (folder / "config.json").is_file():
         raise ValueError(f"--output {str(folder)!r} holds no statistics: fit them with --data first.")
+    if arguments.tag_encoder is not None and (arguments.data is None or arguments.image):
+        raise ValueError(f"--tag-encoder {arguments.tag_encoder}: give --data with tags, and no --image.")
     images = [open_image(name) for name in arguments.image or ()]
     records = None if arguments.data is None else load_data_source(arguments.data, arguments.samples)
     model, processor = load_model(
         arguments.model, arguments.device, arguments.dtype, trust_remote_code=arguments.trust_remote_code
     )
     found: dict[str, Any] = {"model": arguments.model}
+    if arguments.tag_encoder is not None:
+        _fit_routed(arguments, model, processor, records, folder)
+        return 0
     if records is None:
         with redirect_stdout(sys.stderr):  # huggingface_hub says that it loads
             reliability = ImageReliability.from_pretrained(folder).eval()
@@ -87,6 +98,35 @@ def _fitted(arguments: argparse.Namespace, model: Any, processor: Any, records: 
     images = _images(records, range(fitted_to), "fit")
     reliability = ImageReliability.fitted(model, processor, images, origin=origin)
     return reliability, list(_images(records, range(fitted_to, len(records)), "held out"))
+
+
+def _fit_routed(arguments: argparse.Namespace, model: Any, processor: Any, records: Any, folder: Any) -> None:
+    """A [`RoutedVlm`] whose router has seen the records' images and tags, saved by the ids of its parts."""
+    from tqdm.auto import tqdm
+    from transformers import AutoTokenizer
+
+    from poise.evaluation.chat_collator import tag_inputs
+    from poise.modeling.image_reliability import image_inputs
+    from poise.modeling.modeling_vlm_router import RoutedVlm
+    from poise.processing.records.task_record_files import opened_record
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tag_encoder)
+    routed = RoutedVlm.from_vlm(model, arguments.tag_encoder)
+    routed.config.vlm = arguments.model
+    tagged = 0
+    for place in tqdm(range(len(records)), desc="fit", unit="image", disable=not sys.stderr.isatty()):
+        record = opened_record(records[place])
+        if record["image"] is None:
+            continue
+        inputs = {**image_inputs(processor, record["image"]), **tag_inputs([record], tokenizer)}
+        routed.observe(**{name: value.to(model.device) for name, value in inputs.items()})
+        tagged += bool(record.get("tags"))
+    if not tagged:
+        raise ValueError(
+            f"--data {arguments.data!r} holds no tags: tag it first (poise tag), or leave --tag-encoder out."
+        )
+    routed.eval().save_pretrained(folder)
+    sys.stderr.write(f"a router fitted to {len(records)} images, {tagged} of them with tags, is in {folder}\n")
 
 
 def _images(records: Any, indices: Sequence[int], name: str) -> Iterator[Any]:

@@ -1,15 +1,18 @@
 """A router and a soft prompt on pretrained models of every family: nothing changes at first, what is new learns."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_families import FAMILIES, IMG
 from tiny_folders import BACKBONES, llava
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, BertModel
 
+from poise.command_line import main
 from poise.modeling.configuration_vlm_router import VlmRouterConfig
 from poise.modeling.image_reliability import image_inputs
 from poise.modeling.modeling_vlm_router import RoutedVlm
@@ -268,3 +271,16 @@ def test_it_learns_from_tags_what_the_model_cannot_see(folder):
         optimizer.step()
     with torch.no_grad():
         assert model.eval()(**inputs, **tags).logits[:, -1, words].argmax(-1).tolist() == [0, 1]
+
+
+def test_the_command_makes_one_that_evaluate_takes(folder, tmp_path, capsys):
+    router, scores = str(tmp_path / "router"), str(tmp_path / "scores")
+    command = ["fit-router", folder, "--data", "scenes:train,size=6,tasks=vqa", "--output", router]
+    assert main([*command, "--tag-encoder", str(BACKBONES / "tag_encoder")]) == 0
+    statistics = load_file(f"{router}/model.safetensors")
+    fitted = int(statistics["route.router.image_typicality.count"])
+    assert fitted + int(statistics["route.router.image_typicality.calibration_count"]) == 6
+    command = ["evaluate", router, "--data", "scenes:test,size=6", "--task", "vqa", "--max-new-tokens", "2"]
+    assert main([*command, "--resamples", "0", "--output", scores]) == 0
+    result = json.loads((tmp_path / "scores" / "metrics.json").read_text(encoding="utf-8"))
+    assert "The image shows" not in result["prompt"]  # tags go to the router, not into the words
