@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
     records = load_data_source(arguments.data, arguments.samples)
     vocabulary = load_vocabulary(arguments.vocabulary, records)
-    names = ("data", "tagger", "threshold", "max_tags", "calibrate", "limit")
+    names = ("data", "tagger", "threshold", "max_tags", "calibrate", "samples")
     settings = {**{name: getattr(arguments, name) for name in names}, "vocabulary": vocabulary, "records": len(records)}
 
     from accelerate import PartialState

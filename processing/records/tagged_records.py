@@ -60,7 +60,10 @@ def load_tagger(name: str | os.PathLike, vocabulary: Sequence[str] | None = None
 
     from .model_tagger import COCO_OBJECTS, NEEDS_VOCABULARY, ZERO_SHOT_CLASSIFIER, ModelTagger, kind_of
 
-    kind = kind_of(AutoConfig.from_pretrained(name))
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type.startswith("poise"):  # a dual encoder without its vocabulary, which it says
+        return DualEncoderTagger.from_pretrained(name)
+    kind = kind_of(config)
     words = list(vocabulary or COCO_OBJECTS)
     if kind != ZERO_SHOT_CLASSIFIER:
         return ModelTagger.from_pretrained(name, words if kind in NEEDS_VOCABULARY else None)

@@ -27,9 +27,7 @@ def folder(backbones, tmp_path_factory):
     """A published model whose router reads the question."""
     torch.manual_seed(0)
     arguments = backbones.arguments("siglip", "llama_with_placeholder")
-    model = PoiseForConditionalGeneration.from_backbones(
-        **arguments, router_type="reliability", question_agreement=True, soft_prompt_length=2
-    )
+    model = PoiseForConditionalGeneration.from_backbones(**arguments, router_type="reliability", soft_prompt_length=2)
     place = tmp_path_factory.mktemp("published")
     model.save_pretrained(place)
     processor = PoiseProcessor.from_backbones(**arguments, config=model.config, chat_template="question_answer")

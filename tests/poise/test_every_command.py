@@ -27,6 +27,7 @@ SLIPS = {
     "ask": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
     "look": (["nowhere/at/all", "a_file", "what ?"], "a_file"),
     "serve": (["nowhere/at/all"], "nowhere"),
+    "card": (["nowhere"], "nowhere"),
     "publish": (["nowhere", "--repo", "user/name"], "nowhere"),
     "space": (["out", "--model", "nowhere"], "nowhere"),
 }

@@ -30,6 +30,7 @@ def configuration(**fields):
         "patch_grid": (6, 6),
         "adapter_tasks": None,
         "vision_config": SimpleNamespace(patch_size=8),
+        "asks_the_question": False,
         "tag_encoder_config": SimpleNamespace(max_position_embeddings=32),
     }
     return SimpleNamespace(**{**settings, **fields})

@@ -239,10 +239,13 @@ def test_a_second_run_ends_in_one_line_and_a_killed_one_frees_the_folder(finishe
 
 
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from poise.command_line import main
 from poise.training.output_lock import output_lock
+
+# Whoever is started in the background of a shell ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Module:
     @staticmethod

@@ -79,7 +79,7 @@ def test_folders_that_are_files(capsys, tmp_path):
 RECORDS = {
     "header": ({"image": "cut.jpg"}, "line 1, field 'image': image=", "is truncated or damaged"),
     "box without picture": (
-        {"image": None, "task": "grounding", "bbox": [1, 1, 2, 2]}, "field 'image': null, but a box lies in a picture",
+        {"image": None, "task": "grounding", "bbox": [1, 1, 2, 2]}, "field 'image': null, but a box lies in an image",
     ),
     "placeholder": ({"question": "<image> what ?"}, "field 'question'", "would ask for one more picture"),
     "placeholder in an answer": ({"answers": ["a <image>"]}, "field 'answers[0]'", "leave it out of the text"),
@@ -106,7 +106,7 @@ def test_of_a_file(capsys, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(GOOD) + "\n")
     (tmp_path / "tags.jsonl").write_text(json.dumps({"id": "another", "tags": []}) + "\n")
     words = ["sft", "--config", "demo", "--data.evaluation", "null", "--data"]
-    check([*words, str(tmp_path / "a.png")], "no text in UTF-8", capsys)
+    check([*words, str(tmp_path / "a.png")], "not text in UTF-8", capsys)
     tagger = ["--data.tagger", str(tmp_path / "tags.jsonl")]
     check([*words, str(tmp_path / "train.jsonl"), *tagger], "no tags were written down for record 'train-0'", capsys)
 

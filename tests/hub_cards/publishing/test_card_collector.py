@@ -71,7 +71,8 @@ def test_a_resumed_run_goes_on_counting(tmp_path):
 @pytest.mark.parametrize("source", ["/home/somebody/records/train.jsonl", "records/train.jsonl"])
 def test_a_data_file_goes_by_its_name_alone(source):
     (data,) = datasets_of({"data": {"train": source}}, 7)
-    assert data == {"name": "train.jsonl", "hub_id": None, "split": None, "records": 7, "description": None}
+    expected = {"name": "train.jsonl", "hub_id": None, "split": None, "records": 7, "description": None}
+    assert data == {**expected, "tag_scores": None}
 
 
 def test_a_mixture_names_its_sources_and_those_of_the_hub(tmp_path, monkeypatch):

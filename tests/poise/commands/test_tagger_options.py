@@ -38,6 +38,7 @@ def test_evaluate_asks_with_the_taggers_tags_and_remembers_whose_they_are(tagger
     folder, made = tagger
     seen = []
     monkeypatch.setattr("poise.model_loading.load_model", lambda *args, **kwargs: (None, None))
+    monkeypatch.setattr("poise.commands.evaluate.conditions", lambda *args: {})  # asks the model for a prompt
     monkeypatch.setattr(
         GenerationEvaluator, "__call__", lambda self, model, processor, records: seen.append((self, records)) or {}
     )
