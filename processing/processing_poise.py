@@ -358,7 +358,7 @@ class PoiseProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of everything that the processor can return for the model."""
         text_names = [name for name in self.tokenizer.model_input_names if name != "token_type_ids"]
-        tag_names = TAG_INPUTS if self.tag_tokenizer is not None else ()
+        tag_names: tuple[str, ...] = TAG_INPUTS if self.tag_tokenizer is not None else ()
         if self.tag_tokenizer is not None and self.question_length is not None:
             tag_names = (*TAG_INPUTS, *QUESTION_INPUTS)
         task_names = () if self.tasks is None else ("task_ids",)
