@@ -148,7 +148,7 @@ def _answers(plan: StudyPlan, runs: Sequence[Run], groups: Mapping[str, Sequence
     seeds = sorted({run["seed"] for run in runs if cell_of(run) == cell})
     lines = [
         f"Router `{cell.router}` against the same model without a router: gain in accuracy, mean over {len(seeds)} "
-        "training seed(s) ± half of the 95 % interval over seeds.",
+        "training seeds ± half of the 95 % interval over seeds.",
         "",
     ]
     for title, names in groups.items():
