@@ -23,7 +23,7 @@ PACKAGES = ("poise", "poise.modeling", "poise.processing", "poise.hub_cards")
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 
 
-def on_config(config):
+def _one_package():
     """Copies the source as the one package that it is installed as: the API pages read it from there."""
     tree = REPOSITORY / "build" / "site_source" / "poise"
     shutil.rmtree(tree, ignore_errors=True)
@@ -32,7 +32,9 @@ def on_config(config):
             copy = tree / ("" if source == "poise" else source) / file.relative_to(REPOSITORY / source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-    return config
+
+
+_one_package()  # while the hook is imported: mkdocstrings looks for the folder before any event comes here
 
 
 def on_files(files, config):
