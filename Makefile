@@ -18,7 +18,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make install    make $(VENV) with everything in it, which the others do too"
-	@echo "make demo       fine-tune two tiny models on drawn scenes, compare them, publish one (about 4 minutes)"
+	@echo "make demo       fine-tune two tiny models on drawn scenes, compare them, publish one (about 7 minutes)"
 	@echo "make test       every test but the slow ones (at most 10 minutes on 2 cores)"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make mutants    change 200 lines, one at a time, and count how many changes the tests notice (within an hour)"

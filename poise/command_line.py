@@ -51,7 +51,7 @@ COMMANDS = {
         Command(
             "demo",
             "poise.commands.demo",
-            "train two tiny models on drawn scenes, compare them, publish one (about 5 minutes)",
+            "train two tiny models on drawn scenes, compare them, publish one (about 7 minutes)",
             "poise demo",
             one_thread=True,
         ),
@@ -144,7 +144,7 @@ COMMANDS = {
         Command(
             "study",
             "poise.commands.study",
-            "train and measure every router, prompt and language model over seeds (about 90 minutes)",
+            "train and measure every router, prompt and language model over seeds (hours on two cores)",
             "poise study --output outputs/study",
             one_thread=True,
         ),
