@@ -14,6 +14,12 @@ GOOD = {"image": "a.png", "task": "vqa", "question": "what ?", "answers": ["dog"
 
 
 @pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Away from the checkout, whose outputs/ may hold a finished demo that a run would refuse to write over."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
     """Fails the test as soon as weights would be read."""
 

@@ -14,6 +14,12 @@ from poise.training.sft.records import load_records
 VQA = {"task": "vqa", "question": "what ?", "answers": ["dog"]}
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Away from the checkout, whose outputs/ may hold a finished demo that a run would refuse to write over."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """JSON lines for two splits, and pictures in a folder of their own."""
