@@ -201,8 +201,10 @@ Made by `{command}`, raw figures in [results/study.json](results/study.json). Se
 Backbones: the shipped tiny
 ones, vision tower and tag encoder frozen. "open" is the routed model with its router trusting everything: what is left
 is what dropped streams teach, so it is also the row "no router, stream dropout". "image alone" and "tags alone" are
-that model with the other stream left out. The oracle is the best of the three in each condition. Images that lie are a
-group of their own, because neither stream tells that such an image is wrong."""
+that model with the other stream left out. The oracle is the best of the three in each condition. "without" is the
+same trained router without one of its parts, "entropy gate" the same model that answers from whichever single stream
+gives the answer of lower entropy. Images that lie are a group of their own, because neither stream tells that such an
+image is wrong."""
 
 
 def _signed(gain: Estimate | None) -> str:
@@ -222,8 +224,8 @@ def _group_table(runs: Sequence[Run], groups: Mapping[str, Sequence[str]], cells
     rows = []
     for cell in cells:
         views: list[tuple[str, str | None]] = [(cell.router, None)]
-        if any(run["views"] for run in runs if cell_of(run) == cell):
-            views.append((f"{cell.router}, open", "open"))
+        asked = {view: None for run in runs if cell_of(run) == cell for view in run["views"]}
+        views += [(f"{cell.router}, {view}", view) for view in asked if view not in ("image", "tags")]
         for title, view in views:
             gains = [_signed(paired_gains(runs, cell, names, view)) for names in groups.values()]
             worst = worst_condition(runs, cell, everything) if view is None else None

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import get_cosine_schedule_with_warmup, set_seed
@@ -24,6 +25,9 @@ WARMUP = 0.05  # share of the steps
 MAX_GRAD_NORM = 1.0
 EVALUATION_BATCH = 100
 VIEWS = {"open": (True, True), "image": (True, False), "tags": (False, True)}  # trusted streams: image, tags
+# Evidence of the reliability router, each removed from a trained model by itself.
+PARTS = ("typicality", "question", "tags against image", "denial of single tags")
+ENTROPY_GATE = "entropy gate"
 Report = Callable[[str, int, int], None]
 
 
@@ -93,7 +97,8 @@ def run_cell(
         the steps, and `conditions`: by name `accuracy`, `prior` (share of answers that follow the prior),
         `log_likelihood` (of the right answer) and the mean `weights` of the router. `views` has the same for a
         reliability router that does not judge but always trusts what `VIEWS` says: both streams, which is no router but
-        stream dropout, or only one, of which the better one is what an oracle would choose.
+        stream dropout, or only one, of which the better one is what an oracle would choose; for one that does without
+        each of `PARTS`; and for an entropy gate in its place.
     """
     report = report or (lambda stage, done, total: None)
     recipe = plan.recipe_of(cell, seed)
@@ -107,14 +112,19 @@ def run_cell(
     seconds = time.monotonic() - started
     trained.eval()
     report("measuring", 0, 1)
-    rows = {condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions}
-    views = {}
+
+    def under_all_conditions(answer: "Answer" = likeliest_answers) -> dict[str, Any]:
+        return {condition.name: measure(trained, inputs.testing(condition), answer) for condition in plan.conditions}
+
+    rows, views = under_all_conditions(), {}
     if recipe.model.router_type == "reliability":
         for view, trusted in VIEWS.items():
             with router_fixed(trained, *trusted):
-                views[view] = {
-                    condition.name: measure(trained, inputs.testing(condition)) for condition in plan.conditions
-                }
+                views[view] = under_all_conditions()
+        for part in PARTS if cell.prompt == "dynamic" else ():
+            with router_without(trained, part):
+                views[f"without {part}"] = under_all_conditions()
+        views[ENTROPY_GATE] = under_all_conditions(answers_of_the_surer_stream)
     return {
         **asdict(cell),
         "seed": seed,
@@ -128,22 +138,51 @@ def run_cell(
 
 
 @contextmanager
-def router_fixed(model: torch.nn.Module, image: bool, tags: bool) -> Iterator[None]:
+def routers_changed(model: torch.nn.Module, change: Callable[[ReliabilityRouter], dict[str, Any]]) -> Iterator[None]:
+    """Within this context the reliability routers have other methods, `{"judge": ..., "submodule.method": ...}`."""
+    with ExitStack() as changes:
+        for router in [module for module in model.modules() if isinstance(module, ReliabilityRouter)]:
+            for place, method in change(router).items():
+                owner, _, name = place.rpartition(".")
+                changes.enter_context(patch.object(router.get_submodule(owner), name, method))
+        yield
+
+
+def router_fixed(model: torch.nn.Module, image: bool, tags: bool) -> AbstractContextManager[None]:
     """Within this context a reliability router does not judge: it trusts these streams, as far as there are any."""
-    routers = [module for module in model.modules() if isinstance(module, ReliabilityRouter)]
 
     def fixed(patches, image_profile, tag_inputs, question, is_real):
         has_tags = torch.ones_like(is_real) if tag_inputs is None else tag_inputs[2].any(-1)  # (N,)
         # Never neither: without tags the image stays.
         return torch.stack([~has_tags | image, has_tags & tags], dim=-1).float(), None
 
-    for router in routers:
-        router.judge = fixed  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for router in routers:
-            del router.judge
+    return routers_changed(model, lambda router: {"judge": fixed})
+
+
+def router_without(model: torch.nn.Module, part: str) -> AbstractContextManager[None]:
+    """Within this context a reliability router with a dynamic prompt judges without one of `PARTS`."""
+
+    def change(router: ReliabilityRouter) -> dict[str, Any]:
+        judge, evidence = router.judge, router.word_evidence.forward
+
+        def no_denial(*arguments):
+            return judge(*arguments)[0], None
+
+        def no_question(patches, image_profile, tags, question, is_real):
+            return judge(patches, image_profile, tags, None, is_real)
+
+        def no_tags_shown(patches, tags, question):
+            odds, is_tag, *others = evidence(patches, tags, question)
+            return odds, torch.zeros_like(is_tag), *others
+
+        return {
+            "typicality": {"image_typicality.beyond": lambda profiles: torch.zeros_like(profiles[:, 0])},
+            "question": {"judge": no_question},
+            "tags against image": {"word_evidence.forward": no_tags_shown},
+            "denial of single tags": {"judge": no_denial},
+        }[part]
+
+    return routers_changed(model, change)
 
 
 def train(
@@ -181,23 +220,52 @@ def train(
     return losses
 
 
+Answer = Callable[[torch.nn.Module, dict[str, torch.Tensor], torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+def likeliest_answers(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log probabilities (B, V) of what is said at one place (B,) of each row, and the router's weights, (N, 2)."""
+    output = model(**batch)
+    said = output.logits[torch.arange(len(places)), places].float()  # (B, V)
+    return said.log_softmax(-1), output.router_weights
+
+
+def answers_of_the_surer_stream(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], places: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The same of an entropy gate in place of the router: each row is answered from the image alone and from the tags
+    alone, and the answer of lower entropy is taken.
+    """
+    alone = []
+    for trusted in (VIEWS["image"], VIEWS["tags"]):
+        with router_fixed(model, *trusted):
+            alone.append(likeliest_answers(model, batch, places)[0])  # (B, V)
+    entropy = torch.stack([-(said.exp() * said).sum(-1) for said in alone])  # (2, B)
+    by_image = entropy[0] <= entropy[1]  # (B,)
+    return torch.where(by_image[:, None], *alone), torch.stack([by_image, ~by_image], dim=-1)
+
+
 @torch.no_grad()
-def measure(model: torch.nn.Module, data: tuple[FeatureCache, FeatureCache]) -> dict[str, Any]:
+def measure(
+    model: torch.nn.Module, data: tuple[FeatureCache, FeatureCache], answer: Answer = likeliest_answers
+) -> dict[str, Any]:
     """Answers to one test set, by what the model finds likeliest as the answer's (only) token."""
     right, prior, likelihood, weights = [], [], [], []
     for start in range(0, len(data[0]), EVALUATION_BATCH):
         batch = batch_of(*data, range(start, min(start + EVALUATION_BATCH, len(data[0]))))
         priors, labels = batch.pop("prior_answer"), batch.pop("labels")  # (B,), (B, T)
         first = (labels != -100).int().argmax(-1)  # (B,) where the answer stands
-        output = model(**batch)
+        logs, routed = answer(model, batch, first - 1)  # (B, V), (N, 2)
         each = torch.arange(len(first))
-        logits = output.logits[each, first - 1].float()  # (B, V) what is said there
-        truth, said = labels[each, first], logits.argmax(-1)  # (B,), (B,)
+        truth, said = labels[each, first], logs.argmax(-1)  # (B,), (B,)
         right.append(said == truth)
         prior.append(said == priors)
-        likelihood.append(logits.log_softmax(-1)[each, truth])
-        if output.router_weights is not None:
-            weights.append(output.router_weights)
+        likelihood.append(logs[each, truth])
+        if routed is not None:
+            weights.append(routed)
     return {
         "accuracy": torch.cat(right).float().mean().item(),
         "prior": torch.cat(prior).float().mean().item(),

@@ -3,15 +3,27 @@
 import json
 
 import pytest
+import torch
 import yaml
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
+from poise.modeling.reliability_router import ReliabilityRouter
 from poise.processing.scenes.scenes import Scenes
 from poise.training.study import grid
 from poise.training.study.grid import finished_runs, run_file, run_grid, run_key, runs_of, write_run
-from poise.training.study.inputs import DegradedScenes
+from poise.training.study.inputs import DegradedScenes, batch_of
 from poise.training.study.plan import Cell, load_plan
-from poise.training.study.run import VIEWS, StudyInputs, measure, router_fixed, run_cell
+from poise.training.study.run import (
+    ENTROPY_GATE,
+    PARTS,
+    VIEWS,
+    StudyInputs,
+    answers_of_the_surer_stream,
+    measure,
+    router_fixed,
+    router_without,
+    run_cell,
+)
 
 from .test_study_plan import PLAN
 
@@ -52,7 +64,8 @@ def test_a_run_is_decided_by_its_seed_and_says_what_it_found(plan, tmp_path):
     for run in (first, again, other):
         run.pop("seconds")
     assert first == again and first != other
-    assert set(first["conditions"]) == {"clean", "noise", "removed"} and set(first["views"]) == set(VIEWS)
+    assert set(first["conditions"]) == {"clean", "noise", "removed"}
+    assert set(first["views"]) == {*VIEWS, *(f"without {part}" for part in PARTS), ENTROPY_GATE}
     assert (
         first["views"]["tags"]["noise"]["weights"] == [0.0, 1.0] and first["views"]["image"] != first["views"]["open"]
     )
@@ -73,6 +86,56 @@ def test_a_fixed_router_trusts_what_it_is_told_and_recovers(plan, tmp_path):
             assert measure(inputs.model, removed)["weights"] == [1.0, 0.0]
         assert found == pytest.approx(weights)
     assert all("judge" not in vars(module) for module in inputs.model.modules())
+
+
+def test_a_part_that_is_removed_says_nothing_and_comes_back(plan, tmp_path):
+    model = StudyInputs(plan, "dynamic", tmp_path / "features").model.eval()
+    router = next(module for module in model.modules() if isinstance(module, ReliabilityRouter))
+    num, length = 3, 4
+    is_real, ids = torch.ones(num, dtype=torch.bool), torch.zeros(num, length, dtype=torch.long)
+    tags = (None, ids, torch.ones_like(ids).bool(), torch.ones(num, length))
+    found = {}
+
+    def beyond(profiles):
+        return torch.ones(num)
+
+    def evidence(patches, tags, question):
+        asked = torch.zeros(num) if question is None else torch.ones(num)
+        return torch.ones(num, length), tags[2], ids, asked, asked
+
+    def weigh(image_sound, tags_shown, shown, named, has_tags):
+        found.update(typicality=3.0 - image_sound, tags=tags_shown, question=shown + named)
+        return torch.ones(num, 2), is_real
+
+    router.image_typicality.beyond, router.word_evidence.forward, router.weigh = beyond, evidence, weigh
+    silent = dict(zip(PARTS, ("typicality", "question", "tags", None), strict=True))
+    for part, name in silent.items():
+        with router_without(model, part):
+            _, kept = router.judge(torch.zeros(num, 2, 8), torch.zeros(num, 6), tags, ids, is_real)
+        assert {key for key, value in found.items() if not value.any()} == {name} - {None}, part
+        assert (kept is None) == (part == "denial of single tags")
+    assert router.image_typicality.beyond is beyond and router.word_evidence.forward is evidence
+    assert "judge" not in vars(router)
+
+
+def test_the_entropy_gate_answers_from_the_surer_stream(plan, tmp_path):
+    inputs = StudyInputs(plan, "dynamic", tmp_path / "features")
+    model = inputs.model.eval()
+    batch = batch_of(*inputs.testing(plan.conditions[0]), range(plan.samples))
+    del batch["prior_answer"]
+    places = (batch.pop("labels") != -100).int().argmax(-1) - 1
+    logs, weights = answers_of_the_surer_stream(model, batch, places)
+    entropy = []
+    for trusted in (VIEWS["image"], VIEWS["tags"]):
+        with router_fixed(model, *trusted), torch.no_grad():
+            logits = model(**batch).logits[torch.arange(plan.samples), places]
+        entropy.append(torch.distributions.Categorical(logits=logits).entropy())
+    surer = torch.distributions.Categorical(logits=logs).entropy()
+    # The two ways to compute an entropy differ by rounding.
+    torch.testing.assert_close(surer, torch.minimum(*entropy), rtol=1e-4, atol=1e-5)
+    clear = (entropy[0] - entropy[1]).abs() > 1e-3
+    assert clear.any() and weights[clear, 0].equal((entropy[0] < entropy[1])[clear])
+    assert weights.sum(-1).eq(1).all()
 
 
 def test_degraded_training_is_a_pure_function_of_the_scene():
