@@ -30,9 +30,9 @@ def main() -> None:
     scenes = Scenes("train", size=arguments.count)
     degraded = Scenes("train", size=arguments.count, image_degradation="noise", tag_corruption="tags_invented")
     for name, draw in (
-        ("records with pictures and words", lambda a, b: scenes.__getitems__(range(a, b))),
+        ("records with images and words", lambda a, b: scenes.__getitems__(range(a, b))),
         ("arrays (batch)", lambda a, b: scenes.batch(range(a, b))),
-        ("records without pictures", lambda a, b: scenes.records(range(a, b), images=False)),
+        ("records without images", lambda a, b: scenes.records(range(a, b), images=False)),
         ("records with noise and invented tags", lambda a, b: degraded.__getitems__(range(a, b))),
     ):
         print(f"{name}: {rate(draw, arguments.count, arguments.repeats):,.0f} scenes/s")

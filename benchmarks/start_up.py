@@ -46,11 +46,11 @@ if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     print(f"{'':<24}{'seconds':>9}{'computed':>10}")
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "scene.png"
-        Scenes("test", size=1)[0]["image"].save(picture)
+        image = Path(folder) / "scene.png"
+        Scenes("test", size=1)[0]["image"].save(image)
         cases = dict(CASES)
         if Path(model).is_dir():
-            cases["poise ask"] = ["-m", "poise", "ask", model, str(picture), "what color is the star ?"]
+            cases["poise ask"] = ["-m", "poise", "ask", model, str(image), "what color is the star ?"]
         else:
             print(f"poise ask is left out: {model!r} is no folder; run poise demo, or name a model")
         for name, arguments in cases.items():

@@ -1,6 +1,6 @@
 """Which statistics of a frozen tower tell a broken image from a surprising one: `python benchmarks/typicality.py`.
 
-Two detectors are fitted to clean training scenes and asked about pictures that fail in ways they never saw: the
+Two detectors are fitted to clean training scenes and asked about images that fail in ways they never saw: the
 Mahalanobis distance of mean and log variance of the last layer's tokens, and that of the activation profile. Printed is
 the mean weight (1 = trusted, 0 = replaced) per condition, and the share of images with a weight below one half.
 

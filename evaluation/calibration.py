@@ -167,14 +167,14 @@ def retrieval_recall(
         similarity (`np.ndarray` (N, M)): image by text.
         texts_of_image: per image, the texts that count as right.
     """
-    pictures, texts = similarity.shape
-    top_k = [k for k in top_k if k <= min(pictures, texts)] or [1]
+    images, texts = similarity.shape
+    top_k = [k for k in top_k if k <= min(images, texts)] or [1]
     result = {
         name: float(values.mean()) for name, values in retrieval_scores(similarity, texts_of_image, top_k).items()
     }
     matches = sum(len(own) for own in texts_of_image)
-    result["image_to_text_chance@1"] = matches / pictures / texts
-    result["text_to_image_chance@1"] = matches / texts / pictures
+    result["image_to_text_chance@1"] = matches / images / texts
+    result["text_to_image_chance@1"] = matches / texts / images
     return result
 
 

@@ -35,7 +35,7 @@ def vision_config_of(vision):
     config = getattr(config, "vision_config", config)
     if config.model_type == "siglip2_vision_model":
         raise ValueError(
-            f"vision={vision!r} is a NaFlex SigLIP 2 with pictures of variable shape, which has no fixed number of "
+            f"vision={vision!r} is a NaFlex SigLIP 2 with images of variable shape, which has no fixed number of "
             "image tokens: use a fixed-resolution one such as 'google/siglip2-base-patch16-224'."
         )
     if hasattr(config, "vision_use_head"):

@@ -175,7 +175,7 @@ class PoiseDualEncoder(PreTrainedModel):
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise ValueError(
-                f"{missing} is missing: a dual encoder compares pictures with texts; for one of them call "
+                f"{missing} is missing: a dual encoder compares images with texts; for one of them call "
                 "get_image_features or get_text_features."
             )
         image_embeds = self.head.embed_images(**self.vision_features(pixel_values))  # (N, D)
@@ -184,8 +184,8 @@ class PoiseDualEncoder(PreTrainedModel):
         if return_loss:
             if len(image_embeds) != len(text_embeds):
                 raise ValueError(
-                    f"return_loss=True with {len(image_embeds)} pictures and {len(text_embeds)} texts: give one text "
-                    "for each picture."
+                    f"return_loss=True with {len(image_embeds)} images and {len(text_embeds)} texts: give one text "
+                    "for each image."
                 )
             loss = self.head.loss(image_embeds, text_embeds)
         logits = self.head.logits(image_embeds, text_embeds)  # (N, B)

@@ -484,7 +484,7 @@ class PoiseProcessor(ProcessorMixin):
         if config is None and "num_image_tokens" not in fields:
             raise ValueError("num_image_tokens is not known: give config=model.config, or num_image_tokens itself.")
         if config is not None:
-            _check_picture_size(image_processor, config)
+            _check_image_size(image_processor, config)
             fields.setdefault("num_image_tokens", config.num_image_tokens)
             fields.setdefault("num_prompt_tokens", config.num_prompt_tokens)
             fields.setdefault("tag_score_encoding", config.tag_score_encoding)
@@ -513,7 +513,7 @@ def _saved_tagger(name: str, folder: str, code: dict[str, bool], subfolder: str 
     return DualEncoderTagger.from_pretrained(os.path.join(name, subfolder, folder), **code)
 
 
-def _check_picture_size(image_processor: Any, config: Any) -> None:
+def _check_image_size(image_processor: Any, config: Any) -> None:
     """Raises a `ValueError` unless the image processor makes images of the size that `config` counts tokens for."""
     made = image_processor([Image.new("RGB", (64, 48))], return_tensors="np")
     rows, columns = config.patch_grid
@@ -522,7 +522,7 @@ def _check_picture_size(image_processor: Any, config: Any) -> None:
     height, width = made["pixel_values"].shape[-2:]
     if (height // patch_height, width // patch_width) != (rows, columns):
         raise ValueError(
-            f"The image processor makes {height}×{width} pictures, but the configuration expects "
+            f"The image processor makes {height}×{width} images, but the configuration expects "
             f"{rows * patch_height}×{columns * patch_width}: set vision_image_size={height}."
         )
 

@@ -43,7 +43,7 @@ def draw() -> Figure:
     axes.set_axis_off()
 
     top, middle, bottom = 4.05, 2.55, 1.05
-    axes.text(0.18, top, "picture", fontsize=11.5, color=IMAGE, va="center", weight="bold")
+    axes.text(0.18, top, "image", fontsize=11.5, color=IMAGE, va="center", weight="bold")
     axes.text(0.18, middle, "tags\n+ scores", fontsize=11.5, color=TAGS, va="center", weight="bold")
     axes.text(0.18, bottom, "question", fontsize=11.5, color=WORDS, va="center", weight="bold")
 

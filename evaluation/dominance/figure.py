@@ -143,7 +143,7 @@ def _attention(axis: Axes, scores: Scores) -> None:
 
 def _router(axis: Axes, scores: Scores) -> None:
     names = conditions_of(scores)
-    streams = ((-0.2, "image", COLORS["image"], "picture"), (0.2, "text", COLORS["tags"], "tags"))
+    streams = ((-0.2, "image", COLORS["image"], "image"), (0.2, "text", COLORS["tags"], "tags"))
     for shift, stream, color, label in streams:
         for place, name in enumerate(names):
             key = f"{name}_{stream}_weight"

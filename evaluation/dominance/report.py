@@ -13,7 +13,6 @@ from .attention import GROUPS, THIRDS
 from .coalitions import BASELINES, coalition_name, coalitions
 
 Scores = Mapping[str, float]
-NAMES = {"image": "picture", "tags": "tags", "question": "question"}
 # One modality dominates another if it is worth more than twice as much and the intervals lie apart.
 _MUCH_MORE = 2.0
 
@@ -58,22 +57,22 @@ def _of_coalitions(scores: Scores, players: Sequence[str]) -> list[str]:
     base = baseline_of(scores)
     chosen = dominant(scores, players)
     shares = [
-        f"{NAMES[name]} {_percent(scores, f'{base}_accuracy_share_{name}')}"
+        f"{name} {_percent(scores, f'{base}_accuracy_share_{name}')}"
         for name in players
         if f"{base}_accuracy_share_{name}" in scores
     ]
     behind = f" (share of what the input adds to accuracy: {', '.join(shares)})" if shares else ""
     head = {
-        "none": "Neither picture nor words make the answers better than wrong ones do",
+        "none": "Neither image nor words make the answers better than wrong ones do",
         "balanced": "No modality dominates the answers",
-    }.get(chosen, f"The {NAMES.get(chosen, chosen)} {'dominate' if chosen == 'tags' else 'dominates'} the answers")
+    }.get(chosen, f"The {chosen} {'dominate' if chosen == 'tags' else 'dominates'} the answers")
     sentences = [f"{head}{behind}."]
     everything = scores["accuracy"]
     verb = {"swap": "swapped", "mean": "replaced by its mean"}[base]
     drops = []
     for name in players:
         key = f"{base}_accuracy_{'+'.join(other for other in players if other != name)}"
-        drops.append(f"{_figure(scores, key)} with the {NAMES[name]} {verb}")
+        drops.append(f"{_figure(scores, key)} with the {name} {verb}")
     sentences.append(f"Accuracy is {everything:.2f} with everything right, {', '.join(drops)}.")
     if "conflict_accuracy" in scores:
         sentences.append(
@@ -103,14 +102,14 @@ def _of_router(scores: Scores) -> str:
     names = [key.removesuffix("_image_weight") for key in scores if key.endswith("_image_weight")]
     degraded = [name for name in names if name != CLEAN]
     text = (
-        f"The router weighs a sound picture {scores[f'{CLEAN}_image_weight']:.2f} and sound tags "
+        f"The router weighs a sound image {scores[f'{CLEAN}_image_weight']:.2f} and sound tags "
         f"{scores[f'{CLEAN}_text_weight']:.2f}"
     )
     if degraded:
         image = min(degraded, key=lambda name: scores[f"{name}_image_weight"])
         tags = min(degraded, key=lambda name: scores[f"{name}_text_weight"])
         text += (
-            f"; least the picture under {image.replace('_', ' ')} ({scores[f'{image}_image_weight']:.2f}) and the tags "
+            f"; least the image under {image.replace('_', ' ')} ({scores[f'{image}_image_weight']:.2f}) and the tags "
             f"under {tags.replace('_', ' ')} ({scores[f'{tags}_text_weight']:.2f})"
         )
     return text + "."
@@ -204,7 +203,7 @@ def router_table(scores: Scores, severity: int) -> str:
         for name in conditions_of(scores)
     ]
     title = f"Router: mean weights, degradations at severity {severity}"
-    return f"{title}\n{format_table(['condition', 'picture', 'tags'], rows)}"
+    return f"{title}\n{format_table(['condition', 'image', 'tags'], rows)}"
 
 
 def dominance_rows(
@@ -238,7 +237,7 @@ def dominance_rows(
                 key, metric = f"{baseline}_accuracy_share_{name}", f"Shapley share, rest {_SAID[baseline]}"
                 add(coalition_scores, f"{name} alone", metric, key)
     if attention is not None:
-        for key, metric in (("mdi", "MDI"), ("aei_image", "AEI of the picture")):
+        for key, metric in (("mdi", "MDI"), ("aei_image", "AEI of the image")):
             add(attention, "attention", metric, key)
     if router is not None:
         add(router, CLEAN, "router image_weight", f"{CLEAN}_image_weight")

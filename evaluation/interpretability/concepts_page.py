@@ -1,14 +1,11 @@
 """Concepts as one HTML page: the words of each, and the patches in which it is strongest."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 
 from .concepts import Concepts, PatchStates
-from .logit_lens_page import visible
-from .look_page import encoded
+from .html_pages import encoded, rendered, visible
 
 _IMAGES, _PATCHES, _LONGEST = 4, 8, 220
 
@@ -20,7 +17,7 @@ def concepts_page(title: str, found: PatchStates, concepts: Concepts, rows: list
     Args:
         rows: of each concept `words`, and what else is told of it.
     """
-    pictures: dict[int, str] = {}
+    encodings: dict[int, str] = {}
     cards = []
     for number, row in enumerate(rows):
         code = concepts.codes[:, number]  # (N,)
@@ -28,7 +25,7 @@ def concepts_page(title: str, found: PatchStates, concepts: Concepts, rows: list
         shown = []
         for some in np.argsort(strongest)[::-1][:_IMAGES]:
             image = found.images[some]
-            pictures.setdefault(int(some), encoded(image, _LONGEST))
+            encodings.setdefault(int(some), encoded(image, _LONGEST))
             own = np.flatnonzero(found.sample == some)
             best = own[np.argsort(-code[own], kind="stable")[:_PATCHES]]
             scale = np.array([image.width, image.height] * 2) / 100
@@ -37,9 +34,7 @@ def concepts_page(title: str, found: PatchStates, concepts: Concepts, rows: list
                 for place in best
                 if code[place] > 0
             ]
-            shown.append({"image": pictures[int(some)], "ratio": image.height / image.width, "boxes": boxes})
+            shown.append({"image": encodings[int(some)], "ratio": image.height / image.width, "boxes": boxes})
         cards.append({**row, "words": [visible(word) for word in row["words"]], "images": shown})
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    return templates.get_template("concepts.html.jinja").render(
-        title=title, depth=found.depth, error=round(100 * concepts.error), concepts=cards
-    )
+    error = round(100 * concepts.error)
+    return rendered("concepts.html.jinja", title=title, depth=found.depth, error=error, concepts=cards)

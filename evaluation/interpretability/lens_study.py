@@ -23,7 +23,7 @@ def study_lens(
     records: Iterable[Record],
     folder: Path,
     form: str = "vqa",
-    pictures: int = 8,
+    images: int = 8,
     words: Sequence[str] | None = None,
     top_k: int = 5,
     with_tags: bool = True,
@@ -35,7 +35,7 @@ def study_lens(
     Args:
         records: task records; those whose object is known are counted, others are only drawn.
         form (`str`, *optional*, defaults to `"vqa"`): which question of [`ObjectProbe`] is asked, where there is one.
-        pictures (`int`, *optional*, defaults to 8): how many are drawn.
+        images (`int`, *optional*, defaults to 8): how many are drawn.
         words (*optional*): to map; by default those of the object's name.
 
     Returns:
@@ -50,7 +50,7 @@ def study_lens(
     shares: list[np.ndarray] = []  # of each sample (L + 1, 2)
     for record in tqdm(records, desc="logit lens", unit="sample", disable=not progress):
         probe = object_probe(record)
-        if record["image"] is None or (probe is None and len(drawn) >= pictures):
+        if record["image"] is None or (probe is None and len(drawn) >= images):
             continue
         question = record.get("question") or "?" if probe is None else probe.questions.get(form, probe.name)
         chosen = list(words or (probe.name.split() if probe else []))
@@ -63,14 +63,14 @@ def study_lens(
             says, inside = lens.says_word(), lens.object_patches
             if not inside.all():
                 shares.append(np.stack([says[:, inside].mean(-1), says[:, ~inside].mean(-1)], axis=-1))
-        if len(drawn) < pictures:
+        if len(drawn) < images:
             drawn.append(lens)
             with whole_file(folder / "logit_lens" / f"{_file_name(lens.title)}.npz") as unfinished:
                 lens.save(unfinished)
             for word in chosen:
                 draw_word_heat(lens, word, folder / "logit_lens" / f"{_file_name(f'{lens.title}-{word}')}.png")
     if not drawn:
-        raise ValueError("records holds no picture for the logit lens: give records with images.")
+        raise ValueError("records holds no image for the logit lens: give records with images.")
     write_logit_lens_page(drawn, folder / "logit_lens.html")
     mean = np.mean(shares, axis=0) if shares else np.zeros((0, 2))  # (L + 1, 2)
     return {

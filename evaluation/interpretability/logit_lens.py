@@ -53,7 +53,7 @@ class LogitLens:
     grid: tuple[int, int]
     num_prefix: int
     num_prompt: int
-    picture: Image.Image
+    image: Image.Image
     question: str = ""
     title: str = ""
     reads_encoder: bool = False
@@ -146,7 +146,7 @@ def logit_lens(
         grid=(view.tokens.shape[0], view.tokens.shape[1]),
         num_prefix=prefix,
         num_prompt=len(places) - len(chosen),
-        picture=image.convert("RGB").crop(tuple(round(edge) for edge in view.region)),
+        image=image.convert("RGB").crop(tuple(round(edge) for edge in view.region)),
         region=view.region,
         question=question,
         title=title,

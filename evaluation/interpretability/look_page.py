@@ -1,19 +1,13 @@
 """[`Look`] as one HTML page that needs nothing but itself: no network, no library."""
 
-import base64
-import io
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
 from ...modeling.image_reliability import DISTRUSTED
 from ..whole_files import write_whole
-from .logit_lens_page import visible
+from .html_pages import encoded, rendered, visible
 from .look import LensLevel, Look
 
 GROUP_NAMES = {
@@ -38,9 +32,6 @@ def look_page(found: Look) -> str:
         "depths": found.depths,
         "lens": [_level(level) for level in found.lens],
     }
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    # Inside a script element only `<` could end it or open a comment.
-    numbers = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     cards = [
         {
             "name": some.name,
@@ -52,7 +43,9 @@ def look_page(found: Look) -> str:
         }
         for some in found.circumstances
     ]
-    return environment.get_template("look.html.jinja").render(
+    return rendered(
+        "look.html.jinja",
+        data,
         model=found.model,
         question=found.question,
         answer=found.answer or "(nothing)",
@@ -66,7 +59,6 @@ def look_page(found: Look) -> str:
         has_groups=found.group_attention.size > 0,
         has_lens=bool(found.lens),
         summary=summary(found),
-        data=numbers,
     )
 
 
@@ -95,17 +87,6 @@ def summary(found: Look) -> str:
     if found.circumstances:
         sentences.append(f"The answer stays the same in {len(same)} of {len(found.circumstances)} other circumstances.")
     return " ".join(sentences)
-
-
-def encoded(image: Image.Image, longest: int) -> str:
-    """An image as a data address, at most `longest` pixels long; a small one without loss."""
-    scale = min(1.0, longest / max(image.size))
-    if scale < 1.0:
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    buffer = io.BytesIO()
-    kind, options = ("PNG", {}) if max(image.size) <= 200 else ("JPEG", {"quality": 88})
-    image.convert("RGB").save(buffer, format=kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _percent(share: float) -> str:

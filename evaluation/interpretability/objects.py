@@ -189,7 +189,7 @@ class ObjectTokens:
             regions = self.grids.regions(image)
             x1, y1, x2, y2 = (round(edge, 1) for edge in regions[0])
             raise NoPatchError(
-                f"bbox={list(box)} maps to no patch: of the {image.width}×{image.height} picture the model sees only "
+                f"bbox={list(box)} maps to no patch: of the {image.width}×{image.height} image the model sees only "
                 f"x {x1}–{x2}, y {y1}–{y2}; leave this object out, or use an image processor that does not crop."
             )
         return places_of(prompts, row, np.concatenate(found))

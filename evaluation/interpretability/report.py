@@ -17,7 +17,7 @@ from ..probing.token_groups import RIVALS
 from ..whole_files import whole_file
 from .attention_knockout import ALL_LAYERS
 from .logit_lens import LogitLens
-from .token_ablation import OTHER_PICTURE
+from .token_ablation import OTHER_IMAGE
 
 
 def lens_table(found: Mapping[str, Any]) -> str:
@@ -36,7 +36,7 @@ def ablation_table(metrics: Mapping[str, float], forms: Sequence[str], buffers: 
     """What is identified before, and of that the share that is lost, with intervals; from `TokenAblation`."""
     shown = [form for form in forms if metrics.get(f"{form}_samples")]
     before = []
-    for said, name in (("its own", "clean"), ("another sample's (guessed)", OTHER_PICTURE)):
+    for said, name in (("its own", "clean"), ("another sample's (guessed)", OTHER_IMAGE)):
         cells = [_with_interval(metrics, f"{form}_{name}") for form in shown]
         if any(cells):
             before.append([said, *cells])
@@ -51,12 +51,12 @@ def ablation_table(metrics: Mapping[str, float], forms: Sequence[str], buffers: 
         if any(cells):
             rows.append(["object - random", str(buffer), "", *cells])
     asked = max((metrics[f"{form}_samples"] for form in shown), default=0)
-    title = f"Token ablation: share of {asked:.0f} objects identified, by picture shown"
+    title = f"Token ablation: share of {asked:.0f} objects identified, by image shown"
     if metrics["skipped"]:
         title += f" ({metrics['skipped']:.0f} more lie outside of what the model sees)"
     lost = "Of these, share no longer identified once image tokens are replaced (LLaVA in the paper: over 70 %)"
     headers = ["replaced", "buffer", "tokens", *shown]
-    return f"{title}\n{format_table(['picture', *shown], before)}\n\n{lost}\n{format_table(headers, rows)}"
+    return f"{title}\n{format_table(['image', *shown], before)}\n\n{lost}\n{format_table(headers, rows)}"
 
 
 def knockout_table(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]) -> str:
@@ -124,7 +124,7 @@ def draw_word_heat(lens: LogitLens, word: str, path: str | os.PathLike) -> None:
     for axis in axes[len(depths) :]:
         axis.axis("off")
     for axis, depth in zip(axes, depths, strict=False):
-        axis.imshow(lens.picture, extent=extent, aspect="equal", interpolation="nearest")
+        axis.imshow(lens.image, extent=extent, aspect="equal", interpolation="nearest")
         heat = lens.heat(word, depth)  # (rows, columns)
         strength = heat / most if most > 0 else heat
         shown = axis.imshow(
@@ -181,8 +181,8 @@ def draw_ablation(
                 axis.text(x, top + 0.015, f"{height:.0%}", ha="center", va="bottom", fontsize=6.5)
         axis.axhline(PAPER_DROP, color="#666666", lw=1, ls="--", zorder=0)
         title = f"{form}: {metrics[f'{form}_clean']:.0%} of {metrics[f'{form}_samples']:.0f} identified"
-        if f"{form}_{OTHER_PICTURE}" in metrics:
-            title += f" (guessed: {metrics[f'{form}_{OTHER_PICTURE}']:.0%})"
+        if f"{form}_{OTHER_IMAGE}" in metrics:
+            title += f" (guessed: {metrics[f'{form}_{OTHER_IMAGE}']:.0%})"
         axis.set_title(title, fontsize=10, loc="left")
         labels = [f"buffer {buffer}\n{metrics[f'tokens_{buffer}']:.1f} tokens" for buffer in buffers]
         axis.set_xticks(range(len(buffers)), labels, fontsize=9)

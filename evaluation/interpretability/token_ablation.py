@@ -68,7 +68,7 @@ def integrated_gradients(
     return torch.zeros(prompts.image.shape, device=each.device).masked_scatter(prompts.image, each)
 
 
-OTHER_PICTURE = "other_picture"
+OTHER_IMAGE = "other_picture"
 MAX_NEW_TOKENS = {"generative": 48, "polling": 8, "vqa": 16}
 
 
@@ -98,7 +98,7 @@ def mean_image_token(
     places = ObjectTokens(processor.image_processor)
     total, count = torch.zeros((), dtype=torch.float64), 0
     stream = (record for record in islice(records, limit) if record["image"] is not None)
-    with tqdm(desc="mean image token", unit="picture", disable=not progress) as bar:
+    with tqdm(desc="mean image token", unit="image", disable=not progress) as bar:
         while batch := list(islice(stream, batch_size)):
             tags = [record.get("tags") or [] if with_tags else [] for record in batch]
             prompts = read_prompts(parts, processor, [r["image"] for r in batch], ["?"] * len(batch), tags)
@@ -107,7 +107,7 @@ def mean_image_token(
             total, count = total + tokens.sum(0), count + len(tokens)
             bar.update(len(batch))
     if count == 0:
-        raise ValueError("records holds no picture to take a mean image token of: give some with images.")
+        raise ValueError("records holds no image to take a mean image token of: give some with images.")
     return (total / count).float().to(parts.model.device)
 
 
@@ -189,7 +189,7 @@ class TokenAblation(Evaluator):
             "buffers": self.buffers,
             "with_tags": self.with_tags,
             "gradient_steps": self.gradient_steps,
-            "control": OTHER_PICTURE,
+            "control": OTHER_IMAGE,
             "seed": self.seed,
         }
 
@@ -231,7 +231,7 @@ class TokenAblation(Evaluator):
         """Asks for the objects of one image before another one: what is identified then was guessed."""
         prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
         texts = answer_texts(processor, greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form]))
-        self._note(form, OTHER_PICTURE, pairs, texts)
+        self._note(form, OTHER_IMAGE, pairs, texts)
 
     def _prompts(self, parts: Any, processor: Any, form: str, probes: Sequence[ObjectProbe]) -> PromptBatch:
         return read_prompts(
@@ -321,7 +321,7 @@ class TokenAblation(Evaluator):
             found = [row for row in asked if form in row["identified"]]
             metrics[f"{form}_samples"] = float(len(found))
             metrics[f"{form}_clean"] = 0.0
-            for name in ("clean", OTHER_PICTURE):
+            for name in ("clean", OTHER_IMAGE):
                 if own := [row for row in found if name in row["identified"][form]]:
                     seen = [row["identified"][form][name] for row in own]
                     metrics |= mean_with_interval(f"{form}_{name}", seen, groups_of(own))

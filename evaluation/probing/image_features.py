@@ -113,7 +113,7 @@ def image_features(parts: ModelParts, inputs: Mapping[str, Any]) -> ImageFeature
                 f"({' '.join(str(error).split())[:120]}): use the processor that was saved with the model."
             ) from error
     if not seen:
-        raise ValueError("inputs hold no picture: give what the processor makes of one, pixel_values among it.")
+        raise ValueError("inputs hold no image: give what the processor makes of one, pixel_values among it.")
     return ImageFeatures(seen[0])
 
 

@@ -33,7 +33,7 @@ class MeanTokens:
     tag_words: torch.Tensor
     question: torch.Tensor
     soft_prompt: torch.Tensor
-    pictures: int
+    images: int
 
     def without(self, prompts: PromptBatch, absent: Iterable[str]) -> list[Change]:
         """What to read so that the `absent` ones of `MODALITIES` say nothing; number and places stay."""
@@ -83,10 +83,10 @@ def mean_tokens(
         sums[name] = sums[name] + total if name in sums else total
         counts[name] = counts.get(name, 0) + count
 
-    with_pictures = (record for record in islice(records, limit) if record["image"] is not None)
+    with_images = (record for record in islice(records, limit) if record["image"] is not None)
     asked = 0
     with tqdm(desc="mean tokens", unit="prompt", disable=not progress) as bar:
-        while batch := list(islice(with_pictures, batch_size)):
+        while batch := list(islice(with_images, batch_size)):
             prompts = read_prompts(
                 parts,
                 processor,
@@ -106,7 +106,7 @@ def mean_tokens(
             asked += len(batch)
             bar.update(len(batch))
     if not asked:
-        raise ValueError("records holds no picture to take mean tokens of: give some with images.")
+        raise ValueError("records holds no image to take mean tokens of: give some with images.")
     device = parts.model.device
     means = {name: (total / max(counts[name], 1)).float().to(device) for name, total in sums.items()}
     absent = torch.zeros(0, device=device)
@@ -115,5 +115,5 @@ def mean_tokens(
         tag_words=means.get("tag_words", absent),
         question=means.get("question", absent),
         soft_prompt=means.get("soft_prompt", absent),
-        pictures=asked,
+        images=asked,
     )

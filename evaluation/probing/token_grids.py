@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from .families import QUERY_MODULES, WHOLE_IMAGE_TOKENS
-from .picture_geometry import picture_geometry
+from .image_geometry import image_geometry
 from .prompt_batch import PromptBatch
 
 Box = tuple[float, float, float, float]
@@ -108,7 +108,7 @@ def token_grids(prompts: PromptBatch, row: int, image: Image.Image, image_proces
 def _exact_region(image_processor: Any, image: Image.Image) -> list[Box] | None:
     """What the tower sees, by the settings of a processor that makes one image of one."""
     try:
-        return [picture_geometry(image_processor, *image.size).seen_region()]
+        return [image_geometry(image_processor, *image.size).seen_region()]
     except (ValueError, AttributeError, TypeError, KeyError):
         return None
 

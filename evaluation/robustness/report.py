@@ -14,7 +14,7 @@ from ..intervals import format_table
 from ..whole_files import whole_file
 
 Scores = Mapping[str, float]
-TITLES = {"image": "picture damaged", "tags": "tags damaged", "question": "question damaged"}
+TITLES = {"image": "image damaged", "tags": "tags damaged", "question": "question damaged"}
 # Okabe and Ito's colours, which also colour-blind readers tell apart; lines differ in their marks as well.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKS = "osD^vPX"

@@ -34,8 +34,8 @@ PROJECTORS = {
 }
 SOFT_PROMPTS = {
     "none": "none: the language model reads image tokens and text only",
-    "static": "static: {length} learned vectors, the same for every picture (LION)",
-    "dynamic": "dynamic: {length} tokens made from the picture's tags and their scores",
+    "static": "static: {length} learned vectors, the same for every image (LION)",
+    "dynamic": "dynamic: {length} tokens made from the image's tags and their scores",
 }
 POOLINGS = {
     "queries": "learned queries attend to the tags",
@@ -228,7 +228,7 @@ def _architecture(config: Any) -> list[tuple[str, str]]:
     router = ROUTERS.get(config.router_type, config.router_type)
     rows.append(("information router", router))
     tokens = f"{config.num_image_tokens} image tokens + {config.num_prompt_tokens} soft-prompt tokens"
-    return [*rows, ("tokens per picture", tokens)]
+    return [*rows, ("tokens per image", tokens)]
 
 
 def _training_facts(card_data: CardData) -> list[tuple[str, str]]:

@@ -46,8 +46,8 @@ def _copied(source: Path, folder: Path, name: str) -> str:
     """The image alone, without what was written beside its pixels."""
     path = folder / "plots" / f"{name}.png"
     path.parent.mkdir(exist_ok=True)
-    with Image.open(source) as picture:
-        picture.convert("RGB").save(path)
+    with Image.open(source) as image:
+        image.convert("RGB").save(path)
     return path.relative_to(folder).as_posix()
 
 

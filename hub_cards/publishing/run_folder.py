@@ -174,8 +174,8 @@ class RunFolder:
         for path in [*chosen, *(path for _, path in measured if path.resolve() not in known)]:
             add_evaluation_file(card_data, path, router_type)
         card_data.drop_repetitions()
-        pictures = {section: path.with_suffix(".png") for section, path in measured}
-        return card_data, recipe, {section: path for section, path in pictures.items() if path.is_file()}
+        images = {section: path.with_suffix(".png") for section, path in measured}
+        return card_data, recipe, {section: path for section, path in images.items() if path.is_file()}
 
     def _merged(self) -> tuple[torch.nn.Module, PoiseProcessor]:
         assert self.checkpoint is not None

@@ -179,9 +179,9 @@ class AnsweringModel:
             raise ValueError(f"The question has {len(question)} characters: at most {LONGEST_QUESTION}.")
         if self.model is None:
             raise ValueError(self.problem or "The model is still loading: try again in a moment.")
-        picture = image.convert("RGB")
+        image = image.convert("RGB")
         conversations = [
-            self._conversation(picture if sees_image else self._grey(picture), question, tags if sees_tags else [])
+            self._conversation(image if sees_image else self._grey(image), question, tags if sees_tags else [])
             for _, sees_image, sees_tags in RUNS
         ]
         with self._one_at_a_time:
@@ -193,16 +193,16 @@ class AnsweringModel:
         return Answers(tuple(runs), gaze)
 
     @staticmethod
-    def _conversation(picture, question, tags):
-        content = [{"type": "image", "image": picture, "tags": tags}, {"type": "text", "text": question}]
+    def _conversation(image, question, tags):
+        content = [{"type": "image", "image": image, "tags": tags}, {"type": "text", "text": question}]
         return [{"role": "user", "content": content}]
 
-    def _grey(self, picture):
+    def _grey(self, image):
         """An image of the same size that says nothing: the mean colour, which the vision tower reads as zero."""
         from PIL import Image
 
         mean = getattr(self.processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
-        return Image.new("RGB", picture.size, tuple(round(255 * float(part)) for part in mean))
+        return Image.new("RGB", image.size, tuple(round(255 * float(part)) for part in mean))
 
     def _run(self, conversations):
         """Texts, pairs of router weights (or `None`s), and the gaze over the first image (or `None`)."""

@@ -72,7 +72,7 @@ CSS = """
   #examples .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
   #examples .caption-label { white-space: normal; font-size: .8rem; line-height: 1.2; } }
 """
-PICTURE_COLOR, TAG_COLOR = "#2563eb", "#d97706"
+IMAGE_COLOR, TAG_COLOR = "#2563eb", "#d97706"
 
 
 def status(kind, text):
@@ -123,7 +123,7 @@ def _bars(run):
         return ""
     # Where the image is switched off, the weight is that of the grey one in its place, and is called so.
     image, tags = "image" if run.sees_image else "grey image", "tags" if run.sees_tags else "no tags"
-    return bar(image, run.image_weight, PICTURE_COLOR) + bar(tags, run.tag_weight, TAG_COLOR)
+    return bar(image, run.image_weight, IMAGE_COLOR) + bar(tags, run.tag_weight, TAG_COLOR)
 
 
 def bar(name, value, color):
@@ -136,12 +136,12 @@ def bar(name, value, color):
     )
 
 
-def router_view(picture=None, answers=None):
+def router_view(image=None, answers=None):
     """The image as the router sees it, and what it did in a few sentences; before an answer, where that will be."""
-    return section("What the router makes of the image", _router_view(picture, answers))
+    return section("What the router makes of the image", _router_view(image, answers))
 
 
-def _router_view(picture, answers):
+def _router_view(image, answers):
     if answers is None:
         return note("Appears with the answers.")
     run = answers.runs[0]
@@ -154,19 +154,19 @@ def _router_view(picture, answers):
         words.append("The tags are missing or unlike what it saw in training: the image stands in.")
     if min(run.image_weight, run.tag_weight) >= 0.5:
         words.append("It trusts both.")
-    drawn = [(router_overlay(picture, 1.0, None), "the image as given")]
-    drawn.append((router_overlay(picture, run.image_weight, None), "what the router lets through"))
+    drawn = [(router_overlay(image, 1.0, None), "the image as given")]
+    drawn.append((router_overlay(image, run.image_weight, None), "what the router lets through"))
     if answers.gaze is not None:
-        drawn.append((router_overlay(picture, 1.0, answers.gaze), "where its stand-in for the tags attends"))
+        drawn.append((router_overlay(image, 1.0, answers.gaze), "where its stand-in for the tags attends"))
     figures = "".join(
-        f'<figure><img src="{_as_data(image)}" alt=""><figcaption>{html.escape(label)}</figcaption></figure>'
-        for image, label in drawn
+        f'<figure><img src="{_as_data(shown)}" alt=""><figcaption>{html.escape(label)}</figcaption></figure>'
+        for shown, label in drawn
     )
     text = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in words)
     return f'<div class="poise-router">{figures}<div class="words">{text}</div></div>'
 
 
-def router_overlay(picture, weight, gaze):
+def router_overlay(image, weight, gaze):
     """
     The image, faded to grey as far as the router distrusts it, under the router's gaze.
 
@@ -176,10 +176,10 @@ def router_overlay(picture, weight, gaze):
     """
     from PIL import Image
 
-    scale = SIZE / max(picture.size)
-    size = tuple(max(1, round(scale * side)) for side in picture.size)
+    scale = SIZE / max(image.size)
+    size = tuple(max(1, round(scale * side)) for side in image.size)
     # Small drawn scenes keep their edges; photographs are smoothed.
-    shown = picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
+    shown = image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
     shown = Image.blend(Image.new("RGB", size, (128, 128, 128)), shown, max(0.0, min(1.0, weight)))
     if gaze is None:
         return shown

@@ -166,7 +166,7 @@ def main(argv: list[str]) -> int:
             records,
             folder,
             form=form,
-            pictures=arguments.pictures,
+            images=arguments.pictures,
             words=arguments.words,
             top_k=arguments.top_k,
             with_tags=with_tags,

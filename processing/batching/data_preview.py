@@ -14,7 +14,7 @@ from ..tags import check_tags
 from .collators import IGNORED, TrainingCollator
 
 CARD = (900, 300)  # width and height in pixels; a card grows with its text
-PICTURE, MARGIN = 240, 16
+IMAGE, MARGIN = 240, 16
 INK, FAINT, PAPER, EDGE = "#1d2430", "#7a8494", "#ffffff", "#d5dae2"
 PROMPT, ANSWER, PLACES, SPECIAL = "#e9edf3", "#bfe8c7", "#cfe0fb", "#e4d9f7"
 BOX, BAR = "#ff2d78", "#4c8bf5"
@@ -87,7 +87,7 @@ def _card(record: Mapping[str, Any], collator: TrainingCollator, fonts: _Fonts) 
     chips = _chips(batch, collator)
     tags = check_tags([tag for _, own in images_of(record) for tag in own])
     scratch = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    left, right = MARGIN * 2 + PICTURE, CARD[0] - MARGIN
+    left, right = MARGIN * 2 + IMAGE, CARD[0] - MARGIN
     places, bottom = _flow(scratch, chips, fonts, left, right, 58)
     tag_rows = -(-len(tags) // 2)
     height = max(CARD[1], bottom + 34 + 24 * max(1, tag_rows) + MARGIN)
@@ -95,7 +95,7 @@ def _card(record: Mapping[str, Any], collator: TrainingCollator, fonts: _Fonts) 
     card = Image.new("RGB", (CARD[0], height), PAPER)
     draw = ImageDraw.Draw(card)
     draw.rounded_rectangle((0, 0, CARD[0] - 1, height - 1), 10, PAPER, EDGE)
-    _picture(card, draw, record, batch, collator, fonts)
+    _image(card, draw, record, batch, collator, fonts)
     draw.text((left, MARGIN - 2), f"{record['task']}", INK, fonts.bold)
     supervised = int((batch["labels"] != IGNORED).sum())
     total = int(batch["input_ids"].shape[1]) + (supervised if collator.is_encoder_decoder else 0)
@@ -125,9 +125,9 @@ def _chips(batch: Mapping[str, Any], collator: TrainingCollator) -> list[tuple[s
         tokens = [token for token, _ in run]
         if is_place:
             images, prompts = processor.num_image_tokens, processor.num_prompt_tokens
-            pictures = len(tokens) / (images + prompts)
+            count = len(tokens) / (images + prompts)
             name = f"{images} image" + (f" + {prompts} soft-prompt" if prompts else "")
-            chips.append((name if pictures == 1 else f"{pictures:g} × ({name})", PLACES, supervised))
+            chips.append((name if count == 1 else f"{count:g} × ({name})", PLACES, supervised))
             continue
         for token in tokens:
             color = ANSWER if supervised else SPECIAL if token in special else PROMPT
@@ -157,17 +157,17 @@ def _flow(
     return places, y + 22
 
 
-def _picture(
+def _image(
     card: Image.Image, draw: ImageDraw.ImageDraw, record: Mapping[str, Any], batch: Mapping[str, Any],
     collator: TrainingCollator, fonts: _Fonts,
 ) -> None:  # fmt: skip
     if "pixel_values" not in batch:
-        draw.rounded_rectangle((MARGIN, MARGIN, MARGIN + PICTURE, MARGIN + PICTURE), 6, "#f3f5f8", EDGE)
-        draw.text((MARGIN + PICTURE // 2, MARGIN + PICTURE // 2), "no picture", FAINT, fonts.text, anchor="mm")
+        draw.rounded_rectangle((MARGIN, MARGIN, MARGIN + IMAGE, MARGIN + IMAGE), 6, "#f3f5f8", EDGE)
+        draw.text((MARGIN + IMAGE // 2, MARGIN + IMAGE // 2), "no image", FAINT, fonts.text, anchor="mm")
         return
     side_by_side = np.concatenate([np.asarray(pixels) for pixels in batch["pixel_values"]], axis=2)  # (3, H, N·W)
     seen = _seen(side_by_side, collator.processor.image_processor)
-    scale = PICTURE / max(seen.size)
+    scale = IMAGE / max(seen.size)
     size = (round(seen.width * scale), round(seen.height * scale))
     card.paste(seen.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC), (MARGIN, MARGIN))
     stored = ", ".join(f"{image.width}×{image.height}" for image, _ in images_of(record))

@@ -77,8 +77,8 @@ class PackingCollator:
         fitted, inputs = self.collator.fitted_rows(records)
         processor = self.collator.processor
         run = processor.num_image_tokens + processor.num_prompt_tokens
-        pictures = [prompt.count(processor.image_token_id) // run for prompt, _ in fitted]
-        firsts = [sum(pictures[:sample]) for sample in range(len(fitted))]
+        images = [prompt.count(processor.image_token_id) // run for prompt, _ in fitted]
+        firsts = [sum(images[:sample]) for sample in range(len(fitted))]
         bins = packed_bins([len(prompt) + len(answer) for prompt, answer in fitted], self.capacity)
 
         task_of = inputs.pop("task_ids", None)  # (B,)
@@ -90,7 +90,7 @@ class PackingCollator:
             if task_of is not None:
                 tasks.append([int(task_of[sample]) for sample in samples for part in fitted[sample] for _ in part])
         order = torch.tensor(
-            [firsts[sample] + n for samples in bins for sample in samples for n in range(pictures[sample])],
+            [firsts[sample] + n for samples in bins for sample in samples for n in range(images[sample])],
             dtype=torch.long,
         )  # (N,)
         padded, multiple = self.collator.padded, self.collator.pad_to_multiple_of

@@ -74,7 +74,7 @@ def _swapped_image(
 ) -> Image.Image:
     """Another image instead, for a share severity/5 of the samples; those swapped at 2 are swapped at 3, too."""
     if donor is None:
-        raise ValueError("donor=None, but 'swapped_image' needs the other picture: pass donor=another sample's image")
+        raise ValueError("donor=None, but 'swapped_image' needs the other image: pass donor=another sample's image")
     return donor.convert("RGB") if rng.random() < severity / 5 else image
 
 

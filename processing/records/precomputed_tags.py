@@ -64,7 +64,7 @@ class PrecomputedTags:
             if key is None:
                 raise ValueError(
                     f"no tags were written down for record {record.get('id')!r} with the image {name!r}: add them, "
-                    "with an empty list for a picture without tags."
+                    "with an empty list for an image without tags."
                 )
             found.append(self.tags[key])
         return found

@@ -22,7 +22,7 @@ def coco_captions(document: Any, split: str | None = None) -> Iterator[dict[str,
     elif isinstance(document, Mapping):
         yield from (_karpathy(row) for row in document["images"] if split in (None, row["split"]))
     else:
-        yield from _one_a_picture(document, split)
+        yield from _one_an_image(document, split)
 
 
 def textcaps(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
@@ -64,7 +64,7 @@ def _karpathy(row: Mapping[str, Any]) -> dict[str, Any]:
     return _record(f"coco-{row['cocoid']}", row["filename"], captions, "coco_captions", str(row["cocoid"]))
 
 
-def _one_a_picture(rows: Rows, split: str | None) -> Iterator[dict[str, Any]]:
+def _one_an_image(rows: Rows, split: str | None) -> Iterator[dict[str, Any]]:
     """Rows of a table; those that hold one caption each are gathered by image if they follow one another."""
     held: dict[str, Any] | None = None
     for row in rows:

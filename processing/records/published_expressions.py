@@ -72,8 +72,8 @@ def _table_row(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     if row.get("ann_id") is None and row.get("answer") is None:
         raise ValueError("references without boxes: give the instances.json beside them.")
-    image = row.get("image") or _picture_name(row["file_name"])
-    image_id = row.get("image_id") or _picture_name(row.get("file_name") or str(image))
+    image = row.get("image") or _image_name(row["file_name"])
+    image_id = row.get("image_id") or _image_name(row.get("file_name") or str(image))
     yield from _records(row, image, image_id, row["bbox"])
 
 
@@ -92,6 +92,6 @@ def _records(row: Mapping[str, Any], image: Any, image_id: Any, box: Sequence[fl
         }
 
 
-def _picture_name(file_name: str) -> str:
+def _image_name(file_name: str) -> str:
     """`COCO_train2014_000000581857_16.jpg` names an annotation of the image `COCO_train2014_000000581857.jpg`."""
     return re.sub(r"(\d{12})_\d+(\.\w+)$", r"\1\2", file_name)

@@ -139,9 +139,9 @@ def converted_records(
                 if not skip_missing:
                     raise FileNotFoundError(
                         f"images={str(images)!r} holds no {record['image']!r} (record {record['id']!r}): name the "
-                        "folder with all pictures, or leave such records out with skip_missing (--skip-missing)."
+                        "folder with all images, or leave such records out with skip_missing (--skip-missing)."
                     )
-                left_out["without their picture"] += 1
+                left_out["without their image"] += 1
                 continue
             record["image"] = image
             if "bbox" in record and image is not None:
@@ -190,7 +190,7 @@ def _found_image(image: Any, folder: ImageFolder | None, record_id: str) -> Any:
         return image
     if folder is None:
         raise ValueError(
-            f"images is not given, but record {record_id!r} names the file {image!r}: name the folder of the pictures "
+            f"images is not given, but record {record_id!r} names the file {image!r}: name the folder of the images "
             "(--images)."
         )
     return folder.find(image)

@@ -30,7 +30,7 @@ class ImageFolder:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise FileNotFoundError(f"images={str(folder)!r} is no folder: name the folder that holds the pictures.")
+            raise FileNotFoundError(f"images={str(folder)!r} is no folder: name the folder that holds the images.")
         self.files: dict[str, str] = {}
         for path, _, names in os.walk(self.folder):
             for name in names:

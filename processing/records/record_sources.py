@@ -405,7 +405,7 @@ def _table_records(source: RecordSource, table: Any, several_images: bool) -> Ta
     light = table.remove_columns(column) if inside else table
     rows: Any = light
     if inside:
-        rows = ({**row, column: _PictureOfRow(table, column, n, source)} for n, row in enumerate(light))
+        rows = ({**row, column: _ImageOfRow(table, column, n, source)} for n, row in enumerate(light))
     if source.format:
         records: Any = list(converted_records(source.format, rows, source.image_folder, None))
     else:
@@ -413,10 +413,10 @@ def _table_records(source: RecordSource, table: Any, several_images: bool) -> Ta
     numbers = [record["image"].number for record in records] if inside else None
     for record in records if inside else ():
         record["image"] = None
-    pictures = None if numbers is None else _Pictures(table, column, numbers, source)
+    images = None if numbers is None else _ImagesOfRows(table, column, numbers, source)
     folder = None if source.format else source.image_folder or "."  # converted records name files as found from here
     return TaskRecords(
-        records, source.name, folder, picture_rows=pictures, several_images=several_images, **_limits(source)
+        records, source.name, folder, image_rows=images, several_images=several_images, **_limits(source)
     )
 
 
@@ -428,7 +428,7 @@ def _with_listed_images(record: dict[str, Any], source: RecordSource) -> dict[st
     return {**record, "image": [_undecoded_inside(image, source) for image in images]}
 
 
-class _PictureOfRow:
+class _ImageOfRow:
     """Stands for the image of a row while records are made of it; its size is read when a box asks for it."""
 
     def __init__(self, table: Any, column: str, number: int, source: RecordSource):
@@ -439,7 +439,7 @@ class _PictureOfRow:
         return image_size(_undecoded_inside(self.table[self.number][self.column], self.source))
 
 
-class _Pictures:
+class _ImagesOfRows:
     """Images of records in a table that keeps them encoded; several records may share one."""
 
     def __init__(self, table: Any, column: str, numbers: list[int], source: RecordSource):

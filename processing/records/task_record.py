@@ -191,7 +191,7 @@ def _text(value: Any, where: str, field: str, place: str | None = None) -> str:
         problem = f"{len(value):,} characters, more than {MAX_CHARACTERS:,}; cut the text, or leave the record out."
         raise TaskRecordError(where, place or field, problem)
     if PLACEHOLDER in value:
-        problem = f"{value!r} holds {PLACEHOLDER}, which would ask for one more picture; leave it out of the text."
+        problem = f"{value!r} holds {PLACEHOLDER}, which would ask for one more image; leave it out of the text."
         raise TaskRecordError(where, place or field, problem)
     return value
 

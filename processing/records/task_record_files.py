@@ -44,7 +44,7 @@ class TaskRecords(torch.utils.data.Dataset):
             is left out, and one line of the log counts them.
         several_images (`bool`, *optional*, defaults to `False`): whether a record may have a list of images, which
             training and evaluation read, and what measures or tags single images does not.
-        picture_rows (`Sequence[Mapping]`, *optional*): where each row's picture is read as `["image"]` when it is asked
+        image_rows (`Sequence[Mapping]`, *optional*): where each row's image is read as `["image"]` when it is asked
             for, in place of the rows themselves.
 
     Attributes:
@@ -68,17 +68,17 @@ class TaskRecords(torch.utils.data.Dataset):
         max_pixels: int = MAX_PIXELS,
         check_images: bool = True,
         places: Sequence[str] | None = None,
-        picture_rows: Any = None,
+        image_rows: Any = None,
         strict: bool = False,
         several_images: bool = False,
     ):
         self.source, self.image_folder = source, Path(image_folder or ".")
         self.stays_inside = image_folder is not None
         self.max_pixels, self.places = max_pixels, places
-        # A row of a `datasets` table decodes its picture when it is touched: only the other columns are checked now.
+        # A row of a `datasets` table decodes its image when it is touched: only the other columns are checked now.
         table: Any = rows
         decodes = type((getattr(table, "features", None) or {}).get("image")).__name__ == "Image"
-        self.image_rows = table if decodes else picture_rows
+        self.image_rows = table if decodes else image_rows
         lengths: list[Any] = []
         self.records: list[dict[str, Any]] = []
         self.row_numbers: list[int] = []  # of the records that are kept
@@ -171,12 +171,12 @@ class TaskRecords(torch.utils.data.Dataset):
 
 
 def opened_record(record: Mapping[str, Any], max_pixels: int = MAX_PIXELS) -> Mapping[str, Any]:
-    """A record whose picture is decoded: itself, or a copy where the picture still was a file or undecoded bytes.
+    """A record whose image is decoded: itself, or a copy where the image still was a file or undecoded bytes.
 
-    Streams hand pictures on unopened, so that places which are passed over cost nothing.
+    Streams hand images on unopened, so that places which are passed over cost nothing.
 
     Raises:
-        TaskRecordError: the picture is missing or damaged, or the box reaches outside of it.
+        TaskRecordError: the image is missing or damaged, or the box reaches outside of it.
     """
     image = record["image"]
     if isinstance(image, list):

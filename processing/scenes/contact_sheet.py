@@ -40,7 +40,7 @@ def draw_contact_sheet(
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
     for number, record in enumerate(records):
         cell = grid[number // columns, number % columns].subgridspec(2, 1, height_ratios=[1.25, 1])
-        _show_picture(figure.add_subplot(cell[0]), record)
+        _show_image(figure.add_subplot(cell[0]), record)
         _show_words(figure.add_subplot(cell[1]), record)
 
     example = _example(scenes)
@@ -66,7 +66,7 @@ def _example(scenes: Scenes) -> dict:
     return scenes[0]
 
 
-def _show_picture(axes, record: dict) -> None:
+def _show_image(axes, record: dict) -> None:
     axes.imshow(np.asarray(record["image"]), interpolation="nearest")
     axes.set_axis_off()
     axes.set_anchor("W")

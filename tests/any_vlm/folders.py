@@ -117,8 +117,8 @@ def folder(name, path: Path) -> Path:
     return path
 
 
-def picture(width=40, height=30, seed=0):
-    """A picture of random colours with one red square."""
+def small_image(width=40, height=30, seed=0):
+    """An image of random colours with one red square."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 120, (height, width, 3), generator=generator, dtype=torch.uint8).numpy()
     pixels[5:15, 20:30] = (250, 20, 20)

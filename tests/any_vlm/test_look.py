@@ -7,7 +7,7 @@ import folders
 import numpy as np
 import pytest
 import torch
-from folders import picture
+from folders import small_image
 
 from poise.command_line import main
 from poise.evaluation.interpretability.look import cell_grid, look, painted
@@ -19,7 +19,7 @@ from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.evaluation.probing.token_grids import TokenGrid
 
 QUESTION = "what color is the star ?"
-WIDE = picture(60, 30, seed=1)
+WIDE = small_image(60, 30, seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import folders
 import pytest
-from folders import picture
+from folders import small_image
 
 from poise.command_line import main
 from poise.processing import write_task_records
@@ -16,7 +16,8 @@ def records(tmp_path_factory):
     write_task_records(
         [
             {
-                "id": f"r{number}", "image": picture(60, 30, seed=number), "task": "vqa", "tags": [["red square", 0.9]],
+                "id": f"r{number}", "image": small_image(60, 30, seed=number), "task": "vqa",
+                "tags": [["red square", 0.9]],
                 "question": "what color is the square ?", "answers": ["red"], "bbox": [20, 5, 10, 10],
                 "metadata": {"object": "red square"},
             }

@@ -6,7 +6,7 @@ import folders
 import numpy as np
 import pytest
 import torch
-from folders import picture
+from folders import small_image
 from more_families import MORE
 from tiny_families import FAMILIES, IMG
 
@@ -19,7 +19,7 @@ from poise.evaluation.probing.token_grids import _whole_image_grids, grid_shape,
 pytestmark = pytest.mark.numerics
 
 QUESTIONS = ("what color is the star ?", "what is this ?")
-PICTURES = (picture(40, 30), picture(60, 30, seed=1))
+IMAGES = (small_image(40, 30), small_image(60, 30, seed=1))
 WIDE = (0, 0, 60, 30)
 
 
@@ -27,7 +27,7 @@ WIDE = (0, 0, 60, 30)
 def asked(request):
     """(name, processor, two prompts of unequal length about two images of unequal size)."""
     model, processor = folders.model(request.param), folders.processor(request.param)
-    return request.param, processor, read_prompts(model_parts(model), processor, PICTURES, QUESTIONS)
+    return request.param, processor, read_prompts(model_parts(model), processor, IMAGES, QUESTIONS)
 
 
 def test_the_questions_words_are_found(asked):
@@ -43,7 +43,7 @@ def test_an_answer_does_not_depend_on_the_batch(asked):
     answers = [[11, 12], [13, 14]]
     together = answer_log_probabilities(prompts, answers)
     for row in range(2):
-        alone = read_prompts(prompts.parts, processor, [PICTURES[row]], [QUESTIONS[row]])
+        alone = read_prompts(prompts.parts, processor, [IMAGES[row]], [QUESTIONS[row]])
         value = answer_log_probabilities(alone, [answers[row]])[0]
         torch.testing.assert_close(together[row], value, rtol=1e-4, atol=1e-4)
         assert greedy_answers(alone, max_new_tokens=3)[0] == greedy_answers(prompts, max_new_tokens=3)[row]
@@ -81,24 +81,24 @@ def test_grids_follow_from_the_patches_that_the_inputs_tell_of(name):
     prompts = PromptBatch(model_parts(model.eval()), inputs)
     assert len(prompts.features.rows) == 12  # the model reads them so
     shapes = []
-    for row, image in enumerate((picture(40, 40), picture(60, 30))):
+    for row, image in enumerate((small_image(40, 40), small_image(60, 30))):
         (grid,) = token_grids(prompts, row, image, None)
         shapes.append(grid.tokens.shape)
         assert grid.region == (0, 0, *image.size) and grid.tokens.ravel().tolist() == list(range(grid.tokens.size))
     assert shapes == [(2, 2), (2, 4)]
     wrong = PromptBatch(prompts.parts, {**inputs, "image_grid_thw": None, "spatial_shapes": None})
     with pytest.raises(ValueError, match="fit no grid that its inputs tell of"):
-        token_grids(wrong, 0, picture(40, 40), None)
+        token_grids(wrong, 0, small_image(40, 40), None)
 
 
 def test_tokens_lie_where_the_processor_puts_them(asked):
     name, processor, prompts = asked
     if name not in GRIDS:
         with pytest.raises(ValueError, match="has no patch grid: ") as error:
-            token_grids(prompts, 1, PICTURES[1], processor.image_processor)
+            token_grids(prompts, 1, IMAGES[1], processor.image_processor)
         assert "\n" not in str(error.value)
         return
-    grids = token_grids(prompts, 1, PICTURES[1], processor.image_processor)
+    grids = token_grids(prompts, 1, IMAGES[1], processor.image_processor)
     assert [grid.tokens.shape for grid in grids] == [shape for shape, _ in GRIDS[name]]
     for grid, (_, region) in zip(grids, GRIDS[name], strict=True):
         np.testing.assert_allclose(grid.region, region, atol=0.3)  # colours of 8 bits spell the coordinates
@@ -112,8 +112,8 @@ def test_tokens_lie_where_the_processor_puts_them(asked):
 def test_the_numbers_of_a_tiled_image_follow_its_rows():
     """LLaVA-NeXT ends each row of its detailed view in a newline, which lies nowhere."""
     model, processor = folders.model("llava_next"), folders.processor("llava_next")
-    prompts = read_prompts(model_parts(model), processor, PICTURES[1:], QUESTIONS[1:])
-    _, detail = token_grids(prompts, 0, PICTURES[1], processor.image_processor)
+    prompts = read_prompts(model_parts(model), processor, IMAGES[1:], QUESTIONS[1:])
+    _, detail = token_grids(prompts, 0, IMAGES[1], processor.image_processor)
     assert detail.tokens.tolist() == [[4, 5, 6, 7], [9, 10, 11, 12]]
 
 
@@ -122,7 +122,7 @@ def test_padding_is_measured_too():
     from transformers import LlavaImageProcessor
 
     square = LlavaImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_pad=True)
-    (region,) = tile_regions(square, PICTURES[1])
+    (region,) = tile_regions(square, IMAGES[1])
     np.testing.assert_allclose(region, (0, -15, 60, 45), atol=1.5)
 
 
@@ -134,7 +134,7 @@ def test_shapes_of_grids():
 
 def test_tags_are_words_before_the_question():
     model, processor = folders.model("llava"), folders.processor("llava")
-    prompts = read_prompts(model_parts(model), processor, PICTURES[:1], QUESTIONS[:1], [[("red", 0.5), ("blue", 0.9)]])
+    prompts = read_prompts(model_parts(model), processor, IMAGES[:1], QUESTIONS[:1], [[("red", 0.5), ("blue", 0.9)]])
     text = processor.tokenizer.decode(prompts.input_ids[0])
     assert text.index("blue") < text.index("red") < text.index("what color")
     words = prompts.input_ids[0][prompts.question_words[0]]
@@ -146,9 +146,9 @@ def test_a_foreign_processor_is_refused_in_one_line():
     processor = folders.processor("llava")
     processor.tokenizer.add_tokens(["star?"])
     with pytest.raises(ValueError, match="writes the token 120, but the model knows 120 words: use the processor"):
-        read_prompts(parts, processor, PICTURES[:1], ["star?"])
+        read_prompts(parts, processor, IMAGES[:1], ["star?"])
     with pytest.raises(ValueError, match="cannot read what its processor makes of an image"):
-        read_prompts(parts, folders.processor("idefics3"), PICTURES[:1], QUESTIONS[:1]).features  # noqa: B018
+        read_prompts(parts, folders.processor("idefics3"), IMAGES[:1], QUESTIONS[:1]).features  # noqa: B018
 
 
 class Prompts:

@@ -149,10 +149,10 @@ def test_flat_patches_of_two_sizes_are_told_apart():
 def test_deeper_features_fade_with_the_tokens():
     model, inputs = routed("qwen3_vl")
     model.route.router.judge = lambda *evidence: (torch.tensor([[0.25, 1.0]]), None)
-    pictures = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     with torch.no_grad():
-        own = model.vlm.model.get_image_features(**pictures, return_dict=True).deepstack_features
-        faded = model.get_image_features(**pictures, **TAGS).deepstack_features
+        own = model.vlm.model.get_image_features(**images, return_dict=True).deepstack_features
+        faded = model.get_image_features(**images, **TAGS).deepstack_features
     for layer, given in zip(faded, own, strict=True):
         torch.testing.assert_close(layer[0], 0.25 * given[0])
 
@@ -226,10 +226,10 @@ def test_statistics_without_training_tell_damage_and_are_saved(folder, tmp_path)
 
     def inputs_of(records, degradation=None):
         rng = np.random.default_rng(0)
-        pictures = [r["image"] for r in records]
+        images = [r["image"] for r in records]
         if degradation is not None:
-            pictures = [IMAGE_DEGRADATIONS[degradation](image, 5, rng, None) for image in pictures]
-        pixels = torch.cat([image_inputs(processor, image)["pixel_values"] for image in pictures])
+            images = [IMAGE_DEGRADATIONS[degradation](image, 5, rng, None) for image in images]
+        pixels = torch.cat([image_inputs(processor, image)["pixel_values"] for image in images])
         tags = tokenize_tags([check_tags(r["tags"]) for r in records], tokenizer, with_scores=False)
         return {"pixel_values": pixels, **{name: torch.from_numpy(value) for name, value in tags.items()}}
 

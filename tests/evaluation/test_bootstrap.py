@@ -81,7 +81,7 @@ def test_bad_input(arguments, message):
 
 
 def rows_of_every_kind(group):
-    """Rows of 40 samples about 4 pictures whose answers depend on the picture alone, as each evaluator keeps them."""
+    """Rows of 40 samples about 4 images whose answers depend on the image alone, as each evaluator keeps them."""
     from poise.evaluation.dominance.coalitions import coalition_name, coalitions
 
     players = ("image", "question")
@@ -98,7 +98,7 @@ def rows_of_every_kind(group):
         }  # fmt: skip
 
 
-def test_diagnosis_and_interpretation_draw_the_questions_about_one_picture_together():
+def test_diagnosis_and_interpretation_draw_the_questions_about_one_image_together():
     from poise.evaluation.dominance.coalitions import CoalitionDominance
     from poise.evaluation.interpretability.attention_knockout import AttentionKnockout
     from poise.evaluation.interpretability.token_ablation import TokenAblation
@@ -118,12 +118,12 @@ def test_diagnosis_and_interpretation_draw_the_questions_about_one_picture_toget
             )
             for group in (False, True)
         )
-        # Four pictures in place of forty samples: an interval three times as wide.
+        # Four images in place of forty samples: an interval three times as wide.
         widths = [found[f"{key}_high"] - found[f"{key}_low"] for found in (apart, together)]
         assert 2 < widths[1] / widths[0] < 5, (key, widths)
 
 
-def test_the_picture_a_row_is_about_comes_from_the_metadata():
+def test_the_image_a_row_is_about_comes_from_the_metadata():
     from poise.evaluation.evaluator import groups_of, image_group
 
     assert image_group({"metadata": {"image_id": 7}}) == {"group": "7"}

@@ -58,8 +58,8 @@ def test_the_diagram_is_drawn(tmp_path):
 
     scores = np.linspace(0, 1, 50)
     draw_reliability({"a": (scores, scores > 0.5), "b": (scores, scores > 0.2)}, tmp_path / "r.png")
-    with Image.open(tmp_path / "r.png") as picture:
-        assert picture.size[0] > 400 and len(set(picture.convert("L").tobytes())) > 20
+    with Image.open(tmp_path / "r.png") as image:
+        assert image.size[0] > 400 and len(set(image.convert("L").tobytes())) > 20
 
 
 def test_targets_are_smoothed_as_platt_wrote():

@@ -18,9 +18,9 @@ def rows(count, task="vqa"):
     for number in range(count):
         data = io.BytesIO()
         Image.new("RGB", (20, 10), (40 * number, 0, 0)).save(data, "PNG")
-        picture = {"bytes": data.getvalue(), "path": None}
+        image = {"bytes": data.getvalue(), "path": None}
         said = {"vqa": {"question": "what ?", "answers": ["dog"]}, "caption": {"captions": [f"dog {number}", "a dog"]}}
-        yield {"image": picture, "task": task, **said[task]}
+        yield {"image": image, "task": task, **said[task]}
 
 
 def table(count, task="vqa"):

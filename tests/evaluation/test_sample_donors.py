@@ -23,9 +23,9 @@ def test_a_donor_depends_on_id_what_and_seed_and_on_nothing_else():
 
 def test_what_has_nothing_to_lend_is_passed_over():
     records = [{"id": str(number), "image": None, "question": "?", "tags": []} for number in range(5)]
-    records[3]["image"] = "the only picture"
+    records[3]["image"] = "the only image"
     swapped = SwappableRecords(records)
-    assert [row["donors"]["image"] for row in swapped] == ["the only picture"] * 3 + [None] + ["the only picture"]
+    assert [row["donors"]["image"] for row in swapped] == ["the only image"] * 3 + [None] + ["the only image"]
     assert all(row["donors"]["question"] == "?" and row["donors"]["tags"] == [] for row in swapped)
     assert set(SwappableRecords(records, what=("tags",))[0]["donors"]) == {"tags"}
 

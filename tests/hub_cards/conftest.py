@@ -26,21 +26,21 @@ def built(backbones, tmp_path_factory) -> Built:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory) -> Path:
+def image(tmp_path_factory) -> Path:
     """A drawn scene as a file."""
-    path = tmp_path_factory.mktemp("picture") / "scene.png"
+    path = tmp_path_factory.mktemp("image") / "scene.png"
     Scenes("test", size=1)[0]["image"].save(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def samples(picture, tmp_path_factory):
-    """Three questions about two pictures, with and without tags."""
-    other = tmp_path_factory.mktemp("picture") / "green.png"
+def samples(image, tmp_path_factory):
+    """Three questions about two images, with and without tags."""
+    other = tmp_path_factory.mktemp("image") / "green.png"
     Image.new("RGB", (40, 30), "green").save(other)
     question = "what color is the square ?"
     return [
-        {"image": str(picture), "question": question, "tags": [["red square", 0.9], ["dog", 0.2]]},
+        {"image": str(image), "question": question, "tags": [["red square", 0.9], ["dog", 0.2]]},
         {"image": str(other), "question": question, "tags": []},
         {"image": str(other), "question": "what is the ball ?"},
     ]

@@ -46,7 +46,7 @@ def test_equal_tokens_are_finite():
     assert torch.isfinite(layer_statistics(torch.ones(1, 4, 3))).all()
 
 
-def test_a_picture_alone_and_in_a_batch():
+def test_an_image_alone_and_in_a_batch():
     states = [torch.randn(4, 9, 6) for _ in range(3)]
     profile = activation_profile(states)
     assert profile.shape == (4, 3 * NUM_STATISTICS)
@@ -72,10 +72,10 @@ def judged():
 
 
 @pytest.mark.parametrize("split", ["test", "prior_broken"])
-def test_sound_pictures_are_trusted_however_surprising(judged, split):
+def test_sound_images_are_trusted_however_surprising(judged, split):
     assert judged(split) > 0.95
 
 
 @pytest.mark.parametrize(("name", "severity"), [("noise", 3), ("low_light", 3), ("blank", 5), ("occlusion", 5)])
-def test_broken_pictures_fade_though_none_was_ever_observed(judged, name, severity):
+def test_broken_images_fade_though_none_was_ever_observed(judged, name, severity):
     assert judged("test", image_degradation=name, severity=severity) < 0.2

@@ -24,15 +24,15 @@ def build(arguments, **fields):
     return PoiseForConditionalGeneration.from_backbones(**arguments, **fields)
 
 
-def ask(model, pictures=1):
-    """Logits for a short prompt with pictures; T5's for its first decoder token."""
+def ask(model, images=1):
+    """Logits for a short prompt with images; T5's for its first decoder token."""
     side = model.config.vision_image_size or model.config.vision_config.image_size
     run = [model.config.image_token_id] * (model.config.num_image_tokens + model.config.num_prompt_tokens)
-    ids = torch.tensor([[1, *run * pictures, 4, 5]])
+    ids = torch.tensor([[1, *run * images, 4, 5]])
     torch.manual_seed(0)
-    inputs = {"input_ids": ids, "pixel_values": torch.randn(pictures, 3, side, side)}
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(images, 3, side, side)}
     if model.config.soft_prompt_type == "dynamic":
-        tags = torch.randint(4, 20, (pictures, 3))
+        tags = torch.randint(4, 20, (images, 3))
         inputs |= {"tag_input_ids": tags, "tag_attention_mask": torch.ones_like(tags), "tag_scores": tags / 20}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.zeros(1, 1, dtype=torch.long)
@@ -78,7 +78,7 @@ def test_chosen_layers_and_all_tokens(name, backbones):
     model = build(backbones.arguments(name), vision_feature_layer=[-2, -1], vision_feature_select="full")
     assert model.config.num_image_tokens == prefix + patches
     assert model.model.projector.linear_1.in_features == 64
-    assert torch.isfinite(ask(model, pictures=2)).all()
+    assert torch.isfinite(ask(model, images=2)).all()
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_full", "llama_tied", "llama_with_placeholder", "t5"])

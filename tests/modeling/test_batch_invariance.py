@@ -50,7 +50,7 @@ def test_what_padding_holds_does_not_matter(language, router):
 @pytest.mark.parametrize("pooling,length", [("mean", 1), ("queries", 8)])
 def test_wider_padding_of_the_tags_changes_nothing(router, pooling, length):
     model = open_model(router_type=router, soft_prompt_pooling=pooling, soft_prompt_length=length)
-    batch = batch_of(model, Sample(pictures=(4,)))
+    batch = batch_of(model, Sample(images=(4,)))
     assert batch["tag_attention_mask"].all()  # as narrow as can be: the last tag meets padding only in the wide one
     wide = dict(batch)
     for name in ("tag_input_ids", "tag_attention_mask", "tag_scores"):
@@ -60,8 +60,8 @@ def test_wider_padding_of_the_tags_changes_nothing(router, pooling, length):
 
 
 def test_a_row_of_text_alone_is_not_routed():
-    """Text beside pictures of other rows reads exactly as it does in a batch of text alone."""
-    text = Sample(pictures=(), question=(16, 17, 18))
+    """Text beside images of other rows reads exactly as it does in a batch of text alone."""
+    text = Sample(images=(), question=(16, 17, 18))
     for router in ROUTERS[1:]:
         model = open_model(router_type=router)
         beside = real_logits(model, [text, Sample()])[0]
@@ -69,10 +69,10 @@ def test_a_row_of_text_alone_is_not_routed():
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_pictures_go_to_their_own_rows(router):
-    """Swapping two rows swaps their results: no picture or tag of one row reaches the other."""
+def test_images_go_to_their_own_rows(router):
+    """Swapping two rows swaps their results: no image or tag of one row reaches the other."""
     model = open_model(router_type=router)
-    one, other = Sample(pictures=(1, 2)), Sample(pictures=(3,), question=(11, 12))
+    one, other = Sample(images=(1, 2)), Sample(images=(3,), question=(11, 12))
     first = real_logits(model, [one, other])
     second = real_logits(model, [other, one])
     torch.testing.assert_close(first[0], second[1], **CLOSE)

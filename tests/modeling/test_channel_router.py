@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import Sample, batch_of, open_model, picture_inputs, tiny_config
+from tiny_models import Sample, batch_of, image_inputs, open_model, tiny_config
 
 from poise.modeling.channel_router import ChannelRouter, channel_scores, evenly_spaced, lowest_channels
 from poise.modeling.streams import Streams
@@ -141,7 +141,7 @@ def test_alpha_starts_at_one_half_and_learns():
     fresh = ChannelRouter(tiny_config(router_type="channel"))
     fresh.init_own_weights(0.02)
     assert torch.equal(fresh.image_blend.sigmoid(), torch.full((48,), 0.5))
-    features = model.get_image_features(**picture_inputs([1, 2]))
+    features = model.get_image_features(**image_inputs([1, 2]))
     torch.stack(features.pooler_output).square().sum().backward()
     for blend in (model.model.router.image_blend, model.model.router.text_blend):
         assert (blend.grad != 0).sum() >= 5  # the channels that were refilled, and no other
@@ -157,7 +157,7 @@ def test_no_loop_over_samples(monkeypatch):
     for size in (1, 5):
         model = open_model(router_type="channel", channel_rank=1)
         calls.clear()
-        model(**batch_of(model, [Sample(pictures=(i,)) for i in range(size)]))
+        model(**batch_of(model, [Sample(images=(i,)) for i in range(size)]))
         counts.append(len(calls))
     assert counts[0] == counts[1] > 0
 

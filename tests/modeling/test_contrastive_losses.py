@@ -35,7 +35,7 @@ def test_own_pairs_alone_are_the_default(name, logits):
 
 
 @pytest.mark.parametrize("name", sorted(CONTRASTIVE_LOSSES))
-def test_a_text_that_is_true_of_two_pictures_draws_both(name):
+def test_a_text_that_is_true_of_two_images_draws_both(name):
     # Rows 0 and 1 hold the same text: with `matches`, making both similar to it lowers the loss; without, it does not.
     matches = torch.eye(3, dtype=torch.bool)
     matches[0, 1] = matches[1, 0] = True
@@ -46,7 +46,7 @@ def test_a_text_that_is_true_of_two_pictures_draws_both(name):
 
 
 def test_matches_need_not_be_symmetric(logits):
-    """Text 2 is also true of picture 0, and text 0 not of picture 2: every picture and text has targets of its own."""
+    """Text 2 is also true of image 0, and text 0 not of image 2: every image and text has targets of its own."""
     matches = torch.eye(5, dtype=torch.bool)
     matches[0, 2] = matches[0, 3] = True
     expected = 0.0

@@ -147,5 +147,5 @@ def test_half_an_input_is_refused(tiny_dual_encoder, inputs):
     model = tiny_dual_encoder()
     with pytest.raises(ValueError, match="input_ids is missing"):
         model(pixel_values=inputs["pixel_values"])
-    with pytest.raises(ValueError, match="3 pictures and 2 texts"):
+    with pytest.raises(ValueError, match="3 images and 2 texts"):
         model(pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"][:2], return_loss=True)

@@ -6,9 +6,9 @@ from tiny_models import (
     LANGUAGES,
     MIXED,
     batch_of,
+    image_inputs,
     open_branches,
     open_model,
-    picture_inputs,
     real_logits,
     tiny_model,
 )
@@ -29,7 +29,7 @@ def same_but(model, **fields):
 @pytest.mark.parametrize("training", [False, True])
 def test_an_untrained_router_is_the_identity(language, router, training):
     """Bit for bit what `router_type="none"` gives; in training too, with whole-stream dropout off."""
-    samples = [sample.but(tags=None) for sample in MIXED]  # untagged pictures: see test_reliability_router.py
+    samples = [sample.but(tags=None) for sample in MIXED]  # untagged images: see test_reliability_router.py
     none = tiny_model(language, router_type="none")
     open_branches(none)
     routed = same_but(none, router_type=router, stream_dropout=0.0)
@@ -40,10 +40,10 @@ def test_an_untrained_router_is_the_identity(language, router, training):
 
 
 def test_weights_scale_the_streams():
-    """Twice its softmax weight: the picture's stream by 2·w₁, the prompt's by 2·w₂, computed here by hand."""
+    """Twice its softmax weight: the image's stream by 2·w₁, the prompt's by 2·w₂, computed here by hand."""
     model = open_model(router_type="gate")
     none = same_but(model, router_type="none")
-    inputs = picture_inputs([1, 2, 3], tags=[True, False, True])
+    inputs = image_inputs([1, 2, 3], tags=[True, False, True])
     routed, plain = model.get_image_features(**inputs), none.get_image_features(**inputs)
     pooled = torch.cat([plain.image_hidden_states.mean(1), plain.soft_prompt_hidden_states.mean(1)], dim=-1)
     weights = model.model.router.gate(pooled).softmax(-1)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.numerics
 
 FOUR_TOKENS = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 WITH_LOGITS = {**FOUR_TOKENS, "return_dict_in_generate": True, "output_logits": True}
-TWO = (Sample(), Sample(pictures=(2, 3), question=(11,), tags=(True, False)))
+TWO = (Sample(), Sample(images=(2, 3), question=(11,), tags=(True, False)))
 CLOSE = {"atol": 5e-4, "rtol": 1e-3}
 
 
@@ -73,7 +73,7 @@ def test_beam_search_in_a_batch_equals_beam_search_alone(language, router):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_sampling_is_seeded_and_repeats_pictures_for_every_sequence(language):
+def test_sampling_is_seeded_and_repeats_images_for_every_sequence(language):
     model = open_model(language, router_type="reliability")
     settings = {"do_sample": True, "max_new_tokens": 4, "num_return_sequences": 3, "temperature": 1.5}
     runs = []
@@ -103,7 +103,7 @@ def test_chunked_prefill(router, chunk):
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("beams", [1, 2])
 def test_inputs_embeds(language, beams):
-    """Embedded text with the placeholder's own embedding where the pictures go."""
+    """Embedded text with the placeholder's own embedding where the images go."""
     model = open_model(language, router_type="reliability")
     batch = prompts(model)
     by_ids = model.generate(**batch, **FOUR_TOKENS, num_beams=beams)[:, -4:]
@@ -133,22 +133,22 @@ def test_vision_features_take_the_place_of_pixels(language, router):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("router", ROUTERS)
-def test_picture_and_tags_reach_the_answer(language, router):
-    """Swapping the picture, or only its tags, changes what is generated: nothing is dropped on the way."""
+def test_image_and_tags_reach_the_answer(language, router):
+    """Swapping the image, or only its tags, changes what is generated: nothing is dropped on the way."""
     model = open_model(language, router_type=router)
-    batch = prompts(model, [Sample(pictures=(1,)), Sample(pictures=(2,))])
+    batch = prompts(model, [Sample(images=(1,)), Sample(images=(2,))])
     plain = logits_of(model, batch)
     for names in (("pixel_values",), ("tag_input_ids", "tag_attention_mask", "tag_scores")):
         swapped = {**batch, **{name: batch[name].flip(0) for name in names}}
         assert not torch.allclose(logits_of(model, swapped), plain, atol=1e-2)
-    # Everything swapped, the rows are swapped: each answer follows its own picture.
+    # Everything swapped, the rows are swapped: each answer follows its own image.
     swapped = {**batch, **{n: batch[n].flip(0) for n in batch if n not in ("input_ids", "attention_mask")}}
     torch.testing.assert_close(logits_of(model, swapped), plain.flip(0), **CLOSE)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_pictures_are_encoded_once(language, monkeypatch):
-    """Beams and decoding steps reuse the features: the tower runs once, on every picture once."""
+def test_images_are_encoded_once(language, monkeypatch):
+    """Beams and decoding steps reuse the features: the tower runs once, on every image once."""
     model = open_model(language, router_type="gate")
     seen = []
     model.model.vision_tower.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[0]))
@@ -172,7 +172,7 @@ def test_a_placeholder_is_never_an_answer(language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_text_alone(language):
-    """Without any picture the answer is the bare language model's."""
+    """Without any image the answer is the bare language model's."""
     model = open_model(language, router_type="reliability")
     batch = padded([[1, 7, 8, 9]], 0)
     bare = model.model.language_model  # T5 itself cannot cache more decoder than encoder layers
@@ -191,7 +191,7 @@ def test_generation_settings_are_the_language_models(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_missing_or_a_cut_picture_is_one_clear_line(language):
+def test_a_missing_or_a_cut_image_is_one_clear_line(language):
     model = open_model(language)
     batch = prompts(model)
     with pytest.raises(ValueError, match=r"33 placeholder tokens for 22 image and soft-prompt tokens"):
@@ -201,7 +201,7 @@ def test_a_missing_or_a_cut_picture_is_one_clear_line(language):
         model.generate(**cut, **FOUR_TOKENS)
 
 
-def test_tags_of_another_number_of_pictures_are_one_clear_line():
+def test_tags_of_another_number_of_images_are_one_clear_line():
     model = open_model()
     batch = prompts(model)
     for name in ("tag_input_ids", "tag_attention_mask", "tag_scores"):
@@ -210,17 +210,17 @@ def test_tags_of_another_number_of_pictures_are_one_clear_line():
         model(**batch)
 
 
-def test_a_second_turn_with_a_new_picture_reuses_the_cache():
-    """The first turn's cache and the second turn's picture give what the whole conversation gives, read at once."""
+def test_a_second_turn_with_a_new_image_reuses_the_cache():
+    """The first turn's cache and the second turn's image give what the whole conversation gives, read at once."""
     model = open_model(router_type="reliability")
-    first = prompts(model, Sample(pictures=(1,)))
+    first = prompts(model, Sample(images=(1,)))
     answered = model.generate(**first, **FOUR_TOKENS, return_dict_in_generate=True)
-    second = prompts(model, Sample(pictures=(2,), question=(12, 13)))
+    second = prompts(model, Sample(images=(2,), question=(12, 13)))
     ids = torch.cat([answered.sequences, second["input_ids"]], dim=1)
     both = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    pictures = {k: v for k, v in second.items() if k not in both}
-    everything = {k: torch.cat([first[k], v]) for k, v in pictures.items()}
-    continued = model.generate(**both, **pictures, past_key_values=answered.past_key_values, **FOUR_TOKENS)
+    images = {k: v for k, v in second.items() if k not in both}
+    everything = {k: torch.cat([first[k], v]) for k, v in images.items()}
+    continued = model.generate(**both, **images, past_key_values=answered.past_key_values, **FOUR_TOKENS)
     assert torch.equal(continued, model.generate(**both, **everything, **FOUR_TOKENS))
 
 
@@ -230,11 +230,11 @@ def test_a_second_turn_is_routed_by_itself(router):
     model = open_model(router_type=router)
     rows = {}
     for padding in (0, 3):
-        first = prompts(model, Sample(pictures=(1,)))
+        first = prompts(model, Sample(images=(1,)))
         for name in ("input_ids", "attention_mask"):
             first[name] = torch.nn.functional.pad(first[name], (padding, 0))
         answered = model.generate(**first, **FOUR_TOKENS, return_dict_in_generate=True)
-        second = prompts(model, Sample(pictures=(2,), question=(12, 13)))
+        second = prompts(model, Sample(images=(2,), question=(12, 13)))
         ids = torch.cat([answered.sequences, second["input_ids"]], dim=1)
         mask = torch.ones_like(ids)
         mask[:, :padding] = 0

@@ -15,9 +15,9 @@ from poise.modeling import PoiseModel
 pytestmark = pytest.mark.numerics
 
 REQUESTS = (
-    Sample(pictures=(1,)),
-    Sample(pictures=(2, 3), question=(10, 11, 12), tags=(True, False)),
-    Sample(pictures=(4,), question=(15,), tags=(False,)),
+    Sample(images=(1,)),
+    Sample(images=(2, 3), question=(10, 11, 12), tags=(True, False)),
+    Sample(images=(4,), question=(15,), tags=(False,)),
 )
 NEW_TOKENS = 4
 
@@ -35,7 +35,7 @@ def engine_answers(model, requests):
     rows = list(features.pooler_output)  # of all requests, in order
     answers = []
     for prompt, request in zip(prompts, requests, strict=True):
-        own, rows = rows[: len(request.pictures)], rows[len(request.pictures) :]
+        own, rows = rows[: len(request.images)], rows[len(request.images) :]
         ids = prompt["input_ids"]
         embeddings = model.get_input_embeddings()(ids)  # (1, T, D)
         embeddings[ids == PLACEHOLDER] = torch.cat(own)

@@ -34,7 +34,7 @@ def misplaced(model):
 
 @torch.no_grad()
 def results(model):
-    """Logits, and those of four generated tokens: one picture, a pooled prompt token, one row in every layer."""
+    """Logits, and those of four generated tokens: one image, a pooled prompt token, one row in every layer."""
     sample = Sample()
     prompt = batch_of(model, sample, answers=False)
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}

@@ -24,7 +24,7 @@ from poise.modeling import PoiseForConditionalGeneration, PoiseModel
 
 pytestmark = pytest.mark.numerics
 
-TWO = (Sample(), Sample(pictures=(2, 3)))
+TWO = (Sample(), Sample(images=(2, 3)))
 
 
 def run(model, samples=TWO, **arguments):
@@ -133,15 +133,15 @@ def test_labels_of_an_encoder_decoder_are_shifted_once():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_precomputed_encoder_outputs_and_features(language):
-    """Given by who has them already: no picture is read again."""
+    """Given by who has them already: no image is read again."""
     model = open_model(language, router_type="gate")
     batch = batch_of(model, TWO)
     text = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    pictures = {name: value for name, value in batch.items() if name not in text}
+    images = {name: value for name, value in batch.items() if name not in text}
     decoder = decoder_inputs(model, TWO)
     with torch.no_grad():
         expected = model(**batch, **decoder)
-        features = model.get_image_features(**pictures)
+        features = model.get_image_features(**images)
         assert torch.equal(model(**text, **decoder, mm_encoder_outputs={"image": features}).logits, expected.logits)
         if language == "t5":
             encoded = (expected.encoder_last_hidden_state,)
@@ -187,7 +187,7 @@ def test_names_that_transformers_looks_for():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_input_gradients_for_adapters(language):
-    """PEFT under gradient checkpointing wants embeddings that carry a gradient, also where pictures fill them."""
+    """PEFT under gradient checkpointing wants embeddings that carry a gradient, also where images fill them."""
     model = open_model(language)
     model.requires_grad_(False)
     model.enable_input_require_grads()
@@ -199,10 +199,10 @@ def test_input_gradients_for_adapters(language):
 def test_fields_of_the_image_features():
     model = open_model(router_type="gate")
     batch = batch_of(model, TWO)
-    pictures = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
-    features = model.get_image_features(**pictures)
+    images = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
+    features = model.get_image_features(**images)
     assert [tuple(run.shape) for run in features.pooler_output] == [(11, 48)] * 3
-    assert isinstance(model.get_image_features(**pictures, return_dict=False), tuple)
+    assert isinstance(model.get_image_features(**images, return_dict=False), tuple)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -270,7 +270,7 @@ def test_dynamically_quantized_layers_leave_no_parameters_behind(router):
 def test_an_exported_program_answers_for_other_inputs(router):
     """`torch.export` of one batch: images, tags and words are inputs, and no verdict of the router is frozen in."""
     model = open_model(router_type=router)
-    traced, other = Sample(pictures=(1, 2)), Sample(pictures=(5, 6), question=(30, 31, 32), tags=(True, False))
+    traced, other = Sample(images=(1, 2)), Sample(images=(5, 6), question=(30, 31, 32), tags=(True, False))
     program = torch.export.export(model, (), {**batch_of(model, traced), "use_cache": False}, strict=False).module()
     with torch.no_grad():
         expected = model(**batch_of(model, other)).logits

@@ -21,7 +21,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """A folder with pictures of several shapes and captions: not what the towers want, as photos are not."""
+    """A folder with images of several shapes and captions: not what the towers want, as photos are not."""
     folder = tmp_path_factory.mktemp("records")
     for split, size in (("train", 24), ("validation", 16)):
         drawn = Scenes(split, size=size, tasks=["caption"]).__getitems__(range(size))

@@ -78,7 +78,7 @@ COMPILED = [("llama", "none"), ("llama", "gate"), ("llama", "reliability"), ("t5
 @pytest.mark.parametrize("language,router", COMPILED)
 def test_compiles_without_a_graph_break(language, router):
     model = open_model(language, router_type=router, channel_rank=3)
-    samples = (Sample(), Sample(pictures=(2,), tags=(False,), question=(10,)))
+    samples = (Sample(), Sample(images=(2,), tags=(False,), question=(10,)))
     batch = {**batch_of(model, samples), **decoder_inputs(model, samples)}
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 pytestmark = pytest.mark.numerics
 
-TWO = (Sample(), Sample(pictures=(2, 3), tags=(True, False)))
+TWO = (Sample(), Sample(images=(2, 3), tags=(True, False)))
 
 
 @pytest.mark.parametrize("router", ["gate", "reliability"])

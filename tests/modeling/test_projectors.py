@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import open_branches, picture_inputs, tiny_config, tiny_model
+from tiny_models import image_inputs, open_branches, tiny_config, tiny_model
 
 from poise.modeling.projectors import AggregatorProjector, MLPProjector
 
@@ -18,7 +18,7 @@ def vision_states(model, pixels):
 @pytest.mark.parametrize("layers", [None, -1, 0, [1, 2], [-3, -2, -1]])
 def test_mlp_reads_the_chosen_layers_side_by_side(layers):
     model = tiny_model(vision_feature_layer=layers, soft_prompt_type="none")
-    pixels = picture_inputs([1, 2])["pixel_values"]
+    pixels = image_inputs([1, 2])["pixel_values"]
     states = vision_states(model, pixels)
     if layers is None:
         chosen = model.model.vision_tower(pixels).last_hidden_state
@@ -32,7 +32,7 @@ def test_mlp_reads_the_chosen_layers_side_by_side(layers):
 def test_aggregator_starts_as_its_deep_features():
     """An `mlp` of the last layer alone, until its zero branches have learnt; then the middle layers count."""
     model = tiny_model(vision_feature_layer=[0, 1, 2], projector_type="aggregator", soft_prompt_type="none")
-    pixels = picture_inputs([1, 2])["pixel_values"]
+    pixels = image_inputs([1, 2])["pixel_values"]
     deep = vision_states(model, pixels)[2]
     mlp_alone = model.model.projector.mlp(deep[:, None])
     assert torch.equal(model.get_image_features(pixel_values=pixels).image_hidden_states, mlp_alone)
@@ -76,7 +76,7 @@ def test_class_token_is_kept_or_dropped():
         torch.manual_seed(0)
         model = tiny_model(vision="clip", vision_feature_select=select, soft_prompt_type="none")
         assert model.config.num_image_tokens == tokens
-        pixels = picture_inputs([1])["pixel_values"]
+        pixels = image_inputs([1])["pixel_values"]
         states[select] = model.get_image_features(pixel_values=pixels).image_hidden_states
         assert states[select].shape[1] == tokens
     assert tiny_config(vision="clip").num_prefix_tokens == 1

@@ -20,7 +20,7 @@ def test_another_answer_leaves_the_routed_prompt_alone(router):
     model = open_model(router_type=router)
     routed = []
     for answer in ANSWERS:
-        batch = batch_of(model, [Sample(answer=answer), Sample(pictures=(2, 3), answer=answer)], labels=True)
+        batch = batch_of(model, [Sample(answer=answer), Sample(images=(2, 3), answer=answer)], labels=True)
         prompt = batch["labels"] == -100
         routed.append(routed_embeddings(model, batch)[prompt])
     assert torch.equal(*routed)
@@ -40,7 +40,7 @@ def test_text_is_not_routed_itself(router):
 def test_generation_without_a_cache_equals_generation_with_one(language, router):
     """Without a cache every step reads the growing answer again: the route must stay the prompt's."""
     model = open_model(language, router_type=router)
-    batch = batch_of(model, [Sample(), Sample(pictures=(2, 3), question=(11,))], side="left", answers=False)
+    batch = batch_of(model, [Sample(), Sample(images=(2, 3), question=(11,))], side="left", answers=False)
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     settings |= {"return_dict_in_generate": True, "output_logits": True}
     cached = model.generate(**batch, **settings, use_cache=True)

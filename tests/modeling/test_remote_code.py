@@ -12,7 +12,7 @@ from tiny_models import LANGUAGES, Sample, batch_of, decoder_inputs, open_model
 
 pytestmark = pytest.mark.numerics
 
-SAMPLES = (Sample(), Sample(pictures=(2, 3), tags=(True, False)))
+SAMPLES = (Sample(), Sample(images=(2, 3), tags=(True, False)))
 
 # Runs in a fresh interpreter whose import system refuses Poise. Reads inputs, writes what every Auto class gives.
 SCRIPT = """

@@ -22,7 +22,7 @@ from poise.modeling import PoiseForConditionalGeneration, PoiseModel
 
 # Equality to the last bit below: both sides run the same kernels, on weights that loading has aligned in memory.
 pytestmark = pytest.mark.numerics
-TWO = (Sample(), Sample(pictures=(2, 3), tags=(True, False)))
+TWO = (Sample(), Sample(images=(2, 3), tags=(True, False)))
 
 
 def outputs(model):

@@ -1,8 +1,8 @@
-"""Soft prompts: static and dynamic, both poolings, the three ways in which scores enter, pictures without tags."""
+"""Soft prompts: static and dynamic, both poolings, the three ways in which scores enter, images without tags."""
 
 import pytest
 import torch
-from tiny_models import LANGUAGES, Sample, batch_of, open_model, picture_inputs, tiny_model
+from tiny_models import LANGUAGES, Sample, batch_of, image_inputs, open_model, tiny_model
 
 pytestmark = pytest.mark.numerics
 
@@ -11,8 +11,8 @@ POOLINGS = (("mean", 1), ("queries", 8))
 
 
 def prompt_of(model, **changes):
-    """Soft-prompt tokens (2, K, D) of two tagged pictures."""
-    inputs = {**picture_inputs([1, 4]), **changes}
+    """Soft-prompt tokens (2, K, D) of two tagged images."""
+    inputs = {**image_inputs([1, 4]), **changes}
     with torch.no_grad():
         return model.get_image_features(**inputs).soft_prompt_hidden_states
 
@@ -20,13 +20,13 @@ def prompt_of(model, **changes):
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("prompt,length", [("none", 0), ("static", 3), ("dynamic", 8)])
 def test_number_of_tokens_and_where_they_stand(language, prompt, length):
-    """P image tokens, then K prompt tokens, in the picture's one run of placeholders."""
+    """P image tokens, then K prompt tokens, in the image's one run of placeholders."""
     model = open_model(language, soft_prompt_type=prompt, soft_prompt_length=length or 1)
     assert (model.config.num_image_tokens, model.config.num_prompt_tokens) == (9, length)
     batch = batch_of(model, Sample(), answers=False)
     assert (batch["input_ids"] == model.config.image_token_id).sum() == 9 + length
-    pictures = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
-    features = model.get_image_features(**pictures)
+    images = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask")}
+    features = model.get_image_features(**images)
     assert features.image_hidden_states.shape == (1, 9, 48)
     assert features.soft_prompt_hidden_states.shape == (1, length, 48)
     run = torch.cat([features.image_hidden_states, features.soft_prompt_hidden_states], dim=1)[0]
@@ -41,9 +41,9 @@ def test_none_has_no_parameters_and_no_tag_encoder():
     assert model.config.tag_encoder_config is None
 
 
-def test_static_is_one_prompt_for_every_picture():
+def test_static_is_one_prompt_for_every_image():
     model = open_model(soft_prompt_type="static", soft_prompt_length=3)
-    prompt = model.get_image_features(**picture_inputs([1, 2], tags=False)).soft_prompt_hidden_states
+    prompt = model.get_image_features(**image_inputs([1, 2], tags=False)).soft_prompt_hidden_states
     assert torch.equal(prompt[0], prompt[1]) and torch.equal(prompt[0], model.model.soft_prompt.prompt)
 
 
@@ -62,7 +62,7 @@ def test_dynamic_is_another_prompt_for_other_tags(pooling, length):
 def test_scores_matter_where_they_should(encoding, pooling, length):
     """As an embedding or a bias another score is another prompt; as text the scores stand in the words alone."""
     model = open_model(tag_score_encoding=encoding, soft_prompt_pooling=pooling, soft_prompt_length=length)
-    scores = picture_inputs([1, 4])["tag_scores"]
+    scores = image_inputs([1, 4])["tag_scores"]
     other = prompt_of(model, tag_scores=scores.flip(-1) * 0.5 + 0.1)
     assert torch.equal(prompt_of(model), other) == (encoding == "text")
 
@@ -105,21 +105,21 @@ def test_mean_pooling_with_a_bias_is_the_score_weighted_mean():
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("pooling,length", POOLINGS)
-def test_a_picture_without_tags_gets_the_learned_prompt(encoding, pooling, length):
-    """No tag inputs at all, an all-zero row beside tagged pictures, in training and at inference: the same prompt."""
+def test_an_image_without_tags_gets_the_learned_prompt(encoding, pooling, length):
+    """No tag inputs at all, an all-zero row beside tagged images, in training and at inference: the same prompt."""
     model = open_model(tag_score_encoding=encoding, soft_prompt_pooling=pooling, soft_prompt_length=length)
     learned = model.model.soft_prompt.no_tags
     for training in (False, True):
         model.train(training)
         for seeds, tags in (([1, 2], False), ([1, 2], [True, False])):
-            features = model.get_image_features(**picture_inputs(seeds, tags=tags))
+            features = model.get_image_features(**image_inputs(seeds, tags=tags))
             assert torch.equal(features.soft_prompt_hidden_states[1], learned)
         assert not torch.equal(features.soft_prompt_hidden_states[0], learned)
 
 
-def test_order_of_pictures_is_kept_and_padding_ignored():
+def test_order_of_images_is_kept_and_padding_ignored():
     model = open_model()
-    inputs = picture_inputs([1, 4])
+    inputs = image_inputs([1, 4])
     flipped = {name: value.flip(0) for name, value in inputs.items()}
     torch.testing.assert_close(prompt_of(model, **flipped), prompt_of(model).flip(0), atol=1e-5, rtol=1e-4)
 
@@ -127,7 +127,7 @@ def test_order_of_pictures_is_kept_and_padding_ignored():
 def test_published_dynamic_lion_is_mean_pooling_and_one_linear_projection():
     """K = 1: BERT's last hidden states, averaged over the tags' tokens, through one linear map."""
     model = open_model(soft_prompt_pooling="mean", soft_prompt_length=1, tag_score_encoding="text")
-    inputs = picture_inputs([1, 4])
+    inputs = image_inputs([1, 4])
     with torch.no_grad():
         hidden = model.model.tag_encoder(inputs["tag_input_ids"], inputs["tag_attention_mask"]).last_hidden_state
         kept = inputs["tag_attention_mask"][..., None]

@@ -50,7 +50,7 @@ def test_every_new_parameter_learns_within_two_steps_and_no_backbone_does(langua
     fields = {"tag_score_encoding": "embedding", "projector_type": "aggregator", "vision_feature_layer": [-2, -1]}
     model = frozen(tiny_model(language, router_type=router, stream_dropout=0.5, **fields))
     optimizer = torch.optim.SGD(new_parameters(model).values(), lr=1.0)
-    batch = batch_of(model, (*MIXED, *(Sample(pictures=(seed,)) for seed in range(20, 26))), labels=True)
+    batch = batch_of(model, (*MIXED, *(Sample(images=(seed,)) for seed in range(20, 26))), labels=True)
     learnt = set()
     for _ in range(3):
         optimizer.zero_grad()
@@ -59,7 +59,7 @@ def test_every_new_parameter_learns_within_two_steps_and_no_backbone_does(langua
         optimizer.step()
     expected = set(new_parameters(model))
     if router == "reliability":
-        # A picture without tags has no tag stream there: it reads the router's null token instead.
+        # An image without tags has no tag stream there: it reads the router's null token instead.
         expected -= {"model.soft_prompt.no_tags"}
     assert learnt == expected
     assert all(p.grad is None for name, p in model.named_parameters() if name not in new_parameters(model))
@@ -74,7 +74,7 @@ def test_text_alone_gives_every_new_parameter_a_zero_gradient(language, router, 
         pytest.skip("no second stream to route")
     model = frozen(tiny_model(language, router_type=router, soft_prompt_type=prompt))
     model.get_output_embeddings().weight.requires_grad_(True)  # something of the language model learns too
-    batch = batch_of(model, [Sample(pictures=()), Sample(pictures=(), question=(3, 4))], labels=True)
+    batch = batch_of(model, [Sample(images=()), Sample(images=(), question=(3, 4))], labels=True)
     before = model.eval()(**batch).loss
     loss = model.train()(**batch).loss
     loss.backward()
@@ -87,7 +87,7 @@ def test_text_alone_gives_every_new_parameter_a_zero_gradient(language, router, 
 def test_text_alone_reaches_the_rest_when_one_part_is_frozen(frozen_part):
     model = frozen(tiny_model(router_type="gate"))
     getattr(model.model, frozen_part).requires_grad_(False)
-    model(**batch_of(model, Sample(pictures=()), labels=True)).loss.backward()
+    model(**batch_of(model, Sample(images=()), labels=True)).loss.backward()
     learning = {name for name, parameter in new_parameters(model).items() if parameter.requires_grad}
     assert learning and learning == {n for n, p in new_parameters(model).items() if p.grad is not None}
 
@@ -96,7 +96,7 @@ def test_text_alone_with_everything_new_frozen():
     model = frozen(tiny_model(router_type="reliability"))
     model.requires_grad_(False)
     head = model.get_output_embeddings().weight.requires_grad_(True)
-    model(**batch_of(model, Sample(pictures=()), labels=True)).loss.backward()
+    model(**batch_of(model, Sample(images=()), labels=True)).loss.backward()
     assert head.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.parameters() if parameter is not head)
 
@@ -104,9 +104,9 @@ def test_text_alone_with_everything_new_frozen():
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("encoding", ["text", "embedding", "attention_bias"])
 @pytest.mark.parametrize("tags", [(False, False), (True, False)])
-def test_pictures_without_tags_leave_no_parameter_out(router, encoding, tags):
+def test_images_without_tags_leave_no_parameter_out(router, encoding, tags):
     model = frozen(open_model(router_type=router, tag_score_encoding=encoding))
-    batch = batch_of(model, Sample(pictures=(1, 2), tags=tags), labels=True)
+    batch = batch_of(model, Sample(images=(1, 2), tags=tags), labels=True)
     assert ("tag_input_ids" in batch) == any(tags)
     model(**batch).loss.backward()
     assert [n for n, p in new_parameters(model).items() if p.grad is None] == []
@@ -180,7 +180,7 @@ class Samples(Dataset):
 
     def __init__(self, model):
         lengths = (1, 4, 2, 6, 3, 1, 5, 2)
-        samples = [Sample(pictures=(i,), answer=tuple(range(20, 20 + n))) for i, n in enumerate(lengths)]
+        samples = [Sample(images=(i,), answer=tuple(range(20, 20 + n))) for i, n in enumerate(lengths)]
         # A decoder-only row ends with its answer, an encoder-decoder's labels are apart: pad both to one width.
         self.batch = batch_of(model, samples, labels=True, pad_to=32)
 
@@ -218,7 +218,7 @@ def test_accumulating_two_by_four_equals_eight_by_one(language, router, tmp_path
 
 
 def test_vision_features_train_like_pixels():
-    """The feature cache's input gives the same loss and gradients as the pictures."""
+    """The feature cache's input gives the same loss and gradients as the images."""
     results = []
     for cached in (False, True):
         model = frozen(open_model(router_type="gate"))
@@ -232,7 +232,7 @@ def test_vision_features_train_like_pixels():
         assert torch.equal(one, other)
 
 
-def test_pictures_and_features_together_or_neither_is_one_clear_line():
+def test_images_and_features_together_or_neither_is_one_clear_line():
     model = PoiseForConditionalGeneration(tiny_config())
     batch = batch_of(model, Sample())
     with pytest.raises(ValueError, match="pixel_values and vision_features: give exactly one"):

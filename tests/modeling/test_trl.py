@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def parts(backbones):
-    """`parts(router)` gives model, processor and a preference data set of four pictures."""
+    """`parts(router)` gives model, processor and a preference data set of four images."""
     from datasets import Dataset
 
     arguments = backbones.arguments("siglip", "llama_with_placeholder")
@@ -89,7 +89,7 @@ def test_one_step_moves_router_and_soft_prompt(parts, router, adapter, tmp_path)
     trainer.train()
     assert len(routed) >= 3 and set(routed) == {torch.Size([4, 2])}  # chosen and rejected, two each
     still = [n for n, p in trainer.model.named_parameters() if n in learning and p.equal(learning[n])]
-    # Every picture had tags; and the complement's query reads a null token that itself was zero at first.
+    # Every image had tags; and the complement's query reads a null token that itself was zero at first.
     assert [n for n in still if "no_tags" not in n and "complement.key" not in n and "complement.query" not in n] == []
     if router == "gate":  # without dropout the reference is at first the model itself
         log = [entry for entry in trainer.state.log_history if "loss" in entry]

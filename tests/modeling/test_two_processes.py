@@ -23,8 +23,8 @@ model = tiny_model(router_type="reliability", stream_dropout=0.0).train()
 model.freeze_backbones()
 parallel = torch.nn.parallel.DistributedDataParallel(model)
 batches = [
-    [[Sample(pictures=(seed,)) for seed in range(6)], [Sample(pictures=())]],
-    [[Sample(pictures=(6, 7), tags=(True, False))], [Sample(pictures=(seed,)) for seed in range(8, 13)]],
+    [[Sample(images=(seed,)) for seed in range(6)], [Sample(images=())]],
+    [[Sample(images=(6, 7), tags=(True, False))], [Sample(images=(seed,)) for seed in range(8, 13)]],
 ]
 for step in batches:
     parallel(**batch_of(model, step[rank], labels=True)).loss.backward()
@@ -57,7 +57,7 @@ def test_statistics_are_shared_and_text_alone_holds_nobody_up(tmp_path):
 
     alone = tiny_model(router_type="reliability", stream_dropout=0.0).train()
     seeds = [*((seed,) for seed in range(6)), (6, 7), *((seed,) for seed in range(8, 13))]
-    samples = [Sample(pictures=s, tags=(True, False) if len(s) == 2 else None) for s in seeds]
+    samples = [Sample(images=s, tags=(True, False) if len(s) == 2 else None) for s in seeds]
     alone(**batch_of(alone, samples, labels=True))
     for name, value in alone.model.router.state_dict().items():
         torch.testing.assert_close(ranks[0]["statistics"][name], value, rtol=1e-3, atol=1e-3, msg=name)

@@ -40,7 +40,7 @@ SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_t
 TOKENIZER_SIZE = len(SPECIAL) + len(WORDS)
 
 _SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-_PICTURE = {"image_size": 24, "patch_size": 8}
+_IMAGE = {"image_size": 24, "patch_size": 8}
 _WORDS_SHAPE = {**_SHAPE, "vocab_size": 50}
 
 
@@ -59,31 +59,31 @@ def _vision(name):
     """Model and image processor of a vision checkpoint."""
     square = {"height": 24, "width": 24}
     if name == "siglip":
-        return SiglipVisionModel(SiglipVisionConfig(**_SHAPE, **_PICTURE)), SiglipImageProcessor(size=square)
+        return SiglipVisionModel(SiglipVisionConfig(**_SHAPE, **_IMAGE)), SiglipImageProcessor(size=square)
     if name == "siglip_composite":
         text = {**_WORDS_SHAPE, "max_position_embeddings": 16}
-        config = SiglipConfig(text_config=text, vision_config={**_SHAPE, **_PICTURE})
+        config = SiglipConfig(text_config=text, vision_config={**_SHAPE, **_IMAGE})
         return SiglipModel(config), SiglipImageProcessor(size=square)
     if name == "siglip2_naflex":
         text = {**_WORDS_SHAPE, "max_position_embeddings": 16}
         config = Siglip2Config(text_config=text, vision_config={**_SHAPE, "num_patches": 9, "patch_size": 8})
         return Siglip2Model(config), SiglipImageProcessor(size=square)
     if name == "clip":
-        return CLIPVisionModel(CLIPVisionConfig(**_SHAPE, **_PICTURE)), CLIPImageProcessor(
+        return CLIPVisionModel(CLIPVisionConfig(**_SHAPE, **_IMAGE)), CLIPImageProcessor(
             size={"shortest_edge": 24}, crop_size=square
         )
     if name == "clip_composite":
         text = {**_WORDS_SHAPE, "max_position_embeddings": 16}
-        config = CLIPConfig(text_config=text, vision_config={**_SHAPE, **_PICTURE}, projection_dim=16)
+        config = CLIPConfig(text_config=text, vision_config={**_SHAPE, **_IMAGE}, projection_dim=16)
         return CLIPModel(config), CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=square)
     shape = {name: value for name, value in _SHAPE.items() if name != "intermediate_size"}
     if name == "vit":
-        return ViTModel(ViTConfig(**_SHAPE, **_PICTURE)), ViTImageProcessor(size=square)
+        return ViTModel(ViTConfig(**_SHAPE, **_IMAGE)), ViTImageProcessor(size=square)
     # As published: a table for one size, an image processor that makes another one.
     crop = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
     if name == "dinov2":
-        return Dinov2Model(Dinov2Config(**shape, **_PICTURE)), CLIPImageProcessor(**crop)
-    config = Dinov2WithRegistersConfig(**shape, **_PICTURE, num_register_tokens=3)
+        return Dinov2Model(Dinov2Config(**shape, **_IMAGE)), CLIPImageProcessor(**crop)
+    config = Dinov2WithRegistersConfig(**shape, **_IMAGE, num_register_tokens=3)
     return Dinov2WithRegistersModel(config), CLIPImageProcessor(**crop)
 
 

@@ -80,9 +80,9 @@ class SmallVLM:
         return model_parts(self.model)
 
     def prompts(self, count: int = 2, with_tags: bool = True) -> PromptBatch:
-        """`count` questions of unequal length about different pictures."""
+        """`count` questions of unequal length about different images."""
         tags = TAGS if with_tags and self.kind != "llava" else ([], [], [])
-        return read_prompts(self.parts, self.processor, pictures(count), QUESTIONS[:count], tags[:count])
+        return read_prompts(self.parts, self.processor, noise_images(count), QUESTIONS[:count], tags[:count])
 
     def full_inputs(self, count: int = 2, **decoder: Any) -> dict[str, Any]:
         """The same prompts, ready for the model's own forward."""
@@ -117,7 +117,7 @@ def small_vlm(kind: str, num_layers: int = 3, router_type: str = "none") -> Smal
             num_key_value_heads=2, bos_token_id=2, initializer_range=0.2, max_position_embeddings=256, **shape,
         )  # fmt: skip
     model = _llava(text, tokenizer) if kind == "llava" else _poise(text, tokenizer, router_type)
-    # Words only, and some: models of random weights would answer with nothing, or with a picture.
+    # Words only, and some: models of random weights would answer with nothing, or with an image.
     model.generation_config.suppress_tokens = [tokenizer.convert_tokens_to_ids("<image>"), 0, 1, 3]
     processor = _llava_processor(tokenizer) if kind == "llava" else _poise_processor(model, tokenizer)
     return SmallVLM(kind, model.eval(), processor)
@@ -191,8 +191,8 @@ def _llava_processor(tokenizer: Any) -> LlavaProcessor:
     )
 
 
-def pictures(count: int, width: int = 40, height: int = 30, seed: int = 0) -> list[Image.Image]:
-    """Pictures of noise."""
+def noise_images(count: int, width: int = 40, height: int = 30, seed: int = 0) -> list[Image.Image]:
+    """Images of noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     return [Image.fromarray(pixels) for pixels in noise]
 
@@ -203,7 +203,7 @@ def object_records(count: int = 5) -> list[dict[str, Any]]:
     return [
         {
             "id": f"r{number}",
-            "image": picture,
+            "image": image,
             "task": "vqa",
             "question": QUESTIONS[number % 3],
             "answers": ["red"],
@@ -211,5 +211,5 @@ def object_records(count: int = 5) -> list[dict[str, Any]]:
             "tags": TAGS[number % 3],
             "metadata": {"object": names[number % 3]},
         }
-        for number, picture in enumerate(pictures(count, seed=5))
+        for number, image in enumerate(noise_images(count, seed=5))
     ]

@@ -1,6 +1,6 @@
 """Poise models of random weights, and batches for them, small enough to be made in milliseconds.
 
-A `Sample` says what one row of a batch is about; `batch_of` lays samples out as the processor would. Pictures and tags
+A `Sample` says what one row of a batch is about; `batch_of` lays samples out as the processor would. Images and tags
 are drawn from seeds, so that the same sample is the same numbers in every batch.
 """
 
@@ -83,14 +83,14 @@ def open_branches(model, std=0.3, seed=1):
 
 
 def fit_statistics(model, count=600, seed=2):
-    """Let a reliability router see `count` pictures with their tags, as training would."""
+    """Let a reliability router see `count` images with their tags, as training would."""
     model.train()
-    model.get_image_features(**picture_inputs(range(seed * 10_000, seed * 10_000 + count)))
+    model.get_image_features(**image_inputs(range(seed * 10_000, seed * 10_000 + count)))
     model.eval()
 
 
 def cached_features(model, batch):
-    """The batch with what the frozen tower made of its pictures in their place, as a feature cache gives it."""
+    """The batch with what the frozen tower made of its images in their place, as a feature cache gives it."""
     batch = dict(batch)
     features, profile = encode_image(model.model.vision_tower, batch.pop("pixel_values"), model.config)
     return {**batch, "vision_features": features, **({} if profile is None else {"image_profile": profile})}
@@ -101,41 +101,41 @@ class Sample:
     """
     One row of a batch.
 
-    `pictures`: a seed for each. `tags`: for each picture whether it has tags. `question`, `answer`: token ids.
+    `images`: a seed for each. `tags`: for each image whether it has tags. `question`, `answer`: token ids.
     """
 
-    pictures: tuple[int, ...] = (1,)
+    images: tuple[int, ...] = (1,)
     tags: tuple[bool, ...] | None = None
     question: tuple[int, ...] = (7, 8, 9)
     answer: tuple[int, ...] = (20, 21)
 
     @property
     def has_tags(self):
-        return self.tags if self.tags is not None else (True,) * len(self.pictures)
+        return self.tags if self.tags is not None else (True,) * len(self.images)
 
     def but(self, **changes):
         """The same sample with another question, answer, ..."""
         return replace(self, **changes)
 
 
-# Different lengths, numbers of pictures, with and without tags, and one row of text alone.
+# Different lengths, numbers of images, with and without tags, and one row of text alone.
 MIXED = (
-    Sample(pictures=(1,)),
-    Sample(pictures=(2, 3), question=(10, 11, 12, 13, 14), answer=(22,)),
-    Sample(pictures=(4,), tags=(False,), question=(15,), answer=(23, 24, 25)),
-    Sample(pictures=(), question=(16, 17), answer=(26, 27)),
-    Sample(pictures=(5, 6), tags=(True, False), question=(18,), answer=(28,)),
+    Sample(images=(1,)),
+    Sample(images=(2, 3), question=(10, 11, 12, 13, 14), answer=(22,)),
+    Sample(images=(4,), tags=(False,), question=(15,), answer=(23, 24, 25)),
+    Sample(images=(), question=(16, 17), answer=(26, 27)),
+    Sample(images=(5, 6), tags=(True, False), question=(18,), answer=(28,)),
 )
 
 
-def picture_inputs(seeds, tags=True, tag_length=TAG_LENGTH, questions=None):
+def image_inputs(seeds, tags=True, tag_length=TAG_LENGTH, questions=None):
     """
-    Inputs of pictures: the vision tower's and, with `tags` true or one bool per picture, their tags'; with `questions`,
-    token ids for each picture, theirs, too (drawn by default).
+    Inputs of images: the vision tower's and, with `tags` true or one bool per image, their tags'; with `questions`,
+    token ids for each image, theirs, too (drawn by default).
     """
     seeds = list(seeds)
     has_tags = [tags] * len(seeds) if isinstance(tags, bool) else list(tags)
-    rows = [_picture(seed, tag_length) for seed in seeds]
+    rows = [_image(seed, tag_length) for seed in seeds]
     inputs = {"pixel_values": torch.stack([row[0] for row in rows])}
     if any(has_tags):
         keep = torch.tensor(has_tags)[:, None]
@@ -148,7 +148,7 @@ def picture_inputs(seeds, tags=True, tag_length=TAG_LENGTH, questions=None):
     return {**inputs, "question_input_ids": asked["input_ids"], "question_attention_mask": asked["attention_mask"]}
 
 
-def _picture(seed, tag_length):
+def _image(seed, tag_length):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randn(3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
     ids = torch.randint(5, TAG_VOCABULARY, (tag_length,), generator=generator)
@@ -167,7 +167,7 @@ def batch_of(model, samples, side="right", answers=True, labels=False, pad_to=No
     samples = [samples] if isinstance(samples, Sample) else list(samples)
     config = model.config
     run = [PLACEHOLDER] * (config.num_image_tokens + config.num_prompt_tokens)
-    prompts = [[BOS, *(token for _ in s.pictures for token in run), *s.question] for s in samples]
+    prompts = [[BOS, *(token for _ in s.images for token in run), *s.question] for s in samples]
     seq2seq = config.is_encoder_decoder
     with_answer = answers and not seq2seq
     rows = [[*p, *s.answer, EOS] if with_answer else p for p, s in zip(prompts, samples, strict=True)]
@@ -177,10 +177,10 @@ def batch_of(model, samples, side="right", answers=True, labels=False, pad_to=No
     elif labels:
         targets = [[-100] * len(p) + r[len(p) :] for p, r in zip(prompts, rows, strict=True)]
         batch["labels"] = padded(targets, -100, side, pad_to)["input_ids"]
-    seeds = [seed for s in samples for seed in s.pictures]
+    seeds = [seed for s in samples for seed in s.images]
     if seeds:
-        questions = [s.question for s in samples for _ in s.pictures]
-        inputs = picture_inputs(seeds, [has for s in samples for has in s.has_tags], questions=questions)
+        questions = [s.question for s in samples for _ in s.images]
+        inputs = image_inputs(seeds, [has for s in samples for has in s.has_tags], questions=questions)
         dynamic = config.soft_prompt_type == "dynamic"
         batch.update({name: value for name, value in inputs.items() if dynamic or name == "pixel_values"})
     return batch

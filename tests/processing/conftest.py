@@ -48,7 +48,7 @@ def piece_tokenizer(max_length=64):
 
 
 def make_processor(**options):
-    """A processor for 48×48 pictures with 4 image tokens and 2 soft-prompt tokens."""
+    """A processor for 48×48 images with 4 image tokens and 2 soft-prompt tokens."""
     settings = {
         "image_processor": SiglipImageProcessor(size={"height": 48, "width": 48}),
         "tokenizer": word_tokenizer(),
@@ -68,7 +68,7 @@ def processor():
 
 @pytest.fixture
 def photo():
-    """A picture with a left and a right half, larger than the model's."""
+    """An image with a left and a right half, larger than the model's."""
     image = Image.new("RGB", (80, 60), "red")
     image.paste("blue", (40, 0, 80, 60))
     return image

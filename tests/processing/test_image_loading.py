@@ -15,7 +15,7 @@ from poise.processing.image_loading import flat_image_list, image_size, open_ima
 
 
 def png_that_claims(width, height):
-    """A few bytes that say they are a picture of any size."""
+    """A few bytes that say they are an image of any size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

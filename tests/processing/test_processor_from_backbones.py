@@ -89,9 +89,9 @@ def test_a_missing_padding_token_is_replaced_and_said(folders, monkeypatch):
         PoiseProcessor.from_backbones(**folders, config=configuration())
 
 
-def test_pictures_of_another_size_are_noticed(folders):
+def test_images_of_another_size_are_noticed(folders):
     SiglipImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folders["vision"])
-    with pytest.raises(ValueError, match="makes 64×64 pictures, but the configuration expects 48×48"):
+    with pytest.raises(ValueError, match="makes 64×64 images, but the configuration expects 48×48"):
         PoiseProcessor.from_backbones(**folders, config=configuration())
 
 

@@ -17,7 +17,7 @@ NAMES = ["red square", "blue star", "green ring"]
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [record["image"] for record in Scenes("test", size=3).__getitems__(range(3))]
 
 
@@ -29,10 +29,10 @@ def tagger(tiny_dual_encoder, tiny_pair_processor):
     )  # fmt: skip
 
 
-def test_scores_are_the_calibrated_cosines_best_first(tagger, pictures):
-    cosines = tagger.similarities(pictures)
+def test_scores_are_the_calibrated_cosines_best_first(tagger, images):
+    cosines = tagger.similarities(images)
     expected = 1 / (1 + np.exp(-(cosines.numpy() / 0.1 - 1.0)))
-    for tags, row in zip(tagger(pictures), expected, strict=True):
+    for tags, row in zip(tagger(images), expected, strict=True):
         assert [tag.score for tag in tags] == sorted((tag.score for tag in tags), reverse=True)
         for tag in tags:
             assert tag.score == pytest.approx(row[NAMES.index(tag.name)], abs=1e-4)
@@ -43,35 +43,35 @@ def test_a_tag_of_two_templates_is_their_mean_direction(tagger):
     torch.testing.assert_close(tagger.tag_embeds()[0], torch.nn.functional.normalize(texts.mean(0), dim=-1))
 
 
-def test_threshold_and_number_of_tags_are_kept(tagger, pictures):
-    scores = sorted((tag.score for tag in tagger(pictures[:1])[0]), reverse=True)
+def test_threshold_and_number_of_tags_are_kept(tagger, images):
+    scores = sorted((tag.score for tag in tagger(images[:1])[0]), reverse=True)
     tagger.threshold = scores[1] - 1e-3
-    assert len(tagger(pictures[:1])[0]) == 2
+    assert len(tagger(images[:1])[0]) == 2
     tagger.max_tags = 1
-    assert len(tagger(pictures[:1])[0]) == 1
+    assert len(tagger(images[:1])[0]) == 1
 
 
 def test_without_calibration_infonce_divides_one_certainty_and_sigmoid_judges_each(
-    tiny_dual_encoder, tiny_pair_processor, pictures
+    tiny_dual_encoder, tiny_pair_processor, images
 ):
     for loss_type, sums_to_one in (("infonce", True), ("sigmoid", False)):
         tagger = ZeroShotTagger(tiny_dual_encoder(loss_type=loss_type), tiny_pair_processor, NAMES, ["a {}"])
-        totals = tagger.scores_of(tagger.similarities(pictures)).sum(1)
+        totals = tagger.scores_of(tagger.similarities(images)).sum(1)
         assert torch.allclose(totals, torch.ones(3)) == sums_to_one
 
 
-def test_saved_and_loaded_it_gives_the_same_tags(tagger, pictures, tmp_path):
+def test_saved_and_loaded_it_gives_the_same_tags(tagger, images, tmp_path):
     tagger.save_pretrained(tmp_path)
     loaded = load_tagger(tmp_path)
-    assert loaded.settings() == tagger.settings() and loaded(pictures) == tagger(pictures)
-    assert DualEncoderTagger.from_pretrained(tmp_path, threshold=1.0)(pictures) == [[], [], []]
+    assert loaded.settings() == tagger.settings() and loaded(images) == tagger(images)
+    assert DualEncoderTagger.from_pretrained(tmp_path, threshold=1.0)(images) == [[], [], []]
     (tmp_path / "tagger.json").unlink()
     with pytest.raises(ValueError, match="tagger.json"):
         load_tagger(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-def test_foreign_dual_encoders_can_tag(kind, tiny_pair_processor, pictures):
+def test_foreign_dual_encoders_can_tag(kind, tiny_pair_processor, images):
     tokenizer = tiny_pair_processor.tokenizer
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 64, "eos_token_id": 3}
@@ -81,7 +81,7 @@ def test_foreign_dual_encoders_can_tag(kind, tiny_pair_processor, pictures):
     tagger = ZeroShotTagger(
         model(config(text_config=text, vision_config=vision)), tiny_pair_processor, NAMES, threshold=0.0
     )
-    scores = tagger.scores_of(tagger.similarities(pictures))
+    scores = tagger.scores_of(tagger.similarities(images))
     assert scores.shape == (3, 3) and bool(((scores >= 0) & (scores <= 1)).all())
     assert torch.allclose(scores.sum(1), torch.ones(3)) == (kind == "clip")
 
@@ -103,9 +103,9 @@ def test_mistakes_name_argument_value_and_remedy(tiny_dual_encoder, tiny_pair_pr
     assert words in str(caught.value)
 
 
-def test_records_without_a_picture_get_no_tags(tagger, pictures):
-    tags = tagger.tag_records([{"image": None}, {"image": pictures[0]}])
-    assert tags[0] == [] and tags[1] == tagger(pictures[:1])[0]
+def test_records_without_an_image_get_no_tags(tagger, images):
+    tags = tagger.tag_records([{"image": None}, {"image": images[0]}])
+    assert tags[0] == [] and tags[1] == tagger(images[:1])[0]
 
 
 def test_written_tags_are_found_by_id_and_by_file(tmp_path):

@@ -31,7 +31,7 @@ def test_attention_spread_evenly_is_one_everywhere(kind, monkeypatch):
 
 
 def test_by_hand(monkeypatch):
-    """One layer looks at the picture three times as hard per token, the other at nothing but the question."""
+    """One layer looks at the image three times as hard per token, the other at nothing but the question."""
 
     def attention(prompts, answers):
         groups = prompt_groups(prompts)
@@ -41,7 +41,7 @@ def test_by_hand(monkeypatch):
     monkeypatch.setattr(attention_dominance, "attention_on_prompt", attention)
     found = evaluate(small_vlm("llama"))
     assert found["mdi_layer_0"] == pytest.approx(1 / 3) and found["aei_image_layer_0"] > 1 > found["aei_text_layer_0"]
-    assert "mdi_layer_1" not in found and "aei_image_layer_1" not in found  # the picture got nothing
+    assert "mdi_layer_1" not in found and "aei_image_layer_1" not in found  # the image got nothing
     image, total = found["tokens_image"], sum(found[f"tokens_{group}"] for group in GROUPS)
     share = 3 * image / (3 * image + total - image)
     assert found["aei_image_layer_0"] == pytest.approx(share / (image / total))

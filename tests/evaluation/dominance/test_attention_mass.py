@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_vlms import KINDS, QUESTIONS, TAGS, pictures, poise_around, small_vlm
+from small_vlms import KINDS, QUESTIONS, TAGS, noise_images, poise_around, small_vlm
 from torch.profiler import ProfilerActivity, profile
 from transformers import GPT2Config, MistralConfig
 
@@ -77,7 +77,7 @@ def test_memory_grows_with_tokens_not_with_their_square():
 
     def prompts_of(words):
         question = " ".join([QUESTIONS[0]] * words)
-        return read_prompts(vlm.parts, vlm.processor, pictures(1), [question], TAGS[:1])
+        return read_prompts(vlm.parts, vlm.processor, noise_images(1), [question], TAGS[:1])
 
     def whole_maps(prompts):
         with torch.no_grad(), attention_implementation(prompts.parts.stacks, ("eager",)):

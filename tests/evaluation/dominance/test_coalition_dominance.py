@@ -70,7 +70,7 @@ def test_everything_minus_nothing_is_shared_out():
                 assert sum(shares) == pytest.approx(1)
 
 
-def test_a_model_that_reads_the_picture_alone_is_found_out(monkeypatch):
+def test_a_model_that_reads_the_image_alone_is_found_out(monkeypatch):
     """A stand-in that answers what is written on the first pixel."""
     vlm, records = small_vlm("llama"), records_of(5)
     names = {record["image"].getpixel((0, 0)): record["answers"][0] for record in records}

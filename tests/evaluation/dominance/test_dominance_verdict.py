@@ -35,7 +35,7 @@ def test_who_dominates(values, width, expected):
     assert dominant(coalition_scores(*values, width=width), PLAYERS) == expected
 
 
-def test_picture_against_question_where_there_are_no_tags():
+def test_image_against_question_where_there_are_no_tags():
     assert dominant(coalition_scores(0.1, 0.0, 0.6), ("image", "question")) == "question"
 
 
@@ -59,11 +59,11 @@ def test_sentences_hold_their_figures():
         "blank_text_weight": 0.8,
     }
     sentences = verdict(scores, attention, router, PLAYERS)
-    assert sentences[0].startswith("The picture dominates the answers") and "picture 56%, tags 11%" in sentences[0]
-    assert "0.90 with everything right, 0.40 with the picture swapped" in sentences[1]
+    assert sentences[0].startswith("The image dominates the answers") and "image 56%, tags 11%" in sentences[0]
+    assert "0.90 with everything right, 0.40 with the image swapped" in sentences[1]
     assert "(80 samples) 70% of the answers are right and 20% follow the prior" in sentences[2]
     assert "3.25 times" in sentences[3] and "1.50 times without the first position" in sentences[3]
-    assert "least the picture under blank (0.01)" in sentences[4]
+    assert "least the image under blank (0.01)" in sentences[4]
     assert verdict(None, {"tokens_image": 0.0}, None, PLAYERS) == [
         "Attention: the prompt has no image or no text tokens, so MDI is not defined."
     ]

@@ -24,14 +24,14 @@ def test_what_adds_up_is_shared_as_it_adds_up():
 
 
 def test_partners_share_and_idlers_get_nothing():
-    """Only picture and question together are worth something."""
+    """Only image and question together are worth something."""
     found = shapley_values(game(lambda some: float({"image", "question"} <= some)), PLAYERS)
     assert found["image"] == pytest.approx(0.5) and found["question"] == pytest.approx(0.5)
     assert found["tags"] == pytest.approx(0)
 
 
 def test_gloves():
-    """A question with a picture or with tags is worth 1: the textbook's glove game, 2/3 to the scarce side."""
+    """A question with an image or with tags is worth 1: the textbook's glove game, 2/3 to the scarce side."""
     found = shapley_values(game(lambda some: float("question" in some and len(some) > 1)), PLAYERS)
     assert found["question"] == pytest.approx(2 / 3) and found["image"] == pytest.approx(1 / 6)
 

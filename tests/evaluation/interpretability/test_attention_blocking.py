@@ -62,7 +62,7 @@ def recorded_weights(vlm):
 
 
 def some_groups(vlm, prompts):
-    """(queries, keys): text behind the picture no longer sees three of its tokens."""
+    """(queries, keys): text behind the image no longer sees three of its tokens."""
     keys = image_tokens(prompts, [1, 4, 7])  # (B, T)
     behind = prompts.placeholders.flip(1).cumsum(1).flip(1) == 0  # (B, T)
     return behind & prompts.attention_mask.bool(), keys

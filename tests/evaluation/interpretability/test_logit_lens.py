@@ -1,4 +1,4 @@
-"""The lens reads what the model itself would say, and its page and picture show it."""
+"""The lens reads what the model itself would say, and its page and image show it."""
 
 import base64
 import io
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_vlms import KINDS, QUESTIONS, TAGS, pictures, small_vlm
+from small_vlms import KINDS, QUESTIONS, TAGS, noise_images, small_vlm
 
+from poise.evaluation.interpretability.html_pages import visible
 from poise.evaluation.interpretability.lens_study import study_lens
 from poise.evaluation.interpretability.logit_lens import finest_view, logit_lens, word_token_ids
-from poise.evaluation.interpretability.logit_lens_page import logit_lens_page, visible, write_logit_lens_page
+from poise.evaluation.interpretability.logit_lens_page import logit_lens_page, write_logit_lens_page
 from poise.evaluation.interpretability.report import draw_word_heat
 from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.evaluation.probing.residual_stream import residual_stream
@@ -26,13 +27,15 @@ pytestmark = pytest.mark.numerics
 CAUSAL = ("llama", "llava")
 
 
-def lens_of(kind, top_k=4, words=("red", "dog"), title="a picture"):
+def lens_of(kind, top_k=4, words=("red", "dog"), title="an image"):
     vlm = small_vlm(kind)
-    return logit_lens(vlm.model, vlm.processor, pictures(1)[0], QUESTIONS[0], TAGS[0], words, top_k, title)
+    return logit_lens(vlm.model, vlm.processor, noise_images(1)[0], QUESTIONS[0], TAGS[0], words, top_k, title)
 
 
 def one_prompt(vlm):
-    return read_prompts(vlm.parts, vlm.processor, pictures(1), QUESTIONS[:1], [[] if vlm.kind == "llava" else TAGS[0]])
+    return read_prompts(
+        vlm.parts, vlm.processor, noise_images(1), QUESTIONS[:1], [[] if vlm.kind == "llava" else TAGS[0]]
+    )
 
 
 def probabilities(vlm, states):
@@ -96,9 +99,9 @@ def test_of_t5_the_encoder_is_read_with_its_norm_and_the_scaled_head():
     assert lens.reads_encoder and not lens_of("llama").reads_encoder
 
 
-def test_picture_tokens_do_not_see_the_question_that_follows():
+def test_image_tokens_do_not_see_the_question_that_follows():
     vlm = small_vlm("llama")
-    arguments = (vlm.model, vlm.processor, pictures(1)[0])
+    arguments = (vlm.model, vlm.processor, noise_images(1)[0])
     first, second = (logit_lens(*arguments, question) for question in QUESTIONS[:2])
     np.testing.assert_allclose(first.top_probabilities, second.top_probabilities, rtol=1e-4)
 
@@ -227,8 +230,8 @@ def test_the_page_holds_what_was_read():
     heat = np.array(sample["heat"]).reshape(lens.word_probabilities.shape) / data["heat_scale"]
     np.testing.assert_allclose(heat, lens.word_probabilities, atol=1e-6)
     assert sample["object"] == [0, 4, 8] and sample["grid"] == [3, 3]
-    picture = Image.open(io.BytesIO(base64.b64decode(sample["picture"].partition(",")[2])))
-    assert picture.size == lens.picture.size == (40, 30)
+    image = Image.open(io.BytesIO(base64.b64decode(sample["image"].partition(",")[2])))
+    assert image.size == lens.image.size == (40, 30)
 
 
 def test_words_of_the_vocabulary_are_only_ever_text():
@@ -242,8 +245,8 @@ def test_words_of_the_vocabulary_are_only_ever_text():
     assert "innerHTML" not in page.scripts["code"]
 
 
-def test_pages_need_pictures_of_one_kind():
-    with pytest.raises(ValueError, match="lenses holds 0 pictures"):
+def test_pages_need_images_of_one_kind():
+    with pytest.raises(ValueError, match="lenses holds 0 images"):
         logit_lens_page([])
     with pytest.raises(ValueError, match=r"with \[3, 4\] top words"):
         logit_lens_page([lens_of("llama"), lens_of("llama", top_k=3)])
@@ -257,14 +260,14 @@ def test_invisible_characters_are_shown(token, shown):
     assert visible(token) == shown
 
 
-def test_page_and_picture_are_written(tmp_path):
+def test_page_and_image_are_written(tmp_path):
     lens = lens_of("t5")
     lens.object_patches = np.eye(3, dtype=bool)
     write_logit_lens_page([lens], tmp_path / "lens.html")
     draw_word_heat(lens, "red", tmp_path / "heat.png")
     assert "This is an encoder" in (tmp_path / "lens.html").read_text(encoding="utf-8")
-    with Image.open(tmp_path / "heat.png") as picture:
-        assert picture.width > 300 and len(picture.convert("RGB").getcolors(1 << 20)) > 50
+    with Image.open(tmp_path / "heat.png") as image:
+        assert image.width > 300 and len(image.convert("RGB").getcolors(1 << 20)) > 50
 
 
 def test_the_study_counts_on_and_off_the_object(tmp_path):
@@ -272,7 +275,7 @@ def test_the_study_counts_on_and_off_the_object(tmp_path):
     records = [
         {
             "id": f"r/{number}",
-            "image": picture,
+            "image": image,
             "task": "vqa",
             "question": QUESTIONS[0],
             "answers": ["red"],
@@ -280,9 +283,9 @@ def test_the_study_counts_on_and_off_the_object(tmp_path):
             "tags": [],
             "metadata": {"object": "dog"},
         }
-        for number, picture in enumerate(pictures(3))
+        for number, image in enumerate(noise_images(3))
     ]
-    found = study_lens(vlm.model, vlm.processor, records, tmp_path, pictures=1, progress=False)
+    found = study_lens(vlm.model, vlm.processor, records, tmp_path, images=1, progress=False)
     expected = np.zeros((4, 2))
     for record in records:
         lens = logit_lens(vlm.model, vlm.processor, record["image"], QUESTIONS[0], words=["dog"])
@@ -291,5 +294,5 @@ def test_the_study_counts_on_and_off_the_object(tmp_path):
     np.testing.assert_allclose(np.array([found["object"], found["rest"]]).T, expected)
     assert found["samples"] == 3 and found["pictures"] == ["r/0"]
     assert {path.name for path in (tmp_path / "logit_lens").iterdir()} == {"r_0.npz", "r_0-dog.png"}
-    with pytest.raises(ValueError, match="no picture for the logit lens"):
+    with pytest.raises(ValueError, match="no image for the logit lens"):
         study_lens(vlm.model, vlm.processor, [], tmp_path, progress=False)

@@ -1,4 +1,4 @@
-"""Box → patches against what the image processors really do to pictures."""
+"""Box → patches against what the image processors really do to images."""
 
 import random
 
@@ -10,7 +10,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from poise.evaluation.data_sources import load_data_source
 from poise.evaluation.interpretability.objects import patches_under
-from poise.evaluation.probing.picture_geometry import measured_indices, picture_geometry
+from poise.evaluation.probing.image_geometry import image_geometry, measured_indices
 from poise.processing import Scenes
 
 SIDE, GRID = 48, (6, 6)
@@ -35,7 +35,7 @@ class ObjectPatches:
         self.processor, self.grid = processor, grid
 
     def geometry(self, image):
-        return picture_geometry(self.processor, *image.size)
+        return image_geometry(self.processor, *image.size)
 
     def __call__(self, image, box, buffer=0):
         return patches_under(self.geometry(image).seen_region(), self.grid, image, box, buffer)
@@ -50,7 +50,7 @@ def sizes(seed, count=5):
 def test_every_pixel_comes_from_where_the_geometry_says(name):
     processor = PROCESSORS[name]
     for width, height in sizes(name):
-        geometry = picture_geometry(processor, width, height)
+        geometry = image_geometry(processor, width, height)
         for axis, expected in enumerate(geometry.stored_indices()):
             found = measured_indices(processor, width, height, axis)
             centres = geometry.stored_centres(axis)
@@ -150,4 +150,4 @@ def test_a_processor_that_does_something_else_is_refused():
             return super()._preprocess([image[:, :, ::-1].copy() for image in images], *args, **kwargs)
 
     with pytest.raises(ValueError, match="Mirroring does not map 40×30 pixels by resizing"):
-        picture_geometry(Mirroring(size={"height": SIDE, "width": SIDE}), 40, 30)
+        image_geometry(Mirroring(size={"height": SIDE, "width": SIDE}), 40, 30)

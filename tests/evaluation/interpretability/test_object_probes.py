@@ -60,7 +60,7 @@ def test_expressions_name_the_object():
     assert probe.questions["polling"] == "Is there a brown dog in this image?"
 
 
-def test_records_without_a_box_or_a_picture():
+def test_records_without_a_box_or_an_image():
     record = object_records(1)[0]
     assert object_probe({**record, "bbox": None}) is None
     with pytest.raises(ValueError, match="'r0' has a bbox but its image is not opened"):

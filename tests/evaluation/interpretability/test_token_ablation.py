@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small_vlms import KINDS, image_tokens, object_records, pictures, small_vlm
+from small_vlms import KINDS, image_tokens, noise_images, object_records, small_vlm
 
 import poise.evaluation.interpretability.token_ablation as module
 from poise.evaluation.interpretability.objects import ObjectTokens
@@ -56,9 +56,9 @@ def test_exactly_the_chosen_tokens_become_exactly_the_vector(kind, vector):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_mean_token_is_the_mean_over_pictures_and_patches(kind):
+def test_the_mean_token_is_the_mean_over_images_and_patches(kind):
     vlm = small_vlm(kind)
-    records = [{"image": picture, "tags": [("dog", 0.5)]} for picture in pictures(5)]
+    records = [{"image": image, "tags": [("dog", 0.5)]} for image in noise_images(5)]
     records.insert(2, {"image": None})
     found = mean_image_token(vlm.model, vlm.processor, records, batch_size=2, progress=False)
     tokens = []
@@ -70,17 +70,17 @@ def test_the_mean_token_is_the_mean_over_pictures_and_patches(kind):
     torch.testing.assert_close(found, torch.cat(tokens).mean(0))
     limited = mean_image_token(vlm.model, vlm.processor, records, limit=1, progress=False)
     torch.testing.assert_close(limited, tokens[0].mean(0))
-    with pytest.raises(ValueError, match="records holds no picture"):
+    with pytest.raises(ValueError, match="records holds no image"):
         mean_image_token(vlm.model, vlm.processor, [{"image": None}], progress=False)
 
 
 def test_boxes_become_places_in_the_sequence():
     vlm = small_vlm("llama")
     prompts, tokens = vlm.prompts(), ObjectTokens(vlm.processor.image_processor)
-    corner = tokens(prompts, 0, pictures(1)[0], [0, 0, 3, 3])
+    corner = tokens(prompts, 0, noise_images(1)[0], [0, 0, 3, 3])
     assert torch.equal(corner, image_tokens(prompts, [0])[0])
-    assert torch.equal(tokens(prompts, 1, pictures(1)[0], [20, 12, 3, 3], buffer=1), prompts.image[1])
-    assert torch.equal(tokens.on_image(prompts, pictures(2)), prompts.image)
+    assert torch.equal(tokens(prompts, 1, noise_images(1)[0], [20, 12, 3, 3], buffer=1), prompts.image[1])
+    assert torch.equal(tokens.on_image(prompts, noise_images(2)), prompts.image)
 
 
 def test_random_tokens_depend_on_the_sample_alone():
@@ -128,7 +128,7 @@ def test_integrated_gradients_add_up_to_the_difference(kind):
 
 def test_a_token_that_is_the_baseline_adds_nothing():
     prompts = small_vlm("llama").prompts()
-    baseline = prompts.image_rows(image_tokens(prompts, [4]))[0]  # the fifth token of the first picture
+    baseline = prompts.image_rows(image_tokens(prompts, [4]))[0]  # the fifth token of the first image
     found = integrated_gradients(prompts, ANSWERS, baseline, steps=3)[0, prompts.image[0]]
     assert found[4] == 0 and (found[:4] != 0).all()
     with pytest.raises(ValueError, match="steps=0"):
@@ -161,10 +161,10 @@ class SeesOnlyTheObject:
 def dog_records(count):
     return [
         {
-            "id": f"r{number}", "image": picture, "task": "vqa", "question": "what color is the dog ?",
+            "id": f"r{number}", "image": image, "task": "vqa", "question": "what color is the dog ?",
             "answers": ["a red"], "bbox": [15, 12, 9, 7], "tags": [], "metadata": {"object": "dog"},
         }
-        for number, picture in enumerate(pictures(count))
+        for number, image in enumerate(noise_images(count))
     ]  # fmt: skip
 
 
@@ -206,13 +206,13 @@ def test_what_is_counted(monkeypatch, tmp_path):
 
 
 def test_what_guessing_is_worth(monkeypatch):
-    """A stand-in that knows whose picture it is shown, and says yes to all of them but one."""
+    """A stand-in that knows whose image it is shown, and says yes to all of them but one."""
     vlm, records = small_vlm("llama"), dog_records(6)
     words = vlm.processor.tokenizer.convert_tokens_to_ids
 
     def answers(prompts, changes=(), max_new_tokens=16):
         shown = prompts.image_rows(image_tokens(prompts, [0]))  # (B, D)
-        # Which of the six pictures it is: the nearest, since kernels round otherwise for another size of the batch.
+        # Which of the six images it is: the nearest, since kernels round otherwise for another size of the batch.
         nearest = torch.cdist(shown, every_first).argmin(-1)  # (B,)
         return [words(["no"] if index == 2 else ["yes"]) for index in nearest.tolist()]
 
@@ -286,7 +286,7 @@ def test_bad_arguments(arguments, text):
 
 def test_records_without_objects_are_an_error():
     vlm = small_vlm("llama")
-    records = [{"id": "x", "image": pictures(1)[0], "task": "vqa", "question": "what ?", "answers": ["red"]}]
+    records = [{"id": "x", "image": noise_images(1)[0], "task": "vqa", "question": "what ?", "answers": ["red"]}]
     with pytest.raises(ValueError, match="records holds nothing for token ablation"):
         TokenAblation(progress=False)(vlm.model, vlm.processor, records)
 

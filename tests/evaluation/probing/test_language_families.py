@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small_vlms import QUESTIONS, image_tokens, pictures, poise_around
+from small_vlms import QUESTIONS, image_tokens, noise_images, poise_around
 from transformers import GemmaConfig, GPT2Config, GPTNeoXConfig, MistralConfig, OPTConfig, Phi3Config, Qwen3Config
 
 from poise.evaluation.interpretability.logit_lens import logit_lens
@@ -42,7 +42,7 @@ def test_lens_and_knockout(family):
         assert torch.equal(clean[:, -1], changed[:, -1])
     assert not torch.equal(prompts.logits()[:, -1], clean[:, -1])
 
-    lens = logit_lens(vlm.model, vlm.processor, pictures(1)[0], QUESTIONS[0])
+    lens = logit_lens(vlm.model, vlm.processor, noise_images(1)[0], QUESTIONS[0])
     alone = vlm.prompts(1, with_tags=False)
     expected = alone.logits()[0][alone.placeholders[0]].softmax(-1).topk(5).values
     np.testing.assert_allclose(lens.top_probabilities[-1], expected.numpy(), rtol=1e-3)

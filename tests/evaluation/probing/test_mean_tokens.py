@@ -39,7 +39,7 @@ def changed_places(prompts, changes):
 def test_only_what_is_absent_changes_and_becomes_the_mean(kind):
     vlm, records = small_vlm(kind), object_records(3)
     means = mean_tokens(vlm.model, vlm.processor, records, batch_size=2, progress=False)
-    assert means.pictures == 3
+    assert means.images == 3
     prompts = vlm.prompts()
     nothing = torch.zeros_like(prompts.image)
     soft_prompt = nothing if prompts.soft_prompt is None else prompts.soft_prompt
@@ -80,7 +80,7 @@ def test_means_are_means():
     torch.testing.assert_close(means.question, torch.cat(questions).mean(0), rtol=1e-4, atol=1e-5)
 
 
-def test_no_picture_is_an_error():
+def test_no_image_is_an_error():
     vlm = small_vlm("llama")
-    with pytest.raises(ValueError, match="records holds no picture to take mean tokens of"):
+    with pytest.raises(ValueError, match="records holds no image to take mean tokens of"):
         mean_tokens(vlm.model, vlm.processor, [{**object_records(1)[0], "image": None}], progress=False)

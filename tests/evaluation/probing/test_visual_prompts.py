@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_vlms import KINDS, QUESTIONS, TAGS, image_tokens, pictures, small_vlm
+from small_vlms import KINDS, QUESTIONS, TAGS, image_tokens, noise_images, small_vlm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from poise.evaluation.probing.answers import answer_log_probabilities, answer_texts, greedy_answers
@@ -18,10 +18,12 @@ def model_inputs(vlm, count):
     """The same prompts the ordinary way."""
     if vlm.kind == "llava":
         texts = [f"USER : <image> {question} ASSISTANT :" for question in QUESTIONS[:count]]
-        return vlm.processor(images=pictures(count), text=texts, padding=True, padding_side="left", return_tensors="pt")
+        return vlm.processor(
+            images=noise_images(count), text=texts, padding=True, padding_side="left", return_tensors="pt"
+        )
     records = [
-        {"task": "vqa", "question": question, "image": picture, "tags": tags}
-        for question, picture, tags in zip(QUESTIONS[:count], pictures(count), TAGS, strict=False)
+        {"task": "vqa", "question": question, "image": image, "tags": tags}
+        for question, image, tags in zip(QUESTIONS[:count], noise_images(count), TAGS, strict=False)
     ]
     return GenerationCollator(vlm.processor, is_encoder_decoder=vlm.kind == "t5")(records)[0]
 
@@ -38,8 +40,8 @@ def test_greedy_answers_are_those_of_generate(kind):
     answers = greedy_answers(prompts, max_new_tokens=6)
     assert answer_texts(vlm.processor, answers) == [text.strip() for text in expected]
     assert torch.equal(prompts.attention_mask, inputs["attention_mask"])
-    # Another picture, another prompt: the picture is really read.
-    other = read_prompts(vlm.parts, vlm.processor, pictures(3, seed=9), QUESTIONS, list(TAGS))
+    # Another image, another prompt: the image is really read.
+    other = read_prompts(vlm.parts, vlm.processor, noise_images(3, seed=9), QUESTIONS, list(TAGS))
     assert not torch.equal(other.features.rows, prompts.features.rows)
 
 
@@ -92,7 +94,7 @@ def test_groups_share_out_the_prompt(kind):
     assert counts["last"] == ([0, 0, 0] if kind == "t5" else [1, 1, 1])
 
 
-def test_tag_words_are_the_ones_behind_the_picture():
+def test_tag_words_are_the_ones_behind_the_image():
     vlm = small_vlm("llama")
     inputs, prompts = model_inputs(vlm, 3), vlm.prompts(3)
     words = [

@@ -72,13 +72,13 @@ def test_nothing_to_degrade():
     assert present == [CLEAN, "noise", None, "typos", CLEAN, None, "tags_removed", "typos", CLEAN, "noise", None, None]
 
 
-def test_swapped_pictures_are_other_samples():
+def test_swapped_images_are_other_samples():
     records = object_records(4)
     degraded = DegradedRecords(records, ["swapped_image"], [5], clean=False)
-    pictures = [record["image"].tobytes() for record in records]
+    images = [record["image"].tobytes() for record in records]
     for index in range(4):
         found = degraded[index]["image"].tobytes()
-        assert found in pictures and found != pictures[index]
+        assert found in images and found != images[index]
     with pytest.raises(ValueError, match="records holds 1 sample, but swapping needs another one"):
         DegradedRecords(records[:1], ["swapped_image"], [5])[1]
     with pytest.raises(ValueError, match="one sample with image only"):

@@ -29,7 +29,7 @@ def test_means_by_condition(monkeypatch):
     assert evaluator.primary_metric in found
 
 
-def test_every_degradation_of_picture_and_tags_by_default():
+def test_every_degradation_of_image_and_tags_by_default():
     assert len(RouterByCondition().degradations) == 12
 
 

@@ -59,15 +59,15 @@ def test_the_index_holds_the_same_figures(card):
         assert float(value) == pytest.approx(result.metric_value, abs=5e-4) and result.metric_type == "accuracy"
 
 
-def test_failing_modalities_and_dominance_have_a_picture_and_a_table(card, folder):
+def test_failing_modalities_and_dominance_have_an_image_and_a_table(card, folder):
     failing, dominance = section(card, "How it holds up"), section(card, "Dominance")
     for text, plot, lines in (
         (failing, "robustness", ["clean", "noise", "tags removed"]),
         (dominance, "dominance", ["everything right", "image swapped", "attention"]),
     ):
         assert f"(plots/{plot}.png)" in text
-        with Image.open(folder / "plots" / f"{plot}.png") as picture:
-            assert min(picture.size) > 500
+        with Image.open(folder / "plots" / f"{plot}.png") as image:
+            assert min(image.size) > 500
         for line in lines:
             assert re.search(rf"^\| {line} \|.*\[-?\d\.\d{{3}}, ", text, flags=re.MULTILINE), (line, text)
     assert "router's weight of the tags" in dominance and "Accuracy is" in dominance  # the verdict in words

@@ -34,7 +34,7 @@ def requests_for(model, documents, settings):
     model.task_dict = {"squares": {"test": documents}}
 
     def messages(document):
-        parts = [{"type": "image", "url": picture} for picture in document["pictures"]]
+        parts = [{"type": "image", "url": image} for image in document["images"]]
         return [{"role": "user", "content": [*parts, {"type": "text", "text": document["question"]}]}]
 
     return [
@@ -61,17 +61,17 @@ def test_the_registry_lists_poise_as_a_chat_model(registry):
 
 
 def test_requests_are_answered_in_order_whatever_shares_their_batch(model, built, samples):
-    pictures = [Image.open(samples[0]["image"]).convert("RGB"), Image.new("RGB", (40, 30), "green")]
+    images = [Image.open(samples[0]["image"]).convert("RGB"), Image.new("RGB", (40, 30), "green")]
     documents = [
-        {"pictures": pictures[:1], "question": QUESTION},
-        {"pictures": pictures[1:], "question": "what is the ball ?"},
-        {"pictures": pictures[1:], "question": QUESTION},
-        {"pictures": pictures[:1], "question": "what color is the green ball ? blue , red"},
+        {"images": images[:1], "question": QUESTION},
+        {"images": images[1:], "question": "what is the ball ?"},
+        {"images": images[1:], "question": QUESTION},
+        {"images": images[:1], "question": "what color is the green ball ? blue , red"},
     ]
     short, long = {"max_new_tokens": 3, "until": ["\n"]}, {"max_new_tokens": 5, "temperature": 0, "top_p": None}
     results = model.generate_until(requests_for(model, documents, [short, long, short, long]))
     for document, result, length in zip(documents, results, (3, 5, 3, 5), strict=True):
-        sample = {"image": document["pictures"][0], "question": document["question"]}
+        sample = {"image": document["images"][0], "question": document["question"]}
         assert result.text == answer(built.model, built.processor, sample, length)
         assert 0 < result.token_counts.output_tokens <= length
 
@@ -83,20 +83,20 @@ def test_answers_end_where_the_task_says(model):
     assert cut_at("red", None) == cut_at("red", "") == "red"
 
 
-def test_a_tagger_gives_every_picture_its_tags(model, monkeypatch):
+def test_a_tagger_gives_every_image_its_tags(model, monkeypatch):
     class Tagger:
         def tag_records(self, records):
             return [[("red square", 0.9)] for _ in records]
 
     monkeypatch.setattr(model, "tagger", Tagger())
-    picture = Image.new("RGB", (40, 30), "red")
-    (request,) = requests_for(model, [{"pictures": [picture], "question": QUESTION}], [{}])
+    image = Image.new("RGB", (40, 30), "red")
+    (request,) = requests_for(model, [{"images": [image], "question": QUESTION}], [{}])
     (message,) = model._messages(*request.args)
-    assert message["content"][0]["tags"] == [("red square", 0.9)] and message["content"][0]["image"] is picture
+    assert message["content"][0]["tags"] == [("red square", 0.9)] and message["content"][0]["image"] is image
 
 
 def test_what_it_cannot_do_is_said(model, built):
-    requests = requests_for(model, [{"pictures": [], "question": QUESTION}], [{}])
+    requests = requests_for(model, [{"images": [], "question": QUESTION}], [{}])
     requests[0].arguments = ("", lambda document: [{"role": "user", "content": [{"type": "video", "url": "x.mp4"}]}],
                              {}, 0, "squares", "test")  # fmt: skip
     with pytest.raises(ValueError, match="'squares' shows video or sound"):

@@ -165,7 +165,7 @@ def measure(run):
     row = {"metric": "vqa_accuracy", "value": 0.5, "n": 20, "low": 0.4, "high": 0.6, "dataset": "scenes"}
     found = {
         "robustness": {"scores": {"samples": 20}, "robustness": [{"condition": "noise", **row}]},
-        "diagnosis": {"verdict": ["It follows the picture."], "dominance": [{"condition": "tags swapped", **row}]},
+        "diagnosis": {"verdict": ["It follows the image."], "dominance": [{"condition": "tags swapped", **row}]},
     }
     for name, content in found.items():
         (run / name).mkdir()
@@ -180,13 +180,13 @@ def test_what_was_measured_beside_the_run_is_on_the_card(online, run, unchecked)
     card = files["README.md"].content.decode()
     assert "| vqa.jsonl | VQA accuracy | 0.700 [0.600, 0.800] | 20 |" in card
     assert re.search(r"^\| noise \| 0.500 \[0.400, 0.600\] \|.* 20 \|$", card, flags=re.MULTILINE)
-    assert "It follows the picture." in card and re.search(
+    assert "It follows the image." in card and re.search(
         r"^\| tags swapped \|.*\| 0.500 \[0.400, 0.600\] \| 20 \|$", card, re.MULTILINE
     )
     for name in ("robustness", "dominance"):
         assert f"(plots/{name}.png)" in card
-        with Image.open(io.BytesIO(files[f"plots/{name}.png"].content)) as picture:
-            assert picture.size == (8, 8) and picture.getpixel((0, 0)) == (0, 0, 255)
+        with Image.open(io.BytesIO(files[f"plots/{name}.png"].content)) as image:
+            assert image.size == (8, 8) and image.getpixel((0, 0)) == (0, 0, 255)
 
 
 def test_what_was_measured_on_an_earlier_model_is_left_out(run, caplog):

@@ -18,7 +18,7 @@ def folder(tmp_path):
     (folder / "config.json").write_text('{"model_type": "poise"}')
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}" + b"a" * 50_000)
     (folder / "model-00002-of-00002.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}" + b"b" * 50_000)
-    (folder / "plots" / "loss.png").write_bytes(b"picture")
+    (folder / "plots" / "loss.png").write_bytes(b"image")
     return folder
 
 

@@ -51,8 +51,8 @@ def test_the_folder_is_a_space_that_names_everything_it_needs(space, built):
     settings = json.loads((folder / "space.json").read_text())
     assert settings["model"] == str(built.folder) and settings["tagger"] is None
     for example in settings["examples"]:
-        with Image.open(folder / example["image"]) as picture:
-            assert picture.size == (48, 48)
+        with Image.open(folder / example["image"]) as image:
+            assert image.size == (48, 48)
         assert example["question"].endswith("?") and check_tags(example["tags"]) == example["tags"]
 
 
@@ -133,11 +133,11 @@ def test_three_answers_are_those_of_the_model(answering, scene, built):
     assert [run.title for run in answers.runs] == [title for title, _, _ in RUNS]
     assert answers.runs[2].tag_weight == 0  # no tags
     for run, (_, sees_image, sees_tags) in zip(answers.runs, RUNS, strict=True):
-        picture = scene if sees_image else answering._grey(scene)
-        conversation = answering._conversation(picture, QUESTION, TAGS if sees_tags else [])
+        image = scene if sees_image else answering._grey(scene)
+        conversation = answering._conversation(image, QUESTION, TAGS if sees_tags else [])
         texts, weights, _ = answering._run([conversation])
         assert run.text == texts[0] and weights[0] == pytest.approx([run.image_weight, run.tag_weight], abs=2e-4)
-    assert len(answers.gaze) == len(answers.gaze[0]) == 2  # 16-pixel picture, patches of 8
+    assert len(answers.gaze) == len(answers.gaze[0]) == 2  # 16-pixel image, patches of 8
     assert sum(map(sum, answers.gaze)) == pytest.approx(1, abs=1e-5)
 
 
@@ -147,12 +147,12 @@ def test_grey_is_what_the_tower_reads_as_nothing(answering, scene):
 
 
 @pytest.mark.parametrize(
-    "picture, question, said",
+    "image, question, said",
     [(False, QUESTION, "no image yet"), (True, " ", "no question yet"), (True, "x" * 501, "at most 500")],
 )
-def test_what_is_missing_is_said(answering, scene, picture, question, said):
+def test_what_is_missing_is_said(answering, scene, image, question, said):
     with pytest.raises(ValueError, match=said):
-        answering.answer(scene if picture else None, question, [])
+        answering.answer(scene if image else None, question, [])
 
 
 def test_without_a_tagger_it_says_so(answering, scene):
@@ -195,7 +195,7 @@ def test_what_a_model_says_is_text_and_not_html(answering, scene):
     assert page.count("&lt;script&gt;") == 3 and "No tags were given" in page and "width:20.0%" in page
 
 
-def test_a_distrusted_picture_fades_and_the_gaze_glows():
+def test_a_distrusted_image_fades_and_the_gaze_glows():
     red = Image.new("RGB", (12, 6), (200, 0, 0))
     assert router_overlay(red, 1.0, None).getpixel((3, 3)) == (200, 0, 0)
     assert router_overlay(red, 0.0, None).getpixel((3, 3)) == (128, 128, 128)

@@ -151,7 +151,7 @@ def test_a_visitor_asks(demo_model, open_page, tmp_path):
         page.click("#ask")
         said(page, "There is no image yet", "bad")
 
-        # A picture of one's own, of another size; then a question, no tags.
+        # An image of one's own, of another size; then a question, no tags.
         own = tmp_path / "own.png"
         Image.new("RGB", (300, 200), "red").save(own)
         page.set_input_files("#picture input[type=file]", own)
@@ -167,7 +167,7 @@ def test_a_visitor_asks(demo_model, open_page, tmp_path):
         said(page, "There is no question yet", "bad")
         page.locator("#answers .said.none").nth(2).wait_for()  # nothing is left of the answers before
 
-        # An example brings picture, question and tags.
+        # An example brings image, question and tags.
         page.locator("#examples button.thumbnail-item").nth(1).click()
         settings = json.loads((tmp_path / "space" / "space.json").read_text())
         example = settings["examples"][1]
@@ -184,8 +184,8 @@ def test_a_visitor_asks(demo_model, open_page, tmp_path):
         # The page says what the same code says here.
         model = AnsweringModel.of_folder(tmp_path / "space")
         model._load()
-        with Image.open(tmp_path / "space" / example["image"]) as picture:
-            expected = model.answer(picture, example["question"], example["tags"])
+        with Image.open(tmp_path / "space" / example["image"]) as image:
+            expected = model.answer(image, example["question"], example["tags"])
         assert shown == [run.text or "(the model said nothing)" for run in expected.runs]
         values = [float(value.inner_text()) for value in page.locator("#answers .value").all()]
         pairs = [weight for run in expected.runs for weight in (run.image_weight, run.tag_weight)]

@@ -20,7 +20,7 @@ BASE = {"align_words": False, "align_pictures": 0, "model.soft_prompt_length": 2
 
 @pytest.fixture(scope="module")
 def mixed_records():
-    """Questions, captions and boxes of unequal length, one without a picture, one without tags."""
+    """Questions, captions and boxes of unequal length, one without an image, one without tags."""
     records = Scenes("train", size=9, seed=3).__getitems__(range(9))
     records[2] = {**records[2], "tags": []}
     records[4] = {"id": "t", "image": None, "task": "vqa", "question": "what color is it ?", "answers": ["red"]}

@@ -67,8 +67,8 @@ def test_seed_and_sample_draw_other_accidents(name, records, donor):
 
 
 @pytest.mark.parametrize("name", sorted(set(IMAGE_DEGRADATIONS) - {"swapped_image"}))
-def test_pictures_get_worse(name, records):
-    """Mean distance to the clean picture grows with the severity; for JPEG, whose errors jump, at least over all."""
+def test_images_get_worse(name, records):
+    """Mean distance to the clean image grows with the severity; for JPEG, whose errors jump, at least over all."""
     distance = []
     for severity in SEVERITIES:
         pairs = [(r["image"], degrade_image(r["image"], name, severity, sample_id=r["id"])) for r in records[:40]]
@@ -80,7 +80,7 @@ def test_pictures_get_worse(name, records):
 
 @pytest.mark.parametrize("size", [(48, 48), (640, 427), (33, 200), (1, 1)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
-def test_any_picture(size, mode):
+def test_any_image(size, mode):
     image = Image.effect_noise(size, 60).convert("RGB").convert(mode)
     for name in IMAGE_DEGRADATIONS:
         result = degrade_image(image, name, 5, donor=image)
@@ -88,7 +88,7 @@ def test_any_picture(size, mode):
 
 
 def test_photographs_suffer_like_scenes():
-    """Occlusion hides its share of any picture; blank leaves one colour."""
+    """Occlusion hides its share of any image; blank leaves one colour."""
     image = Image.new("RGB", (640, 426), (10, 200, 30))
     for severity, share in zip(SEVERITIES, (0.1, 0.2, 0.35, 0.5, 0.7), strict=True):
         hidden = np.asarray(degrade_image(image, "occlusion", severity)) != np.asarray(image)
@@ -193,8 +193,8 @@ def test_scenes_apply_them(knob, name):
 def test_scenes_apply_several_and_swap_with_a_scene_of_their_own():
     scenes = Scenes("test", size=30, image_degradation="swapped_image", question_corruption="typos", severity=5)
     clean = Scenes("test", size=30)
-    pictures = {np.asarray(record["image"]).tobytes() for record in clean}
+    images = {np.asarray(record["image"]).tobytes() for record in clean}
     for index in range(30):
         image = np.asarray(scenes[index]["image"]).tobytes()
-        assert image in pictures and image != np.asarray(clean[index]["image"]).tobytes()
+        assert image in images and image != np.asarray(clean[index]["image"]).tobytes()
         assert scenes[index]["question"] != clean[index]["question"]

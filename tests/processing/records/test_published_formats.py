@@ -1,4 +1,4 @@
-"""Converters on small files of the published forms. Every file and picture here is made up; only the forms are real."""
+"""Converters on small files of the published forms. Every file and image here is made up; only the forms are real."""
 
 import io
 import json
@@ -19,7 +19,7 @@ NAMES = {
 
 @pytest.fixture
 def images(tmp_path):
-    """Two pictures, 80×60 and 50×40, under the names of the 2014 release, one folder down."""
+    """Two images, 80×60 and 50×40, under the names of the 2014 release, one folder down."""
     folder = tmp_path / "images" / "train2014"
     folder.mkdir(parents=True)
     Image.new("RGB", (80, 60), "red").save(folder / NAMES[1][0])
@@ -72,7 +72,7 @@ def encoded(color, size=(30, 20)):
 
 
 def table(rows):
-    """A table as the Hub holds it: the pictures inside, encoded. Rows come undecoded."""
+    """A table as the Hub holds it: the images inside, encoded. Rows come undecoded."""
     made = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
     return list(made)
 
@@ -251,14 +251,14 @@ def test_bad_documents_are_one_line(tmp_path, images, name, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_picture_ends_it_unless_it_may_be_left_out(tmp_path, images, caplog):
+def test_a_missing_image_ends_it_unless_it_may_be_left_out(tmp_path, images, caplog):
     (images / "train2014" / NAMES[2][0]).unlink()
     path = published(tmp_path, "captions_val2017.json", COCO)
     with pytest.raises(FileNotFoundError, match="holds no '000000000002.jpg'.*--skip-missing"):
         converted("coco-captions", path, images=images)
     caplog.set_level("INFO")
     assert len(converted("coco-captions", path, images=images, skip_missing=True)) == 1
-    assert "1 records without their picture were left out" in caplog.text
+    assert "1 records without their image were left out" in caplog.text
     with pytest.raises(ValueError, match="images is not given"):
         converted("coco-captions", path)
 

@@ -17,7 +17,7 @@ NEAREST = 0  # PIL's number of the resampling that copies pixels instead of mixi
 
 
 @dataclass(frozen=True)
-class PictureGeometry:
+class ImageGeometry:
     """`x_seen = x_stored * scale + offset`, in pixels, along x and y.
 
     Args:
@@ -59,7 +59,7 @@ class PictureGeometry:
         return np.where(inside, columns[None, :], -1), np.where(inside, rows[:, None], -1)
 
 
-def picture_geometry(image_processor: Any, width: int, height: int) -> PictureGeometry:
+def image_geometry(image_processor: Any, width: int, height: int) -> ImageGeometry:
     """How `image_processor` maps an image of `width` × `height` pixels.
 
     Raises:
@@ -77,7 +77,7 @@ def picture_geometry(image_processor: Any, width: int, height: int) -> PictureGe
     return geometry
 
 
-def _geometry_from_settings(image_processor: Any, width: int, height: int) -> PictureGeometry:
+def _geometry_from_settings(image_processor: Any, width: int, height: int) -> ImageGeometry:
     stored = (width, height)
     canvas, origin = stored, (0, 0)
     pads_to_square = bool(image_processor.do_pad) and hasattr(
@@ -98,7 +98,7 @@ def _geometry_from_settings(image_processor: Any, width: int, height: int) -> Pi
     pad_size = getattr(image_processor, "pad_size", None)
     if image_processor.do_pad and not pads_to_square and pad_size:
         seen = (pad_size.width, pad_size.height)  # on the right and below
-    return PictureGeometry(stored, seen, resized, (offset[0], offset[1]))
+    return ImageGeometry(stored, seen, resized, (offset[0], offset[1]))
 
 
 def _resized(size: Any, width: int, height: int) -> tuple[int, int]:
@@ -106,8 +106,8 @@ def _resized(size: Any, width: int, height: int) -> tuple[int, int]:
     if size.shortest_edge and size.longest_edge:
         new = get_size_with_aspect_ratio((height, width), size.shortest_edge, size.longest_edge)
     elif size.shortest_edge:
-        picture = np.broadcast_to(np.uint8(0), (3, height, width))
-        new = get_resize_output_image_size(picture, size.shortest_edge, False, input_data_format="channels_first")
+        image = np.broadcast_to(np.uint8(0), (3, height, width))
+        new = get_resize_output_image_size(image, size.shortest_edge, False, input_data_format="channels_first")
     elif size.max_height and size.max_width:
         new = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
     elif size.height and size.width:
@@ -141,7 +141,7 @@ def measured_indices(image_processor: Any, width: int, height: int, axis: int) -
     if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
         raise ValueError(
             f"image_processor={type(image_processor).__name__} makes pixel_values of shape {pixels.shape} from one "
-            "picture: box and patches can be matched only where one picture stays one picture."
+            "image: box and patches can be matched only where one image stays one image."
         )
     digits = np.rint(pixels[0]).astype(int)  # (3, H', W')
     return digits[0] + (digits[1] << 8) + (digits[2] << 16) - 1
