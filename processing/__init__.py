@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from .processing_poise import PoiseProcessor
     from .prompts import Prompts, reference_texts, target_text
     from .records.photo_annotations import convert_photo_annotations
-    from .records.precomputed_tags import PrecomputedTags
-    from .records.tagged_records import TaggedRecords, load_tagger
+    from .records.tagged_records import PrecomputedTags, TaggedRecords, load_tagger
     from .records.task_record import TaskRecord, TaskRecordError, check_task_record
     from .records.task_record_files import TaskRecords, load_task_records, write_task_records
     from .scenes.scenes import Scenes
@@ -28,7 +27,7 @@ _HOME = {
     "DualEncoderTagger": "taggers",
     "GenerationCollator": "batching.collators",
     "PoiseProcessor": "processing_poise",
-    "PrecomputedTags": "records.precomputed_tags",
+    "PrecomputedTags": "records.tagged_records",
     "Prompts": "prompts",
     "Scenes": "scenes.scenes",
     "Tag": "tags",

@@ -1,35 +1,30 @@
 """The processor: images, prompts and tags in; what the model reads out."""
 
-import copy
 import os
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers import BatchFeature
+from transformers.processing_utils import MultiModalData
 from transformers.utils import logging
 
-from .chat_templates import choose_chat_template
+from .backbone_processors import parts_of_backbones
+from .conversations import tags_and_tasks
 from .image_loading import MAX_PIXELS, flat_image_list
+from .processor_saving import SavedWithTagParts
 from .questions import TurnFrame, questions_of_images, tokenize_questions
 from .tag_tokens import SCORE_ENCODINGS, tag_prompt_words, tokenize_tags
 from .tags import Tag, check_tags_of_images
-from .text_truncation import positions_to_keep
+from .text_truncation import tokenize_truncated
 
 logger = logging.get_logger(__name__)
 
 TAG_INPUTS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
 QUESTION_INPUTS = ("question_input_ids", "question_attention_mask")
-TAG_TOKENIZER_FOLDER = "tag_tokenizer"
-TAGGER_FOLDER = "tagger"
-USUAL_QUESTION = 64  # tokens
 USUAL_PATCH = 16  # of most vision towers, where nobody says how many tokens an image has
 _CUTTING = (True, "longest_first", "only_first")
 
 
-class PoiseProcessor(ProcessorMixin):
+class PoiseProcessor(SavedWithTagParts):
     r"""
     Turns images, prompts and tags into the inputs of `PoiseForConditionalGeneration`.
 
@@ -75,6 +70,7 @@ class PoiseProcessor(ProcessorMixin):
 
     # A model that was not asked for them does not take them; tokenizers of the BERT kind give them unasked.
     text_kwargs = {"return_token_type_ids": False}
+    unsaved = (*SavedWithTagParts.unsaved, "_known_frame")
 
     def __init__(
         self,
@@ -176,23 +172,21 @@ class PoiseProcessor(ProcessorMixin):
         tags_of_images = [self._kept_tags(tags) for tags in check_tags_of_images(tags, len(images))]
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
 
+        return_tensors = merged["text_kwargs"].get("return_tensors")
+
+        prompts = [text] if isinstance(text, str) else text
         data: dict[str, Any] = {}
-        if text is not None:
-            data.update(self._tokenized_prompts([text] if isinstance(text, str) else text, tags_of_images, merged))
+        if prompts is not None:
+            data.update(self._tokenized_prompts(prompts, tags_of_images, merged))
         if images:
             data.update(self.image_processor(images, **merged["images_kwargs"]))
-        data.update(self._tag_inputs(tags_of_images, merged["text_kwargs"].get("return_tensors"), tag_length))
-        if images and text is not None:
-            prompts = [text] if isinstance(text, str) else text
-            data.update(self._question_inputs(prompts, merged["text_kwargs"].get("return_tensors")))
+        data.update(self._tag_inputs(tags_of_images, return_tensors, tag_length))
+        if images and prompts is not None:
+            data.update(self._question_inputs(prompts, return_tensors))
         if task is not None:
-            num_prompts = 1 if text is None or isinstance(text, str) else len(text)
+            num_prompts = 1 if prompts is None else len(prompts)
             data["task_ids"] = self.task_ids([task] * num_prompts if isinstance(task, str) else task, num_prompts)
-        return BatchFeature(
-            data,
-            tensor_type=merged["text_kwargs"].get("return_tensors"),
-            skip_tensor_conversion=self.skip_tensor_conversion,
-        )
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
     def task_ids(self, tasks: list[str], num_prompts: int) -> list[int]:
         """
@@ -231,7 +225,7 @@ class PoiseProcessor(ProcessorMixin):
         with_token_types = text_kwargs.pop("return_mm_token_type_ids", merged["return_mm_token_type_ids"])
         with_offsets = text_kwargs.pop("return_text_replacement_offsets", merged["return_text_replacement_offsets"])
         if text_kwargs.get("truncation") in _CUTTING:
-            encoded = self._truncated(expanded, text_kwargs)
+            encoded = tokenize_truncated(self.tokenizer, expanded, text_kwargs, self.uncut_token_ids)
         else:
             encoded = self.tokenizer(expanded, **text_kwargs)
         if with_offsets:
@@ -276,36 +270,6 @@ class PoiseProcessor(ProcessorMixin):
                         f"tags[{index}] names {tag.name!r}, which holds the special token {token!r}: rename the tag."
                     )
         return " " + tag_prompt_words(tags)
-
-    def _truncated(self, prompts: list[str], text_kwargs: dict) -> BatchFeature:
-        """Tokenizes B prompts and cuts their ordinary text to `max_length`, the tokenizer's own limit by default."""
-        options = dict(text_kwargs)
-        padding = {
-            name: options.pop(name) for name in ("padding", "pad_to_multiple_of", "padding_side") if name in options
-        }
-        max_length = options.pop("max_length", None) or self.tokenizer.model_max_length
-        for name in ("truncation", "return_tensors", "stride"):
-            options.pop(name, None)
-        encoded = self.tokenizer(prompts, **{**options, "padding": False, "verbose": False})
-        side, kept_ids = self.tokenizer.truncation_side, self.uncut_token_ids
-        kept = [positions_to_keep(row, kept_ids, max_length, side) for row in encoded["input_ids"]]
-        rows = {
-            name: [[row[position] for position in positions] for row, positions in zip(values, kept, strict=True)]
-            for name, values in encoded.items()
-        }
-        if not padding.get("padding"):
-            return BatchFeature(rows)
-        offsets = rows.pop("offset_mapping", None)  # the one thing that `pad` leaves ragged
-        if padding["padding"] == "max_length":
-            padding["max_length"] = max_length
-        padded = self.tokenizer.pad(rows, **padding)
-        if offsets is not None:
-            on_the_left = padding.get("padding_side", self.tokenizer.padding_side) == "left"
-            gaps = [[(0, 0)] * (len(ids) - len(row)) for ids, row in zip(padded["input_ids"], offsets, strict=True)]
-            padded["offset_mapping"] = [
-                gap + row if on_the_left else row + gap for gap, row in zip(gaps, offsets, strict=True)
-            ]
-        return padded
 
     def _is_text(self, images: Any) -> bool:
         """Whether what stands in the place of images is a prompt: its words are spaced, or hold a placeholder."""
@@ -386,71 +350,8 @@ class PoiseProcessor(ProcessorMixin):
         images, videos, audios, others = super()._multimodal_inputs_from_conversations(
             conversations, audio_loading_params, load_audio_from_video
         )
-        tags = [
-            part.get("tags")
-            for conversation in conversations
-            for message in conversation
-            if not isinstance(message.get("content") or "", str)
-            for part in message["content"]
-            if part["type"] == "image"
-        ]
-        if any(tags):
-            others = {**others, "tags": tags}
-        tasks = [next((m["task"] for m in reversed(chat) if m.get("task")), None) for chat in conversations]
-        if any(tasks):
-            first = (self.tasks or ["none"])[0]
-            others = {**others, "task": [task or first for task in tasks]}
+        others = {**others, **tags_and_tasks(conversations, (self.tasks or ["none"])[0])}
         return images, videos, audios, others
-
-    # Saving and loading. ProcessorMixin does both for every tokenizer it knows of, but cannot bear that one is None.
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        """The parts that ProcessorMixin saves and loads; tag tokenizer and tagger are saved and loaded below."""
-        return ["image_processor", "tokenizer"]
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `processor_config.json` holds."""
-        bare = copy.copy(self)
-        del bare.tag_tokenizer, bare.tagger, bare._known_frame
-        output = super(PoiseProcessor, bare).to_dict()
-        output["tag_tokenizer_folder"] = None if self.tag_tokenizer is None else TAG_TOKENIZER_FOLDER
-        output["tagger_folder"] = None if self.tagger is None else TAGGER_FOLDER
-        return output
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Saves everything that `from_pretrained` needs; the tag tokenizer goes into a folder of its own."""
-        files = super().save_pretrained(save_directory)
-        if self.tag_tokenizer is not None:
-            self.tag_tokenizer.save_pretrained(os.path.join(save_directory, TAG_TOKENIZER_FOLDER))
-        if self.tagger is not None:
-            self.tagger.save_pretrained(os.path.join(save_directory, TAGGER_FOLDER))
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        return files
-
-    @classmethod
-    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        arguments = super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
-        return [*arguments, cls._saved_tag_tokenizer(pretrained_model_name_or_path, processor_dict or {}, **kwargs)]
-
-    @classmethod
-    def _saved_tag_tokenizer(cls, name, processor_dict, subfolder="", **kwargs):
-        folder = processor_dict.get("tag_tokenizer_folder")
-        if folder is None:
-            return None
-        return AutoTokenizer.from_pretrained(name, subfolder=os.path.join(subfolder, folder), **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As every processor; a tagger that was saved with it comes along, whose code is trusted as this one's is."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        settings, _ = cls.get_processor_dict(pretrained_model_name_or_path, **dict(kwargs))
-        folder = settings.get("tagger_folder")
-        if folder is not None:
-            code = {} if __package__ == "poise.processing" else {"trust_remote_code": True}
-            processor.tagger = _saved_tagger(pretrained_model_name_or_path, folder, code, **kwargs)
-        return processor
 
     @classmethod
     def from_backbones(cls, vision, text, tag_encoder=None, config=None, **fields) -> "PoiseProcessor":
@@ -471,60 +372,8 @@ class PoiseProcessor(ProcessorMixin):
             ValueError: without `config` and `num_image_tokens`; or the image processor's images are not of the size
                 that `config` expects.
         """
-        image_processor = AutoImageProcessor.from_pretrained(vision)
-        image_token = fields.setdefault("image_token", "<image>")
-        # Given at loading, since only what a tokenizer was made with is saved with it.
-        side = {} if config is None or config.is_encoder_decoder else {"padding_side": "left"}
-        tokenizer = AutoTokenizer.from_pretrained(text, image_token=image_token, **side)
-        if tokenizer.pad_token is None:
-            if tokenizer.eos_token is None:
-                raise ValueError(f"text={str(text)!r}: its tokenizer has neither a padding nor an end-of-text token.")
-            logger.warning(f"The tokenizer of {text} has no padding token; it pads with {tokenizer.eos_token!r}.")
-            tokenizer.pad_token = tokenizer.eos_token
-        if config is None and "num_image_tokens" not in fields:
-            raise ValueError("num_image_tokens is not known: give config=model.config, or num_image_tokens itself.")
-        if config is not None:
-            _check_image_size(image_processor, config)
-            fields.setdefault("num_image_tokens", config.num_image_tokens)
-            fields.setdefault("num_prompt_tokens", config.num_prompt_tokens)
-            fields.setdefault("tag_score_encoding", config.tag_score_encoding)
-            fields.setdefault("tasks", config.adapter_tasks)
-            fields.setdefault("question_length", USUAL_QUESTION if config.asks_the_question else None)
-        tag_tokenizer = None
-        if tag_encoder is not None and (config is None or config.soft_prompt_type == "dynamic"):
-            tag_tokenizer = AutoTokenizer.from_pretrained(tag_encoder)
-            if config is not None:
-                # Some checkpoints name no limit in their tokenizer, or one that their positions do not reach.
-                positions = getattr(
-                    config.tag_encoder_config, "max_position_embeddings", tag_tokenizer.model_max_length
-                )
-                tag_tokenizer.model_max_length = min(tag_tokenizer.model_max_length, positions)
-        tokenizer.chat_template = choose_chat_template(tokenizer, image_token, fields.pop("chat_template", None))
-        return cls(image_processor, tokenizer, tag_tokenizer, **fields)
-
-
-def _saved_tagger(name: str, folder: str, code: dict[str, bool], subfolder: str = "", **kwargs: Any) -> Any:
-    from .taggers import DualEncoderTagger
-
-    if not os.path.isdir(name):
-        known = ("revision", "cache_dir", "token", "local_files_only")
-        hub = {option: kwargs[option] for option in known if option in kwargs}
-        name = snapshot_download(name, allow_patterns=f"{os.path.join(subfolder, folder)}/*", **hub)
-    return DualEncoderTagger.from_pretrained(os.path.join(name, subfolder, folder), **code)
-
-
-def _check_image_size(image_processor: Any, config: Any) -> None:
-    """Raises a `ValueError` unless the image processor makes images of the size that `config` counts tokens for."""
-    made = image_processor([Image.new("RGB", (64, 48))], return_tensors="np")
-    rows, columns = config.patch_grid
-    patch = config.vision_config.patch_size
-    patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
-    height, width = made["pixel_values"].shape[-2:]
-    if (height // patch_height, width // patch_width) != (rows, columns):
-        raise ValueError(
-            f"The image processor makes {height}×{width} images, but the configuration expects "
-            f"{rows * patch_height}×{columns * patch_width}: set vision_image_size={height}."
-        )
+        parts = parts_of_backbones(vision, text, tag_encoder, config, fields)  # completes the fields
+        return cls(*parts, **fields)
 
 
 PoiseProcessor.register_for_auto_class()  # a saved processor carries its code

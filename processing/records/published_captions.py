@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .published_images import coco_file_name
+from .record_images import coco_file_name
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .published_images import coco_file_name
+from .record_images import coco_file_name
 
 
 class PlainUnpickler(pickle.Unpickler):

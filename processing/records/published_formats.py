@@ -16,8 +16,8 @@ from ..grounding_text import clipped_box
 from ..image_loading import image_size
 from .published_captions import coco_captions, textcaps
 from .published_expressions import PlainUnpickler, refcoco
-from .published_images import ImageFolder
 from .published_questions import aokvqa, conversations, hallusionbench, mmstar, okvqa, pope
+from .record_images import ImageFolder
 from .task_record import NEEDED_FIELDS
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .published_images import coco_file_name
+from .record_images import coco_file_name
 from .task_record import PLACEHOLDER
 
 Rows = Sequence[Mapping[str, Any]]

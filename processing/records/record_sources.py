@@ -15,13 +15,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..image_loading import MAX_PIXELS, image_size
+from ..image_loading import MAX_PIXELS
 from ..scenes.scenes import Scenes
+from .dataset_tables import (
+    ImageOfRow,
+    ImagesOfRows,
+    holds_images,
+    load_table,
+    parquet_table,
+    undecoded,
+    undecoded_inside,
+)
 from .endless_records import StreamedRows, rows_of_dataset
 from .json_lines import json_lines, parse_json, text_lines
 from .photo_annotations import SOURCES, records_from_annotations, split_by_photo
-from .published_formats import converted_records, converter_of, undecoded_image
-from .record_images import is_inside, path_inside
+from .published_formats import converted_records, converter_of
+from .record_images import path_inside
 from .task_record import TASKS, TaskRecordError, check_task_record
 from .task_record_files import ONE_IMAGE, TaskRecords, opened_record
 
@@ -70,9 +79,7 @@ class RecordSource:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(
-                f"name={self.name!r} is no source: give a file, a folder, a data set on the Hub or 'scenes'."
-            )
+            raise ValueError(f"name={self.name!r} is no source: {_KINDS}.")
         weight = self.weight
         if weight is not None and (
             isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf
@@ -117,9 +124,7 @@ def parse_source(entry: Any) -> RecordSource:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"source field {field!r} is not known: use {', '.join(known)}.{hint}")
     if "name" not in entry:
-        raise ValueError(
-            f"source {dict(entry)!r} has no name: give a file, a folder, a data set on the Hub or 'scenes'."
-        )
+        raise ValueError(f"source {dict(entry)!r} has no name: {_KINDS}.")
     return RecordSource(**{name: value for name, value in entry.items() if value is not None})
 
 
@@ -146,9 +151,9 @@ def open_records(source: RecordSource, split: str = "train", seed: int = 0, seve
         return TaskRecords(parts[split], path.name, places=places, **_limits(source))
     file = _file_of(source, split)
     if file is None:
-        return _table_records(source, _table(source, split), several_images)
+        return _table_records(source, undecoded(load_table(source.name, source.config, split)), several_images)
     if file.suffix == ".parquet":
-        return _table_records(source, _parquet(file), several_images)
+        return _table_records(source, parquet_table(file), several_images)
     return _file_records(source, file, several_images)
 
 
@@ -215,30 +220,17 @@ def _form_of(row: Any) -> str | None:
     return None
 
 
-def _parquet(file: Path) -> Any:
-    import datasets
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return _undecoded(datasets.Dataset(parquet.read_table(file)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(
-            f"data={str(file)!r} is no Parquet file ({' '.join(str(error).split())}); write it again."
-        ) from None
-
-
 def published_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows of a data set on disk or of the Hub, images undecoded, as converters of published forms take them.
 
     Raises:
         ValueError: there is no such data set, or no such split of it.
     """
-    source = RecordSource(name, config=config)
-    for row in _table(source, split):
+    folder = _image_folder(RecordSource(name))
+    for row in undecoded(load_table(name, config, split)):
         for value in row.values():
             if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
-                _undecoded_inside(value, source)
+                undecoded_inside(value, folder)
         yield row
 
 
@@ -350,62 +342,20 @@ def _renamed(row: Any, source: RecordSource, file: Path | None = None) -> Any:
     return renamed
 
 
-def _load(source: RecordSource, split: str, streaming: bool) -> Any:
-    """A `datasets` table: saved on disk, a folder that `datasets` reads, or a repository of the Hub."""
-    import datasets
-
+def _image_folder(source: RecordSource) -> Path:
+    """Where images that a table names as files may lie."""
     path = Path(source.name)
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        table = _saved(path, split)
-        return table.to_iterable_dataset() if streaming else table
-    try:
-        return datasets.load_dataset(source.name, source.config, split=split, streaming=streaming)
-    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"data={source.name!r} is no file or folder here and could not be loaded as a data set ({reason}): check "
-            "the name, and the connection if it is one of the Hub."
-        ) from None
-    except ValueError as error:  # a split or a configuration that is not there; datasets names those that are
-        reason = " ".join(str(error).split())
-        raise ValueError(f"split={split!r} of {source.name!r} could not be read: {reason}") from None
-
-
-def _saved(path: Path, split: str) -> Any:
-    import datasets
-
-    loaded = datasets.load_from_disk(str(path))
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if split not in loaded:
-        raise ValueError(f"split={split!r} is none of {str(path)!r}: it has {', '.join(loaded)}.")
-    return loaded[split]
-
-
-def _table(source: RecordSource, split: str) -> Any:
-    return _undecoded(_load(source, split, streaming=False))
-
-
-def _undecoded(table: Any) -> Any:
-    import datasets
-
-    for name, feature in table.features.items():
-        undecoded = datasets.Image(decode=False)
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(name, undecoded)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            table = table.cast_column(name, datasets.List(undecoded))
-    return table
+    return Path(source.image_folder or (path.parent if path.is_file() else path if path.is_dir() else "."))
 
 
 def _table_records(source: RecordSource, table: Any, several_images: bool) -> TaskRecords:
     """Checked records of a table whose images stay in it, undecoded, until they are asked for."""
     column = source.columns.get("image", "image")
-    inside = _holds_images(table, column)
-    light = table.remove_columns(column) if inside else table
+    inside = holds_images(table, column)
+    light, own = table.remove_columns(column) if inside else table, _image_folder(source)
     rows: Any = light
     if inside:
-        rows = ({**row, column: _ImageOfRow(table, column, n, source)} for n, row in enumerate(light))
+        rows = ({**row, column: ImageOfRow(table, column, n, own)} for n, row in enumerate(light))
     if source.format:
         records: Any = list(converted_records(source.format, rows, source.image_folder, None))
     else:
@@ -413,7 +363,7 @@ def _table_records(source: RecordSource, table: Any, several_images: bool) -> Ta
     numbers = [record["image"].number for record in records] if inside else None
     for record in records if inside else ():
         record["image"] = None
-    images = None if numbers is None else _ImagesOfRows(table, column, numbers, source)
+    images = None if numbers is None else ImagesOfRows(table, column, numbers, own)
     folder = None if source.format else source.image_folder or "."  # converted records name files as found from here
     return TaskRecords(
         records, source.name, folder, image_rows=images, several_images=several_images, **_limits(source)
@@ -425,57 +375,15 @@ def _with_listed_images(record: dict[str, Any], source: RecordSource) -> dict[st
     images = record.get("image")
     if not isinstance(images, list) or not any(isinstance(image, Mapping) for image in images):
         return record
-    return {**record, "image": [_undecoded_inside(image, source) for image in images]}
-
-
-class _ImageOfRow:
-    """Stands for the image of a row while records are made of it; its size is read when a box asks for it."""
-
-    def __init__(self, table: Any, column: str, number: int, source: RecordSource):
-        self.table, self.column, self.number, self.source = table, column, number, source
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return image_size(_undecoded_inside(self.table[self.number][self.column], self.source))
-
-
-class _ImagesOfRows:
-    """Images of records in a table that keeps them encoded; several records may share one."""
-
-    def __init__(self, table: Any, column: str, numbers: list[int], source: RecordSource):
-        self.table, self.column, self.numbers, self.source = table.select_columns(column), column, numbers, source
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        stored = self.table[self.numbers[index]][self.column]
-        return {"image": None if stored is None else _undecoded_inside(stored, self.source)}
-
-
-def _undecoded_inside(stored: Mapping[str, Any], source: RecordSource) -> Any:
-    """As `undecoded_image`, of a file only where the table itself or its images are, or in the cache of `datasets`."""
-    import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    image = undecoded_image(stored)
-    path = Path(source.name)
-    own = Path(source.image_folder or (path.parent if path.is_file() else path if path.is_dir() else "."))
-    caches = (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
-    if isinstance(image, str) and not any(is_inside(image, cache) for cache in caches):
-        path_inside(own, os.path.abspath(image))
-    return image
-
-
-def _holds_images(table: Any, column: str) -> bool:
-    import datasets
-
-    return isinstance((table.features or {}).get(column), datasets.Image)
+    return {**record, "image": [undecoded_inside(image, _image_folder(source)) for image in images]}
 
 
 def _table_stream(source: RecordSource, split: str) -> StreamedRows:
     import datasets
 
-    table = _load(source, split, streaming=True)
+    table = load_table(source.name, source.config, split, streaming=True)
     column = source.columns.get("image", "image")
-    if _holds_images(table, column):
+    if holds_images(table, column):
         table = table.cast_column(column, datasets.Image(decode=False))
 
     def check(raw: tuple[int, dict[str, Any]]) -> dict[str, Any]:
@@ -485,7 +393,7 @@ def _table_stream(source: RecordSource, split: str) -> StreamedRows:
         where = f"{source.name} row {number}"
         named_in_row = isinstance(row.get("image"), str)
         if isinstance(row.get("image"), Mapping):
-            row = {**row, "image": _undecoded_inside(row["image"], source)}
+            row = {**row, "image": undecoded_inside(row["image"], _image_folder(source))}
         record = check_task_record(row, where, f"{stem}-{number}")
         if named_in_row:
             _join(record, Path(source.image_folder or "."), where)

@@ -80,7 +80,7 @@ def test_a_placeholder_that_is_known_keeps_its_id(folders):
 
 def test_a_missing_padding_token_is_replaced_and_said(folders, monkeypatch):
     said = []
-    monkeypatch.setattr("poise.processing.processing_poise.logger.warning", said.append)
+    monkeypatch.setattr("poise.processing.backbone_processors.logger.warning", said.append)
     word_tokenizer(pad_token=None).save_pretrained(folders["text"])
     processor = PoiseProcessor.from_backbones(**folders, config=configuration())
     assert processor.tokenizer.pad_token == "</s>" and "no padding token" in said[0]

@@ -9,8 +9,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from poise.processing import Scenes, TaskRecords
-from poise.processing.records.precomputed_tags import PrecomputedTags
-from poise.processing.records.tagged_records import TaggedRecords, load_tagger
+from poise.processing.records.tagged_records import PrecomputedTags, TaggedRecords, load_tagger
 from poise.processing.taggers import DualEncoderTagger, ZeroShotTagger
 
 NAMES = ["red square", "blue star", "green ring"]

@@ -10,9 +10,8 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from ...processing import TrainingCollator
-from ...processing.records.precomputed_tags import PrecomputedTags
 from ...processing.records.record_mixture import RecordMixture
-from ...processing.records.tagged_records import TaggedRecords
+from ...processing.records.tagged_records import PrecomputedTags, TaggedRecords
 from ...processing.records.task_record_files import TaskRecords
 from ...processing.scenes.scenes import Scenes
 from .cache import FeatureCache

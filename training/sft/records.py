@@ -10,10 +10,9 @@ from torch.utils.data import ConcatDataset, Subset
 from ...processing.image_loading import MAX_PIXELS
 from ...processing.records.endless_records import EndlessRecords
 from ...processing.records.photo_annotations import SOURCES
-from ...processing.records.precomputed_tags import PrecomputedTags
 from ...processing.records.record_mixture import RecordMixture
 from ...processing.records.record_sources import SCENES, RecordSource, open_records, parse_source, stream_records
-from ...processing.records.tagged_records import TaggedRecords, facts_of
+from ...processing.records.tagged_records import PrecomputedTags, TaggedRecords, facts_of
 from ..feature_cache.computed_tags import with_tags_of
 from ..recipe_loading import check_scenes
 from .recipe import Recipe
