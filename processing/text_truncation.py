@@ -21,7 +21,9 @@ def tokenize_truncated(
         kept_ids: as [`positions_to_keep`], which raises if they alone are too many.
     """
     options = dict(text_kwargs)
-    padding = {name: options.pop(name) for name in ("padding", "pad_to_multiple_of", "padding_side") if name in options}
+    padding: dict[str, Any] = {
+        name: options.pop(name) for name in ("padding", "pad_to_multiple_of", "padding_side") if name in options
+    }
     max_length = options.pop("max_length", None) or tokenizer.model_max_length
     for name in ("truncation", "return_tensors", "stride"):
         options.pop(name, None)
