@@ -10,10 +10,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 import torch
 from accelerate import PartialState
@@ -163,6 +164,7 @@ def groups_of(rows: Sequence[Row]) -> list[str]:
     return [str(row.get("group", row["id"])) for row in rows]
 
 
+@dataclass(kw_only=True, eq=False)
 class Evaluator(ABC):
     """Predicts something for every record, once, and scores all of it.
 
@@ -180,25 +182,24 @@ class Evaluator(ABC):
     Attributes:
         primary_metric (`str`): key of the returned dict that stands for all.
         greater_is_better (`bool`): of the primary metric.
+        depends_on (`tuple[str, ...]`): names of attributes that predictions depend on besides the weights.
     """
 
-    primary_metric: str
-    greater_is_better: bool = True
+    primary_metric: ClassVar[str]
+    greater_is_better: ClassVar[bool] = True
+    depends_on: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self,
-        batch_size: int = 16,
-        output_dir: str | os.PathLike | None = None,
-        num_workers: int = 0,
-        progress: bool = True,
-        restart: bool = False,
-        shared: bool = False,
-    ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be 1 or more.")
-        self.batch_size, self.output_dir, self.num_workers = batch_size, output_dir, num_workers
-        self.progress, self.restart, self.shared = progress, restart, shared
-        self._process: Any = PartialState() if shared else None
+    batch_size: int = 16
+    output_dir: str | os.PathLike | None = None
+    num_workers: int = 0
+    progress: bool = True
+    restart: bool = False
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be 1 or more.")
+        self._process: Any = PartialState() if self.shared else None
 
     @abstractmethod
     def row(self, record: Record) -> Row | None:
@@ -218,7 +219,7 @@ class Evaluator(ABC):
 
     def settings(self) -> dict[str, Any]:
         """What predictions depend on besides the weights; a resumed run must agree."""
-        return {"evaluator": type(self).__name__}
+        return {"evaluator": type(self).__name__, **{name: getattr(self, name) for name in self.depends_on}}
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
         """Evaluates.

@@ -5,6 +5,7 @@ Log-likelihood of given answers under a model: for multiple choice, and for weig
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionben
 MAX_NEW_TOKENS = {"caption": 48, "vqa": 16, "grounding": 24, "pope": 8, "hallusionbench": 16, "mmstar": 8}
 
 
+@dataclass(eq=False)
 class GenerationEvaluator(Evaluator):
     """Greedy answers to task records; every task scored by its own metrics, with bootstrap intervals.
 
@@ -100,38 +102,35 @@ class GenerationEvaluator(Evaluator):
         ValueError: an unknown task.
     """
 
-    def __init__(
-        self,
-        task: str | None = None,
-        max_new_tokens: int | None = None,
-        thresholds: Sequence[float] = (0.1, 0.5, 0.75),
-        group_by: str | None = None,
-        cluster_by: str = "image_id",
-        prompts: Prompts | None = None,
-        max_prompt_length: int | None = None,
-        generation: Mapping[str, Any] | None = None,
-        decoding: Decoding | None = None,
-        tag_words: bool = True,
-        tagger: str | None = None,
-        resamples: int = 1000,
-        confidence: float = 0.95,
-        seed: int = 0,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        if task is not None and task not in TASKS:
-            raise ValueError(f"task={task!r} is not known: choose one of {', '.join(TASKS)}.")
-        self.task, self.max_new_tokens, self.group_by, self.cluster_by = task, max_new_tokens, group_by, cluster_by
-        self.prompts, self.max_prompt_length = prompts or Prompts(), max_prompt_length
-        self.generation, self.tagger = dict(generation or {}), tagger
-        self.decoding, self.tag_words = decoding or Decoding(), tag_words
+    depends_on = ("task", "max_new_tokens", "max_prompt_length", "generation")
+
+    task: str | None = None
+    max_new_tokens: int | None = None
+    thresholds: Sequence[float] = (0.1, 0.5, 0.75)
+    group_by: str | None = None
+    cluster_by: str = "image_id"
+    prompts: Prompts = Prompts()
+    max_prompt_length: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    decoding: Decoding = Decoding()
+    tag_words: bool = True
+    tagger: str | None = None
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task is not None and self.task not in TASKS:
+            raise ValueError(f"task={self.task!r} is not known: choose one of {', '.join(TASKS)}.")
+        self.prompts, self.decoding = self.prompts or Prompts(), self.decoding or Decoding()
+        self.generation = dict(self.generation or {})
         self._tag_tokenizer: Any = None
         if self.decoding.name != "greedy" and self.generation.get("num_beams", 1) != 1:
             raise ValueError(
                 f"num_beams={self.generation['num_beams']}: decoding {self.decoding.name!r} is greedy, with one beam."
             )
-        self.scorer = TaskScorer(tuple(thresholds), resamples, confidence, seed)
-        self.intervals: dict[str, tuple[float, float]] = {}
+        self.scorer = TaskScorer(tuple(self.thresholds), self.resamples, self.confidence, self.seed)
 
     @property
     def primary_metric(self) -> str:  # type: ignore[override]
@@ -143,10 +142,6 @@ class GenerationEvaluator(Evaluator):
     def settings(self) -> dict[str, Any]:
         return {
             **super().settings(),
-            "task": self.task,
-            "max_new_tokens": self.max_new_tokens,
-            "max_prompt_length": self.max_prompt_length,
-            "generation": self.generation,
             "prompts": vars(self.prompts),
             **({} if self.tagger is None else {"tagger": self.tagger}),
             **({} if self.decoding.name == "greedy" else {"decoding": self.decoding.describe()}),
@@ -278,23 +273,18 @@ class GenerationEvaluator(Evaluator):
     def score(self, rows: list[Row]) -> dict[str, float]:
         """Scores of rows that carry predictions, as `predictions.jsonl` holds them; needs no model."""
         metrics: dict[str, float] = {}
-        self.intervals = {}
         primaries = []
         for task in sorted({row["task"] for row in rows}, key=TASKS.index):
             some = [row for row in rows if row["task"] == task]
-            scores = self.scorer(task, some)
+            found = self.scorer(task, some)
             primary = primary_score(task, self.scorer.thresholds)
-            for name, value in scores.values.items():
-                metrics[f"{task}_{name}"] = value
-                if name in scores.intervals:
-                    self.intervals[f"{task}_{name}"] = scores.intervals[name]
+            for name, score in found.scores.items():
+                metrics |= score.flat(f"{task}_{name}")
             metrics[f"{task}_samples"] = float(len(some))
             primaries.append(metrics[f"{task}_{primary}"])
             for i, row in enumerate(some):
-                row["scores"] = {name: float(values[i]) for name, values in scores.per_sample.items()}
+                row["scores"] = {name: float(values[i]) for name, values in found.per_sample.items()}
             metrics |= self._by_group(task, primary, some)
-        for name, (low, high) in self.intervals.items():
-            metrics |= {f"{name}_low": low, f"{name}_high": high}
         if self.task is None:
             metrics["primary_mean"] = float(np.mean(primaries))
         return metrics
@@ -311,7 +301,7 @@ class GenerationEvaluator(Evaluator):
             # The mean of the samples' scores where there are any: CIDEr-D with the idf of a part compares to nothing.
             per_sample = [row["scores"].get(primary) for row in some]
             if None in per_sample:
-                result[f"{task}_{primary}/{group}"] = self.scorer(task, some).values[primary]
+                result[f"{task}_{primary}/{group}"] = self.scorer(task, some).scores[primary].value
             else:
                 result[f"{task}_{primary}/{group}"] = float(np.mean(per_sample))
         return result

@@ -1,12 +1,12 @@
 """Bootstrap intervals: how far a score would move with another sample of the same size.
 
-A mean and its bootstrap interval as entries of an evaluator's flat dict.
-
-A plain table of scores with their intervals, for terminals and text files.
+A score with its interval stands in an evaluator's flat dict as `NAME`, `NAME_low` and `NAME_high`; [`Score`] alone
+writes and reads these keys.
 """
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,14 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 MAX_CELLS = 4_000_000  # of a block of resamples: 32 MB of counts
 
 
-def _mean(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+def mean_of(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The mean as a statistic of sums: of each resample (R,)."""
     return sums[:, 0] / sizes
 
 
 def bootstrap_interval(
     scores: np.ndarray | Sequence[float],
-    statistic: Statistic = _mean,
+    statistic: Statistic = mean_of,
     groups: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -93,16 +94,86 @@ def _group_sums(rows: np.ndarray, groups: Sequence[Hashable]) -> tuple[np.ndarra
     return sums, np.bincount(index).astype(np.float64)
 
 
-def mean_with_interval(
-    name: str, values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None
-) -> dict[str, float]:
+@dataclass(frozen=True)
+class Score:
+    """A score and the bounds of its interval; these are `None` where there are too few samples for them."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def read(cls, scores: Mapping[str, float], name: str) -> "Score":
+        """The score `name` of an evaluator's flat dict."""
+        return cls(scores[name], scores.get(f"{name}_low"), scores.get(f"{name}_high"))
+
+    def flat(self, name: str) -> dict[str, float]:
+        """As entries of the flat dict."""
+        entries = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+        return {key: value for key, value in entries.items() if value is not None}
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval; without any the score itself."""
+        return (self.value if self.low is None else self.low), (self.value if self.high is None else self.high)
+
+    @property
+    def errors(self) -> list[list[float]]:
+        """Lengths below and above the value, (2, 1), as matplotlib draws them."""
+        low, high = self.bounds
+        return [[max(0.0, self.value - low)], [max(0.0, high - self.value)]]
+
+    def text(self, form: str | None = None) -> str:
+        """`0.512 [0.47, 0.55]`, or all three in a format such as `.0%`; the value alone where there is no interval."""
+        value = format(self.value, form or ".3f")
+        if self.low is None or self.high is None:
+            return value
+        low, high = (format(bound, form or ".2f") for bound in (self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def estimate(
+    scores: np.ndarray | Sequence[float],
+    statistic: Statistic = mean_of,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 1000,
+    **options: Any,
+) -> Score:
     """
-    `name`, `name_low`, `name_high` (95 %); no bounds where there are too few values, or groups, for them. `groups` are
-    drawn as wholes, see [`bootstrap_interval`].
+    A statistic of all samples, the mean by default, with its interval where that is finite.
+
+    Args:
+        scores, statistic, groups, resamples, **options: as of [`bootstrap_interval`]; 0 resamples for no interval.
     """
-    low, high = bootstrap_interval(values, groups=groups)
-    mean = {name: float(np.mean(values))}
-    return mean if math.isnan(low) else {**mean, f"{name}_low": low, f"{name}_high": high}
+    rows = np.asarray(scores, dtype=np.float64)
+    columns = rows[None] if rows.ndim == 1 else rows.T  # (S, N)
+    sums = np.array([[column.sum() for column in columns]])  # (1, S)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(sums, np.array([len(rows)]))[0])
+        if not resamples:
+            return Score(value)
+        low, high = bootstrap_interval(scores, statistic, groups, resamples=resamples, **options)
+    return Score(value, low, high) if np.isfinite(low) and np.isfinite(high) else Score(value)
+
+
+def score_text(scores: Mapping[str, float], name: str, form: str | None = None) -> str:
+    """[`Score.text`] of one of an evaluator's scores; empty where there is no such score."""
+    return Score.read(scores, name).text(form) if name in scores else ""
+
+
+def is_bound(name: str, scores: Mapping[str, float]) -> bool:
+    """Whether a key of the flat dict is a bound of another one."""
+    return name.endswith(("_low", "_high")) and name.rsplit("_", 1)[0] in scores
+
+
+def card_row(
+    scores: Mapping[str, float], name: str, condition: str, metric: str, dataset: str, count: str = "samples"
+) -> dict[str, Any]:
+    """One of an evaluator's scores as a row of the model card; `count` is the key of its number of samples."""
+    score = Score.read(scores, name)
+    bounds = {} if score.low is None else {"low": score.low, "high": score.high}
+    row = {"condition": condition, "metric": metric, "value": score.value, "n": int(scores[count])}
+    return {**row, **bounds, "dataset": dataset}
 
 
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -122,13 +193,13 @@ def format_table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: in
 def score_table(metrics: Mapping[str, float], confidence: float = 0.95) -> str:
     """Scores, their intervals where there are any, from the flat dict of an evaluator.
 
-    Keys that end in `_low` and `_high` are the bounds of the key before; `TASK_samples` is a whole number.
+    `TASK_samples` is a whole number.
     """
     rows = []
     for name, value in metrics.items():
-        if name.endswith(("_low", "_high")) and name.rsplit("_", 1)[0] in metrics:
+        if is_bound(name, metrics):
             continue
-        bounds = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        interval = "" if None in bounds else f"{bounds[0]:.4f} – {bounds[1]:.4f}"
+        score = Score.read(metrics, name)
+        interval = "" if score.low is None else f"{score.low:.4f} – {score.high:.4f}"
         rows.append((name, f"{value:.0f}" if name.endswith("_samples") else f"{value:.4f}", interval))
     return format_table(("score", "value", f"{confidence:.0%} interval"), rows)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..processing.grounding_text import text_to_box
-from .intervals import Statistic, bootstrap_interval
+from .intervals import Score, Statistic, estimate, mean_of
 from .metrics.caption_scores import bleu_from_statistics, bleu_statistics, cider_d_scores, rouge_l_scores
 from .metrics.captions import tokenize_captions
 from .metrics.grounding_accuracy import grounding_scores, threshold_name
@@ -25,10 +25,9 @@ Rows = Sequence[dict[str, Any]]
 
 @dataclass
 class Scores:
-    """Scores of one task: values and, where samples can be resampled, intervals by name; per-sample scores by name."""
+    """Scores of one task by name; those of each sample by name."""
 
-    values: dict[str, float] = field(default_factory=dict)
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
     per_sample: dict[str, np.ndarray] = field(default_factory=dict)  # each (N,)
 
 
@@ -50,49 +49,38 @@ class TaskScorer:
 
     def __call__(self, task: str, rows: Rows) -> Scores:
         """Scores of `rows`, all of one task."""
-        scores: Scores = getattr(self, f"_{task}")(rows)
-        shared = {"empty_share": np.array([float(not row["prediction"].strip()) for row in rows])}
-        if task == "multiple_choice":
-            shared = {}
-        elif all("finished" in row for row in rows):
-            shared["unfinished_share"] = np.array([float(not row["finished"]) for row in rows])
-        scores.values |= {name: float(values.mean()) for name, values in shared.items()}
-        return scores
+        found: Scores = getattr(self, f"_{task}")(rows)
+        if task != "multiple_choice":
+            empty = [float(not row["prediction"].strip()) for row in rows]
+            found.scores["empty_share"] = Score(float(np.mean(empty)))
+            if all("finished" in row for row in rows):
+                unfinished = [float(not row["finished"]) for row in rows]
+                found.scores["unfinished_share"] = Score(float(np.mean(unfinished)))
+        return found
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """Options of [`estimate`]."""
+        return {"confidence": self.confidence, "resamples": self.resamples, "seed": self.seed}
+
+    def _estimate(self, rows: Rows, addends: np.ndarray, statistic: Statistic = mean_of) -> Score:
+        return estimate(addends, statistic, [row.get("group", row["id"]) for row in rows], **self.bootstrap)
 
     def _means(self, rows: Rows, per_sample: dict[str, np.ndarray]) -> Scores:
-        scores = Scores(per_sample=per_sample)
-        for name, values in per_sample.items():
-            scores.values[name] = float(values.mean())
-            self._interval(scores, name, rows, values)
-        return scores
-
-    def _interval(
-        self, scores: Scores, name: str, rows: Rows, addends: np.ndarray, statistic: Statistic | None = None
-    ) -> None:
-        if self.resamples == 0:
-            return
-        options: dict[str, Any] = {} if statistic is None else {"statistic": statistic}
-        groups = [row.get("group", row["id"]) for row in rows]
-        low, high = bootstrap_interval(
-            addends, groups=groups, confidence=self.confidence, resamples=self.resamples, seed=self.seed, **options
-        )
-        if not np.isnan(low):
-            scores.intervals[name] = (low, high)
+        return Scores({name: self._estimate(rows, values) for name, values in per_sample.items()}, per_sample)
 
     def _caption(self, rows: Rows) -> Scores:
         hypotheses, references = tokenize_captions(
             [row["prediction"] for row in rows], [row["captions"] for row in rows]
         )
-        scores = self._means(
+        found = self._means(
             rows,
             {"cider_d": cider_d_scores(hypotheses, references), "rouge_l": rouge_l_scores(hypotheses, references)},
         )
         statistics = bleu_statistics(hypotheses, references)  # (N, 10)
-        values = bleu_from_statistics(statistics.sum(axis=0))  # (4,)
         for order in range(1, 5):
-            scores.values[f"bleu_{order}"] = float(values[order - 1])
-            self._interval(scores, f"bleu_{order}", rows, statistics, _bleu_of_order(order))
-        return scores
+            found.scores[f"bleu_{order}"] = self._estimate(rows, statistics, _bleu_of_order(order))
+        return found
 
     def _vqa(self, rows: Rows) -> Scores:
         accuracy = [vqa_accuracy(row["prediction"], row.get("answer_scores") or row["answers"]) for row in rows]
@@ -101,11 +89,9 @@ class TaskScorer:
     def _pope(self, rows: Rows) -> Scores:
         truths = [normalize_answer(row["answers"][0]) for row in rows]
         counts = pope_counts([row["prediction"] for row in rows], truths)  # (N, 6)
-        scores = Scores(per_sample={"accuracy": counts[:, 0] + counts[:, 2]})
-        for name, value in pope_from_counts(counts.sum(axis=0), len(rows)).items():
-            scores.values[name] = float(value)
-            self._interval(scores, name, rows, counts, _pope_score(name))
-        return scores
+        names = pope_from_counts(counts.sum(axis=0), len(rows))
+        scores = {name: self._estimate(rows, counts, _pope_score(name)) for name in names}
+        return Scores(scores, {"accuracy": counts[:, 0] + counts[:, 2]})
 
     def _hallusionbench(self, rows: Rows) -> Scores:
         values, right = hallusion_bench_scores(
@@ -114,9 +100,9 @@ class TaskScorer:
             [row["asked"] for row in rows],
             [row["figure"] for row in rows],
         )
-        scores = self._means(rows, {"aAcc": right})
-        scores.values |= values
-        return scores
+        found = self._means(rows, {"aAcc": right})
+        found.scores |= {name: Score(value) for name, value in values.items() if name not in found.scores}
+        return found
 
     def _mmstar(self, rows: Rows) -> Scores:
         right = [first_letter(row["prediction"]) == row["answers"][0].strip().upper() for row in rows]

@@ -11,6 +11,7 @@ is why they stand beside coalitions here, which look at the answers.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 
 from ...processing.prompts import Prompts
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
-from ..intervals import bootstrap_interval
+from ..intervals import estimate
 from ..probing.answers import answer_texts, attention_on_prompt, greedy_answers
 from ..probing.parts import model_parts
 from ..probing.prompt_batch import PromptBatch
@@ -30,6 +31,7 @@ GROUPS = ("image", "soft_prompt", "tag_words", "question", "first")
 THIRDS = ("early", "middle", "late")
 
 
+@dataclass(eq=False)
 class AttentionDominance(Evaluator):
     """MDI and AEI of the positions that generate a model's own answers.
 
@@ -49,16 +51,13 @@ class AttentionDominance(Evaluator):
 
     primary_metric = "mdi"
     greater_is_better = False
+    depends_on = ("max_new_tokens", "with_tags")
 
-    def __init__(self, max_new_tokens: int = 16, with_tags: bool = True, **options: Any):
-        super().__init__(**options)
-        self.max_new_tokens, self.with_tags = max_new_tokens, with_tags
+    max_new_tokens: int = 16
+    with_tags: bool = True
 
     def describe(self) -> str:
         return "attention"
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "max_new_tokens": self.max_new_tokens, "with_tags": self.with_tags}
 
     def row(self, record: Record) -> Row | None:
         if record.get("image") is None:
@@ -153,7 +152,4 @@ def _ratio(name: str, addends: Sequence[np.ndarray], samples: Sequence[str]) -> 
 
     if (rows.sum(0) <= 0).any():
         return {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        low, high = bootstrap_interval(rows, statistic=statistic, groups=samples)
-        metrics = {name: float(statistic(rows.sum(0, keepdims=True), np.ones(1))[0])}
-    return {**metrics, f"{name}_low": low, f"{name}_high": high} if np.isfinite(low) and np.isfinite(high) else metrics
+    return estimate(rows, statistic, samples).flat(name)

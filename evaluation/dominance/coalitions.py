@@ -10,6 +10,7 @@ Shapley, "A Value for n-Person Games" (1953), equation 13.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from ...processing.prompts import target_text
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
 from ..generation_evaluator import needed_field
-from ..intervals import bootstrap_interval, mean_with_interval
+from ..intervals import estimate
 from ..metrics.vqa_answers import normalize_answer, vqa_accuracy
 from ..probing.answers import answer_log_probabilities, answer_texts, answer_token_ids, greedy_answers
 from ..probing.image_features import Change
@@ -81,6 +82,7 @@ def coalition_name(some: Coalition) -> str:
     return "+".join(some) or "none"
 
 
+@dataclass(eq=False)
 class CoalitionDominance(Evaluator):
     """Accuracy and log-likelihood of the right answer with every subset of the modalities, and exact Shapley shares.
 
@@ -106,25 +108,22 @@ class CoalitionDominance(Evaluator):
         ValueError: an unknown baseline, a record without answers, or fewer than two records.
     """
 
-    greater_is_better = True
+    depends_on = ("baselines", "seed", "max_new_tokens", "with_tags")
 
-    def __init__(
-        self,
-        baselines: Sequence[str] = BASELINES,
-        means: MeanTokens | None = None,
-        seed: int = 0,
-        max_new_tokens: int = 16,
-        with_tags: bool = True,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        for name in baselines:
+    baselines: Sequence[str] = BASELINES
+    means: MeanTokens | None = None
+    seed: int = 0
+    max_new_tokens: int = 16
+    with_tags: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.baselines:
             if name not in BASELINES:
                 raise ValueError(f"baselines holds {name!r}: choose among {', '.join(BASELINES)}.")
-        if not baselines:
+        if not self.baselines:
             raise ValueError("baselines is empty: name at least one.")
-        self.baselines, self.means, self.seed = tuple(baselines), means, seed
-        self.max_new_tokens, self.with_tags = max_new_tokens, with_tags
+        self.baselines = tuple(self.baselines)
 
     @property
     def primary_metric(self) -> str:  # type: ignore[override]
@@ -135,8 +134,7 @@ class CoalitionDominance(Evaluator):
 
     def settings(self) -> dict[str, Any]:
         calibration = None if self.means is None else round(float(self.means.image.norm()), 4)
-        names = ("baselines", "seed", "max_new_tokens", "with_tags")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}, "means": calibration}
+        return {**super().settings(), "means": calibration}
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
         swappable = SwappableRecords(records, self.seed)
@@ -217,14 +215,14 @@ class CoalitionDominance(Evaluator):
         groups = groups_of(rows)
         metrics: dict[str, float] = {}
         for measure in MEASURES:
-            metrics |= mean_with_interval(measure, [row[measure][everything] for row in rows], groups)
+            metrics |= estimate([row[measure][everything] for row in rows], groups=groups).flat(measure)
         for baseline in self.baselines:
             for measure in MEASURES:
                 values = {players: np.array([row[measure][everything] for row in rows])}  # each (n,)
                 for some in coalitions(players)[:-1]:
                     name = coalition_name(some)
                     values[some] = np.array([row[measure][f"{baseline}:{name}"] for row in rows])
-                    metrics |= mean_with_interval(f"{baseline}_{measure}_{name}", values[some], groups)
+                    metrics |= estimate(values[some], groups=groups).flat(f"{baseline}_{measure}_{name}")
                 metrics |= _shares(f"{baseline}_{measure}", shapley_values(values, players), groups)
         return {**metrics, **_conflict(rows, everything), "samples": float(len(rows))}
 
@@ -234,16 +232,10 @@ def _shares(name: str, values: dict[str, np.ndarray], groups: Sequence[str]) -> 
     metrics: dict[str, float] = {}
     total = sum(values.values())  # (n,)
     for player, some in values.items():
-        metrics |= mean_with_interval(f"{name}_value_{player}", some, groups)
+        metrics |= estimate(some, groups=groups).flat(f"{name}_value_{player}")
         if np.mean(total) > 0:
-            key = f"{name}_share_{player}"
-            metrics[key] = float(np.mean(some) / np.mean(total))
-            with np.errstate(divide="ignore", invalid="ignore"):
-                low, high = bootstrap_interval(
-                    np.stack([some, total], axis=1), lambda sums, sizes: sums[:, 0] / sums[:, 1], groups
-                )
-            if np.isfinite(low) and np.isfinite(high):
-                metrics |= {f"{key}_low": low, f"{key}_high": high}
+            share = estimate(np.stack([some, total], axis=1), lambda sums, sizes: sums[:, 0] / sums[:, 1], groups)
+            metrics |= share.flat(f"{name}_share_{player}")
     return metrics
 
 
@@ -258,7 +250,7 @@ def _conflict(rows: Sequence[Row], everything: str) -> dict[str, float]:
         return {}
     follows = [normalize_answer(row["said"][everything]) == normalize_answer(row["prior_answer"]) for row in some]
     return {
-        **mean_with_interval("conflict_accuracy", [row["accuracy"][everything] for row in some], groups_of(some)),
-        **mean_with_interval("conflict_prior", np.array(follows, dtype=float), groups_of(some)),
+        **estimate([row["accuracy"][everything] for row in some], groups=groups_of(some)).flat("conflict_accuracy"),
+        **estimate(follows, groups=groups_of(some)).flat("conflict_prior"),
         "conflict_samples": float(len(some)),
     }

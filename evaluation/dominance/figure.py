@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..intervals import Score
 from ..whole_files import whole_file
 from .coalitions import coalition_name, coalitions
 from .report import conditions_of, measured_baselines
@@ -50,12 +51,6 @@ def draw_dominance(
         figure.savefig(unfinished, dpi=125)
 
 
-def _errors(scores: Scores, key: str) -> list[list[float]]:
-    value = scores[key]
-    low, high = (scores.get(f"{key}_{end}", value) for end in ("low", "high"))
-    return [[max(0.0, value - low)], [max(0.0, high - value)]]
-
-
 def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
     some = coalitions(players)
     baselines = measured_baselines(scores)
@@ -70,11 +65,11 @@ def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
                 scores[key],
                 width,
                 color=_BASELINE_COLORS[baseline],
-                yerr=_errors(scores, key),
+                yerr=Score.read(scores, key).errors,
                 error_kw={"lw": 1, "ecolor": "#D55E00"},
                 label=_BASELINE_LABELS[baseline] if place == 0 else None,
             )
-            top = scores.get(f"{key}_high", scores[key])
+            top = Score.read(scores, key).bounds[1]
             axis.text(left, top + 0.01, f"{scores[key]:.2f}".lstrip("0"), ha="center", va="bottom", fontsize=7)
     axis.set_xticks(range(len(some)), [" +\n".join(names) or "nothing" for names in some], fontsize=8)
     axis.set_xlabel("what is right")
@@ -97,7 +92,7 @@ def _shares(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
                         scores[key],
                         0.25,
                         color=COLORS[player],
-                        yerr=_errors(scores, key),
+                        yerr=Score.read(scores, key).errors,
                         error_kw={"lw": 1},
                     )
             labels.append(f"{said}\n{ {'mean': 'mean tokens', 'swap': 'swapped'}[baseline] }")
@@ -129,7 +124,7 @@ def _attention(axis: Axes, scores: Scores) -> None:
             continue
         heights = [scores[key] for key in keys.values()]
         axis.plot(list(keys), heights, color=color, marker=mark, ms=5, lw=1.6, label=label)
-        low, high = ([scores.get(f"{key}_{end}", scores[key]) for key in keys.values()] for end in ("low", "high"))
+        low, high = zip(*(Score.read(scores, key).bounds for key in keys.values()), strict=True)
         axis.fill_between(list(keys), low, high, color=color, alpha=0.15, lw=0)
     axis.axhline(1, color="#666666", lw=0.8, ls="--")
     axis.set_yscale("log", base=2)
@@ -152,7 +147,7 @@ def _router(axis: Axes, scores: Scores) -> None:
                 scores[key],
                 0.38,
                 color=color,
-                xerr=_errors(scores, key),
+                xerr=Score.read(scores, key).errors,
                 error_kw={"lw": 0.8},
                 label=label if place == 0 else None,
             )

@@ -6,9 +6,8 @@ What dominance measured, as tables for a terminal and rows of a model card.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..intervals import format_table
+from ..intervals import Score, card_row, format_table, score_text
 from ..robustness.degraded_records import CLEAN
-from ..robustness.report import with_interval
 from .attention import GROUPS, THIRDS
 from .coalitions import BASELINES, coalition_name, coalitions
 
@@ -43,21 +42,19 @@ def dominant(coalitions: Scores, players: Sequence[str]) -> str:
     """
     base = baseline_of(coalitions)
     rivals = [name for name in players if name != "question"] if "tags" in players else list(players)
-    values = {name: coalitions[f"{base}_accuracy_value_{name}"] for name in rivals}
-    if not any(_bound(coalitions, f"{base}_accuracy_value_{name}", "low") > 0 for name in rivals):
+    scores = {name: Score.read(coalitions, f"{base}_accuracy_value_{name}") for name in rivals}
+    if not any(score.bounds[0] > 0 for score in scores.values()):
         return "none"
-    first, second = sorted(rivals, key=lambda name: -values[name])[:2]
-    apart = _bound(coalitions, f"{base}_accuracy_value_{first}", "low") > _bound(
-        coalitions, f"{base}_accuracy_value_{second}", "high"
-    )
-    return first if apart and values[first] > _MUCH_MORE * values[second] else "balanced"
+    first, second = sorted(rivals, key=lambda name: -scores[name].value)[:2]
+    apart = scores[first].bounds[0] > scores[second].bounds[1]
+    return first if apart and scores[first].value > _MUCH_MORE * scores[second].value else "balanced"
 
 
 def _of_coalitions(scores: Scores, players: Sequence[str]) -> list[str]:
     base = baseline_of(scores)
     chosen = dominant(scores, players)
     shares = [
-        f"{name} {_percent(scores, f'{base}_accuracy_share_{name}')}"
+        f"{name} " + score_text(scores, f"{base}_accuracy_share_{name}", ".0%")
         for name in players
         if f"{base}_accuracy_share_{name}" in scores
     ]
@@ -72,13 +69,13 @@ def _of_coalitions(scores: Scores, players: Sequence[str]) -> list[str]:
     drops = []
     for name in players:
         key = f"{base}_accuracy_{'+'.join(other for other in players if other != name)}"
-        drops.append(f"{_figure(scores, key)} with the {name} {verb}")
+        drops.append(f"{scores[key]:.2f} with the {name} {verb}")
     sentences.append(f"Accuracy is {everything:.2f} with everything right, {', '.join(drops)}.")
     if "conflict_accuracy" in scores:
         sentences.append(
             f"Where the prior is wrong ({scores['conflict_samples']:.0f} samples) "
-            f"{_percent(scores, 'conflict_accuracy')} of the answers are right and "
-            f"{_percent(scores, 'conflict_prior')} follow the prior."
+            f"{score_text(scores, 'conflict_accuracy', '.0%')} of the answers are right and "
+            f"{score_text(scores, 'conflict_prior', '.0%')} follow the prior."
         )
     return sentences
 
@@ -115,21 +112,6 @@ def _of_router(scores: Scores) -> str:
     return text + "."
 
 
-def _bound(scores: Scores, key: str, end: str) -> float:
-    return scores.get(f"{key}_{end}", scores[key])
-
-
-def _figure(scores: Scores, key: str) -> str:
-    return f"{scores[key]:.2f}"
-
-
-def _percent(scores: Scores, key: str) -> str:
-    value = f"{scores[key]:.0%}"
-    if f"{key}_low" not in scores:
-        return value
-    return f"{value} [{scores[f'{key}_low']:.0%}, {scores[f'{key}_high']:.0%}]"
-
-
 def measured_baselines(scores: Scores) -> list[str]:
     return [name for name in BASELINES if f"{name}_accuracy_none" in scores]
 
@@ -150,13 +132,13 @@ def coalition_table(scores: Scores, players: Sequence[str]) -> str:
         cells = []
         for baseline in baselines:
             for measure in ("accuracy", "log_likelihood"):
-                cells.append(with_interval(scores, measure if everything else f"{baseline}_{measure}_{name}"))
+                cells.append(score_text(scores, measure if everything else f"{baseline}_{measure}_{name}"))
         rows.append([name.replace("+", " + "), *cells])
     for player in players:
         cells = []
         for baseline in baselines:
             for measure in ("accuracy", "log_likelihood"):
-                cells.append(with_interval(scores, f"{baseline}_{measure}_share_{player}", percent=True) or "–")
+                cells.append(score_text(scores, f"{baseline}_{measure}_share_{player}", ".0%") or "–")
         rows.append([f"Shapley share of {player}", *cells])
     title = f"Coalitions ({scores['samples']:.0f} samples; in brackets 95 % intervals)"
     return f"{title}\n{format_table(headers, rows)}"
@@ -179,7 +161,7 @@ def attention_table(scores: Scores) -> str:
     rows = [
         [
             label,
-            *(with_interval(scores, f"{key}{name}") for key, _ in kinds),
+            *(score_text(scores, f"{key}{name}") for key, _ in kinds),
             *(f"{scores[f'aei_{group}{name}']:.2f}" if f"aei_{group}{name}" in scores else "" for group in texts),
         ]
         for label, name in names
@@ -197,8 +179,8 @@ def router_table(scores: Scores, severity: int) -> str:
     rows = [
         [
             name.replace("_", " "),
-            with_interval(scores, f"{name}_image_weight"),
-            with_interval(scores, f"{name}_text_weight"),
+            score_text(scores, f"{name}_image_weight"),
+            score_text(scores, f"{name}_text_weight"),
         ]
         for name in conditions_of(scores)
     ]
@@ -217,11 +199,8 @@ def dominance_rows(
     rows: list[dict[str, Any]] = []
 
     def add(scores: Scores, condition: str, metric: str, key: str, count: str = "samples") -> None:
-        if key not in scores:
-            return
-        bounds = {end: scores[f"{key}_{end}"] for end in ("low", "high") if f"{key}_{end}" in scores}
-        fields = {"condition": condition, "metric": metric, "value": scores[key], "n": int(scores[count])}
-        rows.append({**fields, **bounds, "dataset": dataset})
+        if key in scores:
+            rows.append(card_row(scores, key, condition, metric, dataset, count))
 
     if coalition_scores is not None:
         accuracy = "vqa_accuracy"

@@ -6,13 +6,14 @@ a time.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
-from ..intervals import mean_with_interval
+from ..intervals import estimate
 from ..probing.answers import answer_log_probabilities, answer_texts, greedy_answers
 from ..probing.attention_backends import check_layers
 from ..probing.attention_blocking import block_attention
@@ -49,6 +50,7 @@ def layer_windows(num_layers: int, width: int) -> list[tuple[int, int]]:
     return [(first, first + width - 1) for first in range(num_layers - width + 1)]
 
 
+@dataclass(eq=False)
 class AttentionKnockout(Evaluator):
     """How much less probable an answer becomes without one group's attention to another, window by window.
 
@@ -72,31 +74,27 @@ class AttentionKnockout(Evaluator):
         ValueError: an unknown group or form, or, when called, windows that reach outside of the model's layers.
     """
 
-    greater_is_better = True
+    depends_on = ("pairs", "window", "windows", "form", "buffer", "with_tags", "only_right")
 
-    def __init__(
-        self,
-        pairs: Sequence[tuple[str, str]] = PAIRS,
-        window: int | None = None,
-        windows: Sequence[tuple[int, int]] | None = None,
-        form: str = "vqa",
-        buffer: int = 1,
-        with_tags: bool = True,
-        only_right: bool = True,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        for pair in pairs:
+    pairs: Sequence[tuple[str, str]] = PAIRS
+    window: int | None = None
+    windows: Sequence[tuple[int, int]] | None = None
+    form: str = "vqa"
+    buffer: int = 1
+    with_tags: bool = True
+    only_right: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pair in self.pairs:
             for group in pair:
                 if group not in GROUPS:
                     raise ValueError(f"pairs holds {group!r}: choose among {', '.join(GROUPS)}.")
-        if form not in FORMS:
-            raise ValueError(f"form={form!r} is not known: choose one of {', '.join(FORMS)}.")
-        if window is not None and windows is not None:
-            raise ValueError(f"window={window} and windows={list(windows)}: give one of them.")
-        self.pairs = tuple((query, key) for query, key in pairs)
-        self.window, self.windows = window, windows
-        self.form, self.buffer, self.with_tags, self.only_right = form, buffer, with_tags, only_right
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r} is not known: choose one of {', '.join(FORMS)}.")
+        if self.window is not None and self.windows is not None:
+            raise ValueError(f"window={self.window} and windows={list(self.windows)}: give one of them.")
+        self.pairs = tuple((query, key) for query, key in self.pairs)
 
     @property
     def primary_metric(self) -> str:  # type: ignore[override]
@@ -104,10 +102,6 @@ class AttentionKnockout(Evaluator):
 
     def describe(self) -> str:
         return "attention knockout"
-
-    def settings(self) -> dict[str, Any]:
-        names = ("pairs", "window", "windows", "form", "buffer", "with_tags", "only_right")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
         self.check_windows(model_parts(model))
@@ -204,5 +198,5 @@ class AttentionKnockout(Evaluator):
         for key in dict.fromkeys(key for row in weighed for key in row["without"]):
             own = [row for row in weighed if key in row["without"]]
             drops = [1.0 - float(np.exp(row["without"][key] - row["log_probability"])) for row in own]
-            metrics |= mean_with_interval(key, drops, groups_of(own))
+            metrics |= estimate(drops, groups=groups_of(own)).flat(key)
         return metrics

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..intervals import format_table
+from ..intervals import Score, format_table, is_bound, score_text
 from ..probing.token_groups import RIVALS
 from ..whole_files import whole_file
 from .attention_knockout import ALL_LAYERS
@@ -37,17 +37,17 @@ def ablation_table(metrics: Mapping[str, float], forms: Sequence[str], buffers: 
     shown = [form for form in forms if metrics.get(f"{form}_samples")]
     before = []
     for said, name in (("its own", "clean"), ("another sample's (guessed)", OTHER_IMAGE)):
-        cells = [_with_interval(metrics, f"{form}_{name}") for form in shown]
+        cells = [score_text(metrics, f"{form}_{name}", ".1%") for form in shown]
         if any(cells):
             before.append([said, *cells])
     rows = []
     for name in ("object", *RIVALS):
         for buffer in buffers:
-            cells = [_with_interval(metrics, f"{form}_drop_{name}_{buffer}") for form in shown]
+            cells = [score_text(metrics, f"{form}_drop_{name}_{buffer}", ".1%") for form in shown]
             if any(cells):
                 rows.append([name, str(buffer), f"{metrics[f'tokens_{buffer}']:.1f}", *cells])
     for buffer in buffers:
-        cells = [_with_interval(metrics, f"{form}_object_over_random_{buffer}") for form in shown]
+        cells = [score_text(metrics, f"{form}_object_over_random_{buffer}", ".1%") for form in shown]
         if any(cells):
             rows.append(["object - random", str(buffer), "", *cells])
     asked = max((metrics[f"{form}_samples"] for form in shown), default=0)
@@ -65,14 +65,14 @@ def knockout_table(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]
     columns: list[str] = []
     for query, key in pairs:
         start = f"{query}_to_{key}_"
-        windows = [k.removeprefix(start) for k in metrics if k.startswith(start) and not k.endswith(("_low", "_high"))]
+        windows = [k.removeprefix(start) for k in metrics if k.startswith(start) and not is_bound(k, metrics)]
         columns += [window for window in windows if window not in columns]
     columns = [column for column in columns if column != ALL_LAYERS] + [ALL_LAYERS]
     for query, key in pairs:
         keys = [f"{query}_to_{key}_{window}" for window in columns]
         cells = [f"{metrics[name]:.1%}" if name in metrics else "" for name in keys]
         if any(cells):
-            interval = _with_interval(metrics, keys[-1]).partition(" ")[2]
+            interval = score_text(metrics, keys[-1], ".1%").partition(" ")[2]
             rows.append([query.replace("_", " "), key.replace("_", " "), *cells, interval])
     title = (
         f"Attention knockout: fall of the answer's probability without attention, by layers "
@@ -86,14 +86,6 @@ def knockout_table(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]
         "interval of all",
     ]
     return f"{title}\n{format_table(headers, rows, left=2)}"
-
-
-def _with_interval(metrics: Mapping[str, float], key: str) -> str:
-    if key not in metrics:
-        return ""
-    if f"{key}_low" not in metrics:
-        return f"{metrics[key]:.1%}"
-    return f"{metrics[key]:.1%} [{metrics[f'{key}_low']:.1%}, {metrics[f'{key}_high']:.1%}]"
 
 
 _MOST_MAPS = 12
@@ -164,7 +156,7 @@ def draw_ablation(
         for place, name in enumerate(names):
             keys = [f"{form}_drop_{name}_{buffer}" for buffer in buffers]
             heights = np.array([metrics[key] for key in keys])
-            bounds = np.array([_bounds(metrics, key) for key in keys])  # (buffers, 2)
+            bounds = np.array([Score.read(metrics, key).bounds for key in keys])  # (buffers, 2)
             errors = np.abs(bounds - heights[:, None]).T  # (2, buffers)
             left = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * 0.84 / len(names)
             axis.bar(
@@ -214,7 +206,7 @@ def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
     drawn: list[str] = []
     for place, (query, key) in enumerate(pairs):
         start = f"{query}_to_{key}_"
-        names = [k for k in metrics if k.startswith(start) and not k.endswith(("_low", "_high"))]
+        names = [k for k in metrics if k.startswith(start) and not is_bound(k, metrics)]
         windows = [name for name in names if not name.endswith(ALL_LAYERS)]
         if not names:
             continue
@@ -223,14 +215,13 @@ def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
         heights = [metrics[name] for name in windows]
         label = f"{query} → {key}".replace("_", " ")
         axis.plot(middles, heights, style, marker=_MARKS[place % len(_MARKS)], ms=5, color=color, label=label)
-        low, high = zip(*(_bounds(metrics, name) for name in windows), strict=True)
+        low, high = zip(*(Score.read(metrics, name).bounds for name in windows), strict=True)
         axis.fill_between(middles, low, high, color=color, alpha=0.12, lw=0)
         if len(windows) > len(labels):
             labels = [_short(name.removeprefix(start)) for name in windows]
             axis.set_xticks(middles[:: max(1, len(middles) // 12)], labels[:: max(1, len(middles) // 12)], fontsize=8)
-        height = metrics[f"{start}{ALL_LAYERS}"]
-        errors = np.abs(np.array(_bounds(metrics, f"{start}{ALL_LAYERS}")) - height)[:, None]  # (2, 1)
-        whole.bar(len(drawn), height, 0.75, yerr=errors, color=color, error_kw={"lw": 1}, capsize=2)
+        score = Score.read(metrics, f"{start}{ALL_LAYERS}")
+        whole.bar(len(drawn), score.value, 0.75, yerr=score.errors, color=color, error_kw={"lw": 1}, capsize=2)
         drawn.append(label)
     for some in (axis, whole):
         some.axhline(0, color="#666666", lw=0.8)
@@ -247,11 +238,6 @@ def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
         axis.text(0.5, 0.5, "no answer was right with nothing blocked", ha="center", transform=axis.transAxes)
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=130)
-
-
-def _bounds(metrics: Mapping[str, float], key: str) -> tuple[float, float]:
-    """The interval of a score; a score of one sample has none."""
-    return metrics.get(f"{key}_low", metrics[key]), metrics.get(f"{key}_high", metrics[key])
 
 
 def _short(window: str) -> str:

@@ -13,7 +13,7 @@ make together (completeness), but for the error of the sum that stands for the i
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
-from ..intervals import mean_with_interval
+from ..intervals import estimate
 from ..probing.answers import answer_log_probabilities, answer_texts, greedy_answers
 from ..probing.image_features import Change
 from ..probing.parts import model_parts
@@ -118,6 +118,7 @@ def ablated(prompts: PromptBatch, chosen: torch.Tensor, replacement: torch.Tenso
     return [Change(chosen, replacement)]
 
 
+@dataclass(eq=False)
 class TokenAblation(Evaluator):
     """Replaces object tokens, and as many random, register and high-gradient tokens, and asks again.
 
@@ -146,31 +147,27 @@ class TokenAblation(Evaluator):
         ValueError: an unknown form or rival, or a negative buffer.
     """
 
-    greater_is_better = True
+    depends_on = ("forms", "rivals", "buffers", "with_tags", "gradient_steps", "seed")
 
-    def __init__(
-        self,
-        replacement: torch.Tensor | None = None,
-        forms: Sequence[str] = FORMS,
-        rivals: Sequence[str] = RIVALS,
-        buffers: Sequence[int] = (0, 1, 2),
-        with_tags: bool = True,
-        gradient_steps: int = 16,
-        seed: int = 0,
-        **options: Any,
-    ):
-        super().__init__(**options)
-        for argument, values, known in (("forms", forms, FORMS), ("rivals", rivals, RIVALS)):
+    replacement: torch.Tensor | None = None
+    forms: Sequence[str] = FORMS
+    rivals: Sequence[str] = RIVALS
+    buffers: Sequence[int] = (0, 1, 2)
+    with_tags: bool = True
+    gradient_steps: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.forms, self.rivals, self.buffers = tuple(self.forms), tuple(self.rivals), tuple(self.buffers)
+        for argument, values, known in (("forms", self.forms, FORMS), ("rivals", self.rivals, RIVALS)):
             for value in values:
                 if value not in known:
                     raise ValueError(f"{argument} holds {value!r}: choose among {', '.join(known)}.")
-        if not forms or not buffers or min(buffers) < 0:
+        if not self.forms or not self.buffers or min(self.buffers) < 0:
             raise ValueError(
-                f"forms={list(forms)}, buffers={list(buffers)}: give at least one of each, buffers 0 or more."
+                f"forms={list(self.forms)}, buffers={list(self.buffers)}: give at least one of each, buffers 0 or more."
             )
-        self.replacement, self.forms, self.rivals = replacement, tuple(forms), tuple(rivals)
-        self.buffers, self.with_tags = tuple(buffers), with_tags
-        self.gradient_steps, self.seed = gradient_steps, seed
 
     @property
     def primary_metric(self) -> str:  # type: ignore[override]
@@ -184,13 +181,7 @@ class TokenAblation(Evaluator):
         return {
             **super().settings(),
             "replacement": hashlib.sha256(vector).hexdigest()[:12] if vector else "zero",
-            "forms": self.forms,
-            "rivals": self.rivals,
-            "buffers": self.buffers,
-            "with_tags": self.with_tags,
-            "gradient_steps": self.gradient_steps,
             "control": OTHER_IMAGE,
-            "seed": self.seed,
         }
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
@@ -324,7 +315,7 @@ class TokenAblation(Evaluator):
             for name in ("clean", OTHER_IMAGE):
                 if own := [row for row in found if name in row["identified"][form]]:
                     seen = [row["identified"][form][name] for row in own]
-                    metrics |= mean_with_interval(f"{form}_{name}", seen, groups_of(own))
+                    metrics |= estimate(seen, groups=groups_of(own)).flat(f"{form}_{name}")
             kept = [row for row in found if row["identified"][form]["clean"]]
             if kept:
                 metrics |= self._drops(form, kept)
@@ -341,5 +332,5 @@ class TokenAblation(Evaluator):
             if "random" in lost:
                 columns[f"{form}_object_over_random_{buffer}"] = lost["object"] - lost["random"]
             for key, values in columns.items():
-                metrics |= mean_with_interval(key, values, groups_of(kept))
+                metrics |= estimate(values, groups=groups_of(kept)).flat(key)
         return metrics

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from ...processing.degradations.degradations import (
 )
 from ..evaluator import Record, Row
 from ..generation_evaluator import GenerationEvaluator
-from ..intervals import bootstrap_interval
+from ..intervals import estimate, mean_of
 from ..task_scores import TaskScorer, primary_score
 from .degraded_records import CLEAN, DegradedRecords
 
 
+@dataclass(eq=False)
 class RobustnessEvaluator(GenerationEvaluator):
     """Asks every record as it is and in every degradation and severity.
 
@@ -47,35 +49,28 @@ class RobustnessEvaluator(GenerationEvaluator):
     """
 
     primary_metric = "area"
-    greater_is_better = True
+    depends_on = (*GenerationEvaluator.depends_on, "degradations", "severities", "degradation_seed")
 
-    def __init__(
-        self,
-        task: str = "vqa",
-        degradations: Sequence[str] | None = None,
-        severities: Sequence[int] = SEVERITIES,
-        degradation_seed: int = 0,
-        **options: Any,
-    ):
-        super().__init__(task=task, **options)
-        if task is None:
+    task: str | None = "vqa"
+    degradations: Any = None  # names; the standard set where nobody gives any
+    severities: Sequence[int] = SEVERITIES
+    degradation_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task is None:
             raise ValueError("task=None, but scores of different tasks have no common mean: choose one, such as 'vqa'.")
-        names = degradations_named(["standard"] if degradations is None else degradations)
-        self.degradations, self.severities = names, tuple(sorted(severities))
+        self.degradations = degradations_named(["standard"] if self.degradations is None else self.degradations)
+        self.severities = tuple(sorted(self.severities))
         if not self.degradations or not self.severities:
             raise ValueError("degradations and severities: name at least one of each.")
         for name in self.degradations:
             for severity in self.severities:
                 check_degradation(name, severity)
-        self.degradation_seed = degradation_seed
         self._known: dict[str, Row] = {}
 
     def describe(self) -> str:
         return "robustness"
-
-    def settings(self) -> dict[str, Any]:
-        names = ("degradations", "severities", "degradation_seed")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
         self._known = {}
@@ -157,27 +152,11 @@ class RobustnessEvaluator(GenerationEvaluator):
 
     def _mean(self, label: str, addends: np.ndarray, groups: Sequence[Any]) -> dict[str, float]:
         """Mean of (n, 1), or first column as a share of the second of (n, 2), with its interval; none of 0 / 0."""
-        sums = addends.sum(axis=0, keepdims=True)
-        if addends.shape[1] == 2 and sums[0, 1] == 0:
+        if addends.shape[1] == 2 and addends[:, 1].sum() == 0:
             return {}
-        statistic = _mean_of if addends.shape[1] == 1 else _ratio_of
-        metrics = {label: float(statistic(sums, np.array([len(addends)]))[0])}
-        if self.scorer.resamples:
-            low, high = bootstrap_interval(
-                addends,
-                statistic=statistic,
-                groups=groups,
-                confidence=self.scorer.confidence,
-                resamples=self.scorer.resamples,
-                seed=self.scorer.seed,
-            )
-            if np.isfinite(low) and np.isfinite(high):  # a resample without one right answer has no ratio
-                metrics |= {f"{label}_low": low, f"{label}_high": high}
-        return metrics
-
-
-def _mean_of(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    return sums[:, 0] / sizes
+        statistic = mean_of if addends.shape[1] == 1 else _ratio_of
+        # A resample without one right answer has no ratio, and then there is no interval.
+        return estimate(addends, statistic, groups, **self.scorer.bootstrap).flat(label)
 
 
 def _ratio_of(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ...processing.degradations.degradations import DEGRADATION_STREAMS
-from ..intervals import format_table
+from ..intervals import Score, card_row, format_table, score_text
 from ..whole_files import whole_file
 
 Scores = Mapping[str, float]
@@ -25,17 +25,6 @@ def measured(scores: Scores, degradations: Sequence[str]) -> list[str]:
     return [name for name in degradations if f"{name}_area" in scores]
 
 
-def with_interval(scores: Scores, key: str, percent: bool = False) -> str:
-    """`0.512 [0.47, 0.55]`, or as a share; empty where there is no such score."""
-    if key not in scores:
-        return ""
-    value = f"{scores[key]:.0%}" if percent else f"{scores[key]:.3f}"
-    if f"{key}_low" not in scores:
-        return value
-    low, high = (f"{scores[f'{key}_{end}']:{'.0%' if percent else '.2f'}}" for end in ("low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
 def robustness_table(scores: Scores, degradations: Sequence[str], severities: Sequence[int]) -> str:
     """One line for each degradation: score by severity and what share of clean that is; area under the curve, alike."""
     rows = []
@@ -45,17 +34,17 @@ def robustness_table(scores: Scores, degradations: Sequence[str], severities: Se
                 DEGRADATION_STREAMS[name],
                 name,
                 *(_with_share(scores, f"{name}_{severity}") for severity in severities),
-                with_interval(scores, f"{name}_area"),
-                with_interval(scores, f"{name}_area_relative", percent=True),
+                score_text(scores, f"{name}_area"),
+                score_text(scores, f"{name}_area_relative", ".0%"),
             ]
         )
     for stream in (*TITLES, ""):
         key = f"{stream}_area" if stream else "area"
         if key in scores:
-            rows.append([stream or "all", "mean of these", *("" for _ in severities), with_interval(scores, key), ""])
+            rows.append([stream or "all", "mean of these", *("" for _ in severities), score_text(scores, key), ""])
     headers = ["stream", "degradation", *(f"severity {s}" for s in severities), "area", "area / clean"]
     title = (
-        f"clean {with_interval(scores, 'clean')}, {scores['samples']:.0f} samples; percentages: relative to clean; in "
+        f"clean {score_text(scores, 'clean')}, {scores['samples']:.0f} samples; percentages: relative to clean; in "
         "brackets 95 % intervals"
     )
     return f"{title}\n{format_table(headers, rows, left=2)}"
@@ -92,8 +81,7 @@ def _draw_curves(
     axis: Axes, scores: Scores, names: Sequence[str], severities: Sequence[int], colors: Mapping[str, str]
 ) -> None:
     axis.axhline(scores["clean"], color="#888888", lw=1, ls="--")
-    if "clean_low" in scores:
-        axis.axhspan(scores["clean_low"], scores["clean_high"], color="#888888", alpha=0.15, lw=0)
+    axis.axhspan(*Score.read(scores, "clean").bounds, color="#888888", alpha=0.15, lw=0)
     for place, name in enumerate(names):
         heights = [scores["clean"], *(scores[f"{name}_{severity}"] for severity in severities)]
         axis.plot(
@@ -116,11 +104,10 @@ def _draw_curves(
 def _draw_areas(axis: Axes, scores: Scores, names: Sequence[str], colors: Mapping[str, str]) -> None:
     shown = [name for name in names if f"{name}_area_relative" in scores]
     for place, name in enumerate(shown):
-        key = f"{name}_area_relative"
-        low, high = (scores.get(f"{key}_{end}", scores[key]) for end in ("low", "high"))
-        errors = [[max(0.0, scores[key] - low)], [max(0.0, high - scores[key])]]
-        axis.bar(place, scores[key], 0.7, color=colors[name], yerr=errors, error_kw={"lw": 1}, capsize=2)
-        axis.text(place, max(high, scores[key]) + 0.015, f"{scores[key]:.0%}", ha="center", va="bottom", fontsize=8)
+        score = Score.read(scores, f"{name}_area_relative")
+        axis.bar(place, score.value, 0.7, color=colors[name], yerr=score.errors, error_kw={"lw": 1}, capsize=2)
+        top = max(score.bounds[1], score.value)
+        axis.text(place, top + 0.015, f"{score.value:.0%}", ha="center", va="bottom", fontsize=8)
     axis.axhline(1, color="#888888", lw=1, ls="--")
     axis.set_xticks(range(len(shown)), [name.replace("_", "\n") for name in shown], fontsize=8.5)
     axis.set_ylabel("area under the curve\nas a share of clean (lines: 95 %)")
@@ -136,14 +123,10 @@ def robustness_rows(
 ) -> list[dict[str, Any]]:
     """Rows for the model card, as `EvaluationRow` of the cards takes them: a line for each degradation."""
 
-    def row(condition: str, key: str, name: str) -> dict[str, Any]:
-        fields = {"condition": condition, "metric": name, "value": scores[key], "n": int(scores["samples"])}
-        bounds = {end: scores[f"{key}_{end}"] for end in ("low", "high") if f"{key}_{end}" in scores}
-        return {**fields, **bounds, "dataset": dataset}
-
     area = f"{metric}, mean over severities"
-    rows = [row("clean", "clean", area)]
+    rows = [card_row(scores, "clean", "clean", area, dataset)]
     for name in measured(scores, degradations):
-        rows.append(row(name.replace("_", " "), f"{name}_area", area))
-        rows += [row(name.replace("_", " "), f"{name}_{severity}", f"severity {severity}") for severity in severities]
+        said = name.replace("_", " ")
+        rows.append(card_row(scores, f"{name}_area", said, area, dataset))
+        rows += [card_row(scores, f"{name}_{s}", said, f"severity {s}", dataset) for s in severities]
     return rows

@@ -1,6 +1,7 @@
 """What the router did: the weight it gave to each stream, image by image."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from ...processing import GenerationCollator
 from ...processing.degradations.degradations import DEGRADATION_SETS, DEGRADATION_STREAMS, check_degradation
 from ..evaluator import Evaluator, Record, Row, groups_of, image_group
-from ..intervals import mean_with_interval
+from ..intervals import estimate
 from ..probing.parts import model_parts
 from ..probing.prompt_reading import read_prompts
 from .degraded_records import CLEAN, DegradedRecords
@@ -66,6 +67,7 @@ def image_trust(model: Any, processor: Any, image: Any, question: str, tags: Seq
     return None if weights is None else float(weights[0, 0])
 
 
+@dataclass(eq=False)
 class RouterByCondition(Evaluator):
     """The router's weights with nothing degraded and under each degradation of image and tags.
 
@@ -83,28 +85,21 @@ class RouterByCondition(Evaluator):
     """
 
     primary_metric = f"{CLEAN}_image_weight"
-    greater_is_better = True
+    depends_on = ("degradations", "severity", "degradation_seed")
 
-    def __init__(
-        self,
-        degradations: Sequence[str] | None = None,
-        severity: int = 4,
-        degradation_seed: int = 0,
-        **options: Any,
-    ):
-        super().__init__(**options)
+    degradations: Any = None  # names; by default as the docstring says
+    severity: int = 4
+    degradation_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         standard = [name for name in DEGRADATION_SETS["standard"] if DEGRADATION_STREAMS[name] != "question"]
-        chosen = standard if degradations is None else degradations
-        for name in chosen:
-            check_degradation(name, severity)
-        self.degradations, self.severity, self.degradation_seed = tuple(chosen), severity, degradation_seed
+        self.degradations = tuple(standard if self.degradations is None else self.degradations)
+        for name in self.degradations:
+            check_degradation(name, self.severity)
 
     def describe(self) -> str:
         return "router weights"
-
-    def settings(self) -> dict[str, Any]:
-        names = ("degradations", "severity", "degradation_seed")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def __call__(self, model: Any, processor: Any, records: Iterable[Record]) -> dict[str, float]:
         if not has_router(model):
@@ -131,7 +126,7 @@ class RouterByCondition(Evaluator):
             own = [row for row in rows if row["degradation"] == name]
             for place, stream in enumerate(("image", "text") if own else ()):
                 weights = [row["weights"][place] for row in own]
-                metrics |= mean_with_interval(f"{name}_{stream}_weight", weights, groups_of(own))
+                metrics |= estimate(weights, groups=groups_of(own)).flat(f"{name}_{stream}_weight")
         return {**metrics, "samples": float(sum(row["degradation"] == CLEAN for row in rows))}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...evaluation.intervals import Score, is_bound
 from ...evaluation.whole_files import write_whole
 
 SCHEMA = 1
@@ -201,15 +202,14 @@ class CardData:
         """
         samples = {name.removesuffix("_samples"): value for name, value in metrics.items() if name.endswith("_samples")}
         for name, value in metrics.items():
-            bound = name.endswith(("_low", "_high")) and name.rsplit("_", 1)[0] in metrics
-            if bound or name.endswith("_samples"):
+            if is_bound(name, metrics) or name.endswith("_samples"):
                 continue
             metric, _, part = name.partition("/")
             count = next((n for task, n in samples.items() if name.startswith(f"{task}_")), None)
             n = None if count is None or part else int(count)  # how many samples a part has is not said
-            low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-            of_part = ", ".join(filter(None, (part, "" if condition == "clean" else condition)))
-            self.evaluation.append(EvaluationRow(of_part or condition, metric, value, low, high, n, dataset))
+            score = Score.read(metrics, name)
+            where = ", ".join(filter(None, (part, "" if condition == "clean" else condition))) or condition
+            self.evaluation.append(EvaluationRow(where, metric, value, score.low, score.high, n, dataset))
 
 
 def rows_from(rows: Sequence[Mapping[str, Any] | EvaluationRow], source: str = "rows") -> list[EvaluationRow]:

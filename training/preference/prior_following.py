@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...evaluation.generation_evaluator import GenerationEvaluator
-from ...evaluation.intervals import mean_with_interval
+from ...evaluation.intervals import estimate
 from ...evaluation.metrics.vqa_answers import normalize_answer
 
 
@@ -28,7 +28,7 @@ class PriorFollowing(GenerationEvaluator):
         if not kinds:
             return metrics
         _, follows, other = zip(*kinds, strict=True)
-        return metrics | mean_with_interval("prior_following", follows) | mean_with_interval("other_wrong", other)
+        return metrics | estimate(follows).flat("prior_following") | estimate(other).flat("other_wrong")
 
 
 def answer_kinds(row: Mapping[str, Any]) -> tuple[float, float, float]:
