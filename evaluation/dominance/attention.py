@@ -23,7 +23,7 @@ from ..intervals import estimate
 from ..probing.answers import answer_texts, attention_on_prompt, greedy_answers
 from ..probing.parts import model_parts
 from ..probing.prompt_batch import PromptBatch
-from ..probing.prompt_reading import read_prompts
+from ..probing.prompt_reading import read_records
 from ..probing.token_groups import token_groups
 
 # The first position is apart: most models park spare attention there, and it alone can make the text look dominant.
@@ -65,14 +65,7 @@ class AttentionDominance(Evaluator):
         return {"id": str(record["id"]), "question": Prompts().question(record), **image_group(record)}
 
     def predict(self, model: Any, processor: Any, records: Sequence[Record], rows: Sequence[Row]) -> None:
-        parts = model_parts(model)
-        prompts = read_prompts(
-            parts,
-            processor,
-            [record["image"] for record in records],
-            [row["question"] for row in rows],
-            [record.get("tags") or [] if self.with_tags else [] for record in records],
-        )
+        prompts = read_records(model_parts(model), processor, records, self.with_tags)
         prompts.parts.check_image_tokens("attention dominance")
         answers = greedy_answers(prompts, max_new_tokens=self.max_new_tokens)
         mass = attention_on_prompt(prompts, answers)  # (L', B, T)

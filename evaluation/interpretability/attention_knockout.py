@@ -18,10 +18,8 @@ from ..probing.answers import answer_log_probabilities, answer_texts, greedy_ans
 from ..probing.attention_backends import check_layers
 from ..probing.attention_blocking import block_attention
 from ..probing.parts import ModelParts, model_parts
-from ..probing.prompt_batch import PromptBatch
-from ..probing.prompt_reading import read_prompts
 from ..probing.token_groups import GROUPS, token_groups
-from .objects import FORMS, ObjectProbe, ObjectTokens, object_probe
+from .objects import FORMS, ObjectProbe, ObjectTokens, object_probe, read_probes
 from .token_ablation import MAX_NEW_TOKENS
 
 # Who no longer looks at whom.
@@ -143,7 +141,7 @@ class AttentionKnockout(Evaluator):
             probe = object_probe(record)
             assert probe is not None  # `row` has left the others out
             pairs.append((probe, row))
-        prompts = self._prompts(parts, processor, [probe for probe, _ in pairs])
+        prompts = read_probes(parts, processor, [probe for probe, _ in pairs], self.form, self.with_tags)
         answers = greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[self.form])
         chosen = []
         for place, (text, (probe, row)) in enumerate(zip(answer_texts(processor, answers), pairs, strict=True)):
@@ -156,7 +154,7 @@ class AttentionKnockout(Evaluator):
         if not chosen:
             return
         pairs, answers = [pairs[place] for place in chosen], [answers[place] for place in chosen]
-        prompts = self._prompts(parts, processor, [probe for probe, _ in pairs])
+        prompts = read_probes(parts, processor, [probe for probe, _ in pairs], self.form, self.with_tags)
         objects = [tokens(prompts, i, probe.image, probe.box, self.buffer) for i, (probe, _) in enumerate(pairs)]
         groups = token_groups(prompts, torch.stack(objects))
         clean = answer_log_probabilities(prompts, answers)  # (B,)
@@ -174,15 +172,6 @@ class AttentionKnockout(Evaluator):
                 for (_, row), value, has in zip(pairs, values.tolist(), present.tolist(), strict=True):
                     if has:
                         row["without"][f"{query}_to_{key}_{window}"] = value
-
-    def _prompts(self, parts: ModelParts, processor: Any, probes: Sequence[ObjectProbe]) -> PromptBatch:
-        return read_prompts(
-            parts,
-            processor,
-            [probe.image for probe in probes],
-            [probe.questions[self.form] for probe in probes],
-            [probe.tags if self.with_tags else [] for probe in probes],
-        )
 
     def score(self, rows: list[Row]) -> dict[str, float]:
         asked = [row for row in rows if not row["skipped"]]

@@ -135,7 +135,7 @@ def logit_lens(
     places = where[torch.as_tensor(chosen, device=where.device)]  # (N,)
     if prompts.soft_prompt is not None:
         places = torch.cat([places, prompts.soft_prompt[0].nonzero()[:, 0]])
-    top_ids, top_probabilities, word_probabilities = _read_off(prompts, places, ids_of_words, top_k)
+    _, top_ids, top_probabilities, word_probabilities = read_words(prompts, places, top_k, ids_of_words)
     return LogitLens(
         top_ids=top_ids,
         top_probabilities=top_probabilities,
@@ -156,8 +156,8 @@ def logit_lens(
 
 def finest_view(grids: Sequence[TokenGrid]) -> TokenGrid:
     """One grid over the image: its tiles put together where it has some, else the grid with the most patches."""
-    whole = max(grids, key=lambda grid: _area(grid.region))
-    tiles = [grid for grid in grids if _area(grid.region) < 0.9 * _area(whole.region)]
+    whole = max(grids, key=lambda grid: grid.area)
+    tiles = [grid for grid in grids if grid.area < 0.9 * whole.area]
     ordered = sorted(tiles, key=lambda grid: (round(grid.region[1]), round(grid.region[0])))
     rows = len({round(grid.region[1]) for grid in tiles})
     if not tiles or len(tiles) % rows or len({grid.tokens.shape for grid in tiles}) > 1:
@@ -165,10 +165,6 @@ def finest_view(grids: Sequence[TokenGrid]) -> TokenGrid:
     columns = len(tiles) // rows
     tokens = np.block([[ordered[row * columns + column].tokens for column in range(columns)] for row in range(rows)])
     return TokenGrid(tokens, (*ordered[0].region[:2], *ordered[-1].region[2:]))
-
-
-def _area(region: tuple[float, float, float, float]) -> float:
-    return (region[2] - region[0]) * (region[3] - region[1])
 
 
 def word_token_ids(tokenizer: Any, word: str) -> list[int]:
@@ -193,23 +189,38 @@ def word_token_ids(tokenizer: Any, word: str) -> list[int]:
     return sorted(ids)
 
 
-def _read_off(
-    prompts: PromptBatch, places: torch.Tensor, ids_of_words: Sequence[Sequence[int]], top_k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Top words and chosen words at every depth of the tokens at `places` (N,)."""
+def read_words(
+    prompts: PromptBatch,
+    places: torch.Tensor,
+    top_k: int,
+    ids_of_words: Sequence[Sequence[int]] = (),
+    most_depths: int | None = None,
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """
+    What the lens reads of the tokens at `places` (N,) of one prompt.
+
+    Args:
+        ids_of_words: token ids that count as each of W chosen words.
+        most_depths (`int`, *optional*): evenly chosen ones of the L + 1 depths; all by default.
+
+    Returns:
+        The depths (D), ids and probabilities (D, N, k) of their likeliest words, probabilities (D, N, W) of the chosen.
+    """
     stream = residual_stream(prompts)
-    depth, count = len(stream.states), len(places)
-    top_ids = np.zeros((depth, count, top_k), dtype=np.int64)
-    top_probabilities = np.zeros((depth, count, top_k), dtype=np.float32)
-    word_probabilities = np.zeros((depth, count, len(ids_of_words)), dtype=np.float32)
-    for layer in range(depth):
+    last = len(stream.states) - 1
+    depths = sorted({round(depth) for depth in np.linspace(0, last, min(most_depths or last + 1, last + 1))})
+    shape = (len(depths), len(places))
+    top_ids = np.zeros((*shape, top_k), dtype=np.int64)
+    top_probabilities = np.zeros((*shape, top_k), dtype=np.float32)
+    word_probabilities = np.zeros((*shape, len(ids_of_words)), dtype=np.float32)
+    for row, depth in enumerate(depths):
         start = 0
-        for logits in read_off(prompts, stream, layer, places):
+        for logits in read_off(prompts, stream, depth, places):
             some = slice(start, start := start + len(logits))
             probabilities = logits.float().softmax(-1)  # (n, V)
             best = probabilities.topk(top_k, dim=-1)
-            top_ids[layer, some] = best.indices.cpu().numpy()
-            top_probabilities[layer, some] = best.values.cpu().numpy()
+            top_ids[row, some] = best.indices.cpu().numpy()
+            top_probabilities[row, some] = best.values.cpu().numpy()
             for place, ids in enumerate(ids_of_words):
-                word_probabilities[layer, some, place] = probabilities[:, list(ids)].sum(-1).cpu().numpy()
-    return top_ids, top_probabilities, word_probabilities
+                word_probabilities[row, some, place] = probabilities[:, list(ids)].sum(-1).cpu().numpy()
+    return depths, top_ids, top_probabilities, word_probabilities

@@ -29,9 +29,9 @@ from ..probing.image_features import Change
 from ..probing.parts import ModelParts, model_parts
 from ..probing.prompt_batch import PromptBatch
 from ..probing.prompt_reading import read_prompts
-from ..probing.residual_stream import read_off, residual_stream
 from ..probing.token_grids import TokenGrid, token_grids
 from ..robustness.router_weights import image_trust
+from .logit_lens import read_words
 
 logger = logging.getLogger(__name__)
 
@@ -334,8 +334,8 @@ def _effects(
 
 def cell_grid(grids: Sequence[TokenGrid], width: int, height: int, most: int) -> tuple[int, int]:
     """(rows, columns) of about square cells: as many as the finest view has patches on the image, `most` at most."""
-    finest = max(grids, key=lambda grid: grid.tokens.size * width * height / max(_area(grid), 1e-9))
-    patch = math.sqrt(_area(finest) / finest.tokens.size)
+    finest = max(grids, key=lambda grid: grid.tokens.size * width * height / max(grid.area, 1e-9))
+    patch = math.sqrt(finest.area / finest.tokens.size)
     side = max(patch, math.sqrt(width * height / most))
     rows, columns = max(1, round(height / side)), max(1, round(width / side))
     while rows * columns > most:
@@ -343,28 +343,12 @@ def cell_grid(grids: Sequence[TokenGrid], width: int, height: int, most: int) ->
     return rows, columns
 
 
-def _area(grid: TokenGrid) -> float:
-    x1, y1, x2, y2 = grid.region
-    return (x2 - x1) * (y2 - y1)
-
-
 def _lens(
     prompts: PromptBatch, processor: Any, grids: Sequence[TokenGrid], image: Image.Image, top_k: int
 ) -> tuple[list[str], list[LensLevel]]:
     """The likeliest words of every patch at some depths."""
-    stream = residual_stream(prompts)
-    last = len(stream.states) - 1
-    chosen = sorted({round(depth) for depth in np.linspace(0, last, min(_MOST_DEPTHS, last + 1))})
     where = prompts.image[0].nonzero()[:, 0]  # (P,)
-    ids = np.zeros((len(chosen), len(where), top_k), dtype=int)
-    shares = np.zeros((len(chosen), len(where), top_k))
-    for row, depth in enumerate(chosen):
-        first = 0
-        for logits in read_off(prompts, stream, depth, where):
-            best = logits.float().softmax(-1).topk(top_k, dim=-1)
-            some = slice(first, first + len(logits))
-            ids[row, some], shares[row, some] = best.indices.cpu().numpy(), best.values.cpu().numpy()
-            first += len(logits)
+    chosen, ids, shares, _ = read_words(prompts, where, top_k, most_depths=_MOST_DEPTHS)
     tokenizer = processor.tokenizer
     texts = {token: tokenizer.decode([int(token)]) for token in np.unique(ids)}
     words = np.vectorize(texts.__getitem__, otypes=[object])(ids)
@@ -380,7 +364,7 @@ def _lens(
 def _views(grids: Sequence[TokenGrid], image: Image.Image) -> dict[str, list[TokenGrid]]:
     """Grids that show the whole image, each by itself, and its tiles together."""
     views: dict[str, list[TokenGrid]] = {}
-    whole = [grid for grid in grids if len(grids) == 1 or _area(grid) >= 0.9 * image.width * image.height]
+    whole = [grid for grid in grids if len(grids) == 1 or grid.area >= 0.9 * image.width * image.height]
     for grid in sorted(whole, key=lambda grid: -grid.tokens.size):
         views[f"whole image, {grid.tokens.shape[0]} × {grid.tokens.shape[1]}"] = [grid]
     tiles = [grid for grid in grids if not any(grid is other for other in whole)]

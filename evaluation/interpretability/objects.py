@@ -20,7 +20,9 @@ from ...processing.prompts import Prompts
 from ...processing.scenes.text import CAPTION_QUESTION, question_text
 from ..metrics.pope import YES, read_yes_no
 from ..metrics.vqa_answers import vqa_accuracy
+from ..probing.parts import ModelParts
 from ..probing.prompt_batch import PromptBatch
+from ..probing.prompt_reading import read_prompts
 from ..probing.token_grids import ImageGrids
 
 FORMS = ("generative", "polling", "vqa")
@@ -95,6 +97,19 @@ def object_probe(record: Mapping[str, Any], prompts: Prompts | None = None) -> O
         tags=record.get("tags") or (),
         questions=questions,
         answers=tuple(record.get("answers") or ()),
+    )
+
+
+def read_probes(
+    parts: ModelParts, processor: Any, probes: Sequence[ObjectProbe], form: str, with_tags: bool
+) -> PromptBatch:
+    """Prompts that ask about each probe's object in one form."""
+    return read_prompts(
+        parts,
+        processor,
+        [probe.image for probe in probes],
+        [probe.questions[form] for probe in probes],
+        [probe.tags if with_tags else [] for probe in probes],
     )
 
 

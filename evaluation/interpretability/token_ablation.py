@@ -28,10 +28,10 @@ from ..probing.answers import answer_log_probabilities, answer_texts, greedy_ans
 from ..probing.image_features import Change
 from ..probing.parts import model_parts
 from ..probing.prompt_batch import PromptBatch
-from ..probing.prompt_reading import read_prompts
+from ..probing.prompt_reading import read_prompts, read_records
 from ..probing.token_groups import RIVALS, highest_tokens, random_tokens
 from ..sample_donors import SwappableRecords, as_map_style
-from .objects import FORMS, ObjectProbe, ObjectTokens, mention, object_probe
+from .objects import FORMS, ObjectProbe, ObjectTokens, mention, object_probe, read_probes
 
 
 def integrated_gradients(
@@ -100,8 +100,7 @@ def mean_image_token(
     stream = (record for record in islice(records, limit) if record["image"] is not None)
     with tqdm(desc="mean image token", unit="image", disable=not progress) as bar:
         while batch := list(islice(stream, batch_size)):
-            tags = [record.get("tags") or [] if with_tags else [] for record in batch]
-            prompts = read_prompts(parts, processor, [r["image"] for r in batch], ["?"] * len(batch), tags)
+            prompts = read_records(parts, processor, batch, with_tags, question="?")
             on_image = places.on_image(prompts, [r["image"] for r in batch])  # a class token is no part of the image
             tokens = prompts.image_rows(on_image).double().cpu()  # (N, D')
             total, count = total + tokens.sum(0), count + len(tokens)
@@ -220,31 +219,22 @@ class TokenAblation(Evaluator):
 
     def _guess(self, parts: Any, processor: Any, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]) -> None:
         """Asks for the objects of one image before another one: what is identified then was guessed."""
-        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
+        prompts = read_probes(parts, processor, [probe for probe, _ in pairs], form, self.with_tags)
         texts = answer_texts(processor, greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form]))
         self._note(form, OTHER_IMAGE, pairs, texts)
-
-    def _prompts(self, parts: Any, processor: Any, form: str, probes: Sequence[ObjectProbe]) -> PromptBatch:
-        return read_prompts(
-            parts,
-            processor,
-            [probe.image for probe in probes],
-            [probe.questions[form] for probe in probes],
-            [probe.tags if self.with_tags else [] for probe in probes],
-        )
 
     def _ask(
         self, parts: Any, processor: Any, tokens: ObjectTokens, form: str, pairs: Sequence[tuple[ObjectProbe, Row]]
     ) -> None:
         """Asks in one form: with nothing replaced, then those that are identified with tokens replaced."""
-        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
+        prompts = read_probes(parts, processor, [probe for probe, _ in pairs], form, self.with_tags)
         answers = greedy_answers(prompts, max_new_tokens=MAX_NEW_TOKENS[form])
         self._note(form, "clean", pairs, answer_texts(processor, answers))
         seen = [place for place, (_, row) in enumerate(pairs) if row["identified"][form]["clean"]]
         if not seen:
             return
         pairs = [pairs[place] for place in seen]
-        prompts = self._prompts(parts, processor, form, [probe for probe, _ in pairs])
+        prompts = read_probes(parts, processor, [probe for probe, _ in pairs], form, self.with_tags)
         gradients = None
         if "gradient" in self.rivals:
             spans = [

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .zero_shot_classification import ranks_of_best
+from .zero_shot_classification import checked_scores, ranks_of_best
 
 DESCRIPTION = "Recall@k from images to texts and from texts to images."
 CITATION = "Karpathy and Fei-Fei, Deep Visual-Semantic Alignments, CVPR 2015, section 4.1."
@@ -36,20 +36,7 @@ def retrieval_scores(
     Raises:
         ValueError: empty or NaN similarities, an image without texts, a text without an image, a k below 1.
     """
-    similarity = np.asarray(similarity, dtype=np.float64)  # (N, M)
-    if similarity.ndim != 2 or similarity.size == 0:
-        raise ValueError(f"predictions has shape {similarity.shape}: give one row of text similarities per image.")
-    if np.isnan(similarity).any():
-        raise ValueError(f"predictions[{int(np.isnan(similarity).any(axis=1).argmax())}] holds NaN.")
-    if min(top_k) < 1:
-        raise ValueError(f"top_k={list(top_k)} must be 1 or more.")
-    matches = np.zeros(similarity.shape, dtype=bool)  # (N, M)
-    for i, (row, texts) in enumerate(zip(matches, texts_of_image, strict=True)):
-        if len(texts) == 0 or min(texts) < 0 or max(texts) >= similarity.shape[1]:
-            raise ValueError(
-                f"references[{i}]={list(texts)} must name at least one of the {similarity.shape[1]} texts."
-            )
-        row[list(texts)] = True
+    similarity, matches = checked_scores(similarity, texts_of_image, top_k, "text similarities", "texts")  # (N, M) each
     orphans = np.flatnonzero(~matches.any(axis=0))
     if orphans.size:
         raise ValueError(f"references: text {orphans[0]} belongs to no image; leave it out of the similarities.")

@@ -35,6 +35,35 @@ def ranks_of_best(scores: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     return ((scores >= best) & ~relevant).sum(axis=1)
 
 
+def checked_scores(
+    scores: np.ndarray, labels: Sequence[Sequence[int]], top_k: Sequence[int], what: str, columns: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Scores (N, C), and which of their columns count as right, (N, C) bool.
+
+    Args:
+        what, columns (`str`): what the scores are, and of what, for messages.
+
+    Raises:
+        ValueError: no scores, NaN, a row without a right column or with one that is not there, or a k below 1.
+    """
+    scores = np.asarray(scores, dtype=np.float64)  # (N, C)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"predictions has shape {scores.shape}: give one row of {what} per image.")
+    if np.isnan(scores).any():
+        raise ValueError(f"predictions[{int(np.isnan(scores).any(axis=1).argmax())}] holds NaN.")
+    if min(top_k) < 1:
+        raise ValueError(f"top_k={list(top_k)} must be 1 or more.")
+    relevant = np.zeros(scores.shape, dtype=bool)  # (N, C)
+    for i, (row, right) in enumerate(zip(relevant, labels, strict=True)):
+        if len(right) == 0 or min(right) < 0 or max(right) >= scores.shape[1]:
+            raise ValueError(
+                f"references[{i}]={list(right)} must name at least one of the {scores.shape[1]} {columns}."
+            )
+        row[list(right)] = True
+    return scores, relevant
+
+
 def zero_shot_scores(
     scores: np.ndarray, labels: Sequence[Sequence[int]], top_k: Sequence[int] = (1, 5)
 ) -> dict[str, np.ndarray]:
@@ -47,20 +76,7 @@ def zero_shot_scores(
     Raises:
         ValueError: no images, NaN, a missing or impossible label, or a k below 1.
     """
-    scores = np.asarray(scores, dtype=np.float64)  # (N, C)
-    if scores.ndim != 2 or scores.size == 0:
-        raise ValueError(f"predictions has shape {scores.shape}: give one row of class scores per image.")
-    if np.isnan(scores).any():
-        raise ValueError(f"predictions[{int(np.isnan(scores).any(axis=1).argmax())}] holds NaN.")
-    if min(top_k) < 1:
-        raise ValueError(f"top_k={list(top_k)} must be 1 or more.")
-    relevant = np.zeros(scores.shape, dtype=bool)  # (N, C)
-    for i, (row, classes) in enumerate(zip(relevant, labels, strict=True)):
-        if len(classes) == 0 or min(classes) < 0 or max(classes) >= scores.shape[1]:
-            raise ValueError(
-                f"references[{i}]={list(classes)} must name at least one of the {scores.shape[1]} classes."
-            )
-        row[list(classes)] = True
+    scores, relevant = checked_scores(scores, labels, top_k, "class scores", "classes")  # (N, C) each
     ranks = ranks_of_best(scores, relevant)
     return {f"top_{k}": (ranks < k).astype(np.float64) for k in top_k}
 

@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ...processing.prompts import Prompts
 from ..evaluator import Record
 from .image_features import Change
 from .parts import model_parts
 from .prompt_batch import PromptBatch
-from .prompt_reading import read_prompts
+from .prompt_reading import read_records
 
 MODALITIES = ("image", "tags", "question")
 
@@ -87,13 +86,7 @@ def mean_tokens(
     asked = 0
     with tqdm(desc="mean tokens", unit="prompt", disable=not progress) as bar:
         while batch := list(islice(with_images, batch_size)):
-            prompts = read_prompts(
-                parts,
-                processor,
-                [record["image"] for record in batch],
-                [Prompts().question(record) for record in batch],
-                [record.get("tags") or [] if with_tags else [] for record in batch],
-            )
+            prompts = read_records(parts, processor, batch, with_tags)
             image = prompts.image_rows(prompts.image)  # (N, D')
             add("image", image.sum(0), len(image))
             if prompts.soft_prompt is not None:

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from ...processing.batching.collators import GenerationCollator
 from ...processing.processing_poise import TAG_INPUTS
+from ...processing.prompts import Prompts
 from ..chat_collator import ChatCollator
 from .parts import ModelParts, placeholder_ids
 from .prompt_batch import PromptBatch
@@ -54,6 +55,29 @@ def read_prompts(
     if any(tags) and not parts.is_routed:
         tag_words = question_words(processor, texts, untagged, mask) & ~asked  # (B, T)
     return PromptBatch(parts, inputs, tag_words=tag_words, question_words=asked)
+
+
+def read_records(
+    parts: ModelParts,
+    processor: Any,
+    records: Sequence[Mapping[str, Any]],
+    with_tags: bool = True,
+    question: str | None = None,
+) -> PromptBatch:
+    """
+    [`read_prompts`] of task records with one image each.
+
+    Args:
+        with_tags (`bool`, *optional*, defaults to `True`): tell the model the records' tags.
+        question (`str`, *optional*): asked about every image; by default what each record asks.
+    """
+    return read_prompts(
+        parts,
+        processor,
+        [record["image"] for record in records],
+        [Prompts().question(record) if question is None else question for record in records],
+        [record.get("tags") or [] if with_tags else [] for record in records],
+    )
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -38,6 +38,12 @@ class TokenGrid:
     tokens: np.ndarray
     region: Box
 
+    @property
+    def area(self) -> float:
+        """Of the region, in pixels."""
+        x1, y1, x2, y2 = self.region
+        return (x2 - x1) * (y2 - y1)
+
     def boxes(self) -> np.ndarray:
         """(R, C, 4): x1, y1, x2, y2 of each token."""
         rows, columns = self.tokens.shape
