@@ -11,10 +11,12 @@ from ..processing.prompts import Prompts, images_of
 from ..processing.records.task_record_files import opened_record
 from ..processing.tag_tokens import tokenize_tags
 from ..processing.tags import check_tags
+from .decoding import is_encoder_decoder
 
 TAG_WORDS = "The image shows: {tags}. "
-# PaliGemma reads a prompt in both directions: answers are of another type, or they would be read in advance.
-CAUSAL_TYPE = {"paligemma": 1}
+# Types of answer tokens in `token_type_ids` by `model_type`, 0 everywhere else. PaliGemma reads a prompt (of type 0) in
+# both directions: answers are of another type, or they would be read in advance.
+ANSWER_TOKEN_TYPE = {"paligemma": 1}
 
 
 class ChatCollator:
@@ -48,8 +50,7 @@ class ChatCollator:
         self.processor, self.config, self.tag_tokenizer = processor, config, tag_tokenizer
         self.tag_words = tag_words and tag_tokenizer is None
         self.prompts = prompts or Prompts()
-        text = config.get_text_config()
-        self.is_encoder_decoder = bool(config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False))
+        self.is_encoder_decoder = is_encoder_decoder(config)
         tokenizer = getattr(processor, "tokenizer", processor)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -151,8 +152,8 @@ def chat_log_likelihoods(
             for name, value in dict(inputs).items():
                 if torch.is_tensor(value) and value.shape[:2] == (1, length) and "pixel" not in name:
                     added = tokens if name == "input_ids" else value[:, -1:].expand(-1, len(ids), *value.shape[2:])
-                    if name == "token_type_ids" and model.config.model_type in CAUSAL_TYPE:
-                        added = torch.full_like(tokens, CAUSAL_TYPE[model.config.model_type])
+                    if name == "token_type_ids" and model.config.model_type in ANSWER_TOKEN_TYPE:
+                        added = torch.full_like(tokens, ANSWER_TOKEN_TYPE[model.config.model_type])
                     inputs[name] = torch.cat([value, added.to(value.dtype)], dim=1)
             logits = model(**inputs).logits[:, -len(ids) - 1 : -1]  # (1, A, V)
         chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None])  # (1, A, 1)

@@ -8,6 +8,7 @@ import torch
 
 from ..modeling.contrastive_decoding import ContrastiveDecoding, first_tokens
 from ..modeling.decoding_methods import METHODS, MODALITY_QUESTION, MODALITY_WORDS, check_method
+from .model_errors import inner_vlm
 
 Record = Mapping[str, Any]
 
@@ -76,6 +77,25 @@ class Decoding:
             needs["modality_inputs"] = collator(asked)[0].to(model.device)
             needs["modality_ids"] = [first_tokens(tokenizer, word) for word in MODALITY_WORDS]
         return ContrastiveDecoding(model, inputs, self.name, self.seed, **needs, **self.strengths)
+
+
+def is_encoder_decoder(config: Any) -> bool:
+    """Whether a model's text is read by an encoder; some say so in the configuration of their language model alone."""
+    return bool(
+        getattr(config, "is_encoder_decoder", False) or getattr(config.get_text_config(), "is_encoder_decoder", False)
+    )
+
+
+def without_prompts(model: Any, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """
+    Tokens of the answers in what `generate` returned for `prompts` (B, T): behind the decoder's start token, or behind
+    the prompt, which a decoder-only model repeats unless its own `generate` embeds it.
+    """
+    if is_encoder_decoder(inner_vlm(model).config):
+        return tokens[:, 1:]
+    length = prompts.shape[1]
+    repeated = tokens.shape[1] >= length and torch.equal(tokens[:, :length], prompts)
+    return tokens[:, length:] if repeated else tokens
 
 
 def parse_strengths(given: Sequence[str]) -> dict[str, float]:

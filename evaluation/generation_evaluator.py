@@ -17,7 +17,7 @@ from ..modeling.contrast_inputs import image_token
 from ..processing.batching.collators import IGNORED, GenerationCollator, TrainingCollator
 from ..processing.prompts import Prompts, images_of
 from .chat_collator import ChatCollator, chat_log_likelihoods
-from .decoding import Decoding
+from .decoding import Decoding, without_prompts
 from .evaluator import Evaluator, Record, Row
 from .metrics.vqa_answers import normalize_answer
 from .task_scores import TaskScorer, primary_score
@@ -233,7 +233,7 @@ class GenerationEvaluator(Evaluator):
             settings |= _settings_of(model, processor)
         collator = self.collator(model, processor)
         tokens, inputs = self.decoding.generate(model, processor, collator, records, **settings)  # (B, T)
-        tokens = _answers(model, inputs["input_ids"], tokens)  # (B, T_answer)
+        tokens = without_prompts(model, inputs["input_ids"], tokens)  # (B, T_answer)
         tokenizer = getattr(processor, "tokenizer", processor)
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
         ends = _end_tokens(model, tokenizer)
@@ -335,17 +335,6 @@ def _settings_of(model: Any, processor: Any) -> dict[str, Any]:
     if token is not None and token < size:
         settings["suppress_tokens"] = sorted({*(model.generation_config.suppress_tokens or ()), token})
     return settings
-
-
-def _answers(model: Any, prompts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens behind the prompts (B, T), which a decoder-only model repeats unless its own `generate` embeds them."""
-    model = model.vlm if has_router(model) else model
-    text = model.config.get_text_config()
-    if model.config.is_encoder_decoder or getattr(text, "is_encoder_decoder", False):
-        return tokens[:, 1:]  # the start token of the decoder
-    length = prompts.shape[1]
-    repeated = tokens.shape[1] >= length and torch.equal(tokens[:, :length], prompts)
-    return tokens[:, length:] if repeated else tokens
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -7,9 +7,6 @@ configuration). A family needs a line here only where that interface does not te
 # An own `generate` may go around `get_image_features` or around `forward`, as BLIP-2's does; theirs does not.
 GENERATES_BY_FORWARD = {"janus", "poise"}
 
-# Types of answer tokens in `token_type_ids`; 0 everywhere else. PaliGemma: 0 is the prefix, read in both directions.
-ANSWER_TOKEN_TYPE = {"paligemma": 1}
-
 # Feature rows before the patches of an image that show the whole of it.
 WHOLE_IMAGE_TOKENS = {"florence2": 1}
 

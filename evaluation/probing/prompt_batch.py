@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ...modeling.inputs_poise import IMAGE_INPUTS
+from ..chat_collator import ANSWER_TOKEN_TYPE
 from ..model_errors import model_errors
-from .families import ANSWER_TOKEN_TYPE
 from .image_features import Change, ImageFeatures, changed_reading, image_features
 from .parts import ModelParts
 
