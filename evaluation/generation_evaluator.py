@@ -6,7 +6,7 @@ Log-likelihood of given answers under a model: for multiple choice, and for weig
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ class GenerationEvaluator(Evaluator):
         ValueError: an unknown task.
     """
 
-    depends_on = ("task", "max_new_tokens", "max_prompt_length", "generation")
+    depends_on: ClassVar[tuple[str, ...]] = ("task", "max_new_tokens", "max_prompt_length", "generation")
 
     task: str | None = None
     max_new_tokens: int | None = None

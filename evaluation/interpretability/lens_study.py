@@ -10,9 +10,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..evaluator import Record
-from ..whole_files import whole_file
+from ..whole_files import whole_file, write_whole
 from .logit_lens import LogitLens, logit_lens
-from .logit_lens_page import write_logit_lens_page
+from .logit_lens_page import logit_lens_page
 from .objects import object_probe, patches_under
 from .report import draw_word_heat
 
@@ -71,7 +71,7 @@ def study_lens(
                 draw_word_heat(lens, word, folder / "logit_lens" / f"{_file_name(f'{lens.title}-{word}')}.png")
     if not drawn:
         raise ValueError("records holds no image for the logit lens: give records with images.")
-    write_logit_lens_page(drawn, folder / "logit_lens.html")
+    write_whole(folder / "logit_lens.html", logit_lens_page(drawn))
     mean = np.mean(shares, axis=0) if shares else np.zeros((0, 2))  # (L + 1, 2)
     return {
         "samples": len(shares),

@@ -4,13 +4,11 @@ Image, numbers, style and script are inside, and its policy forbids it to load a
 arbitrary text: the script only ever sets them as text.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..whole_files import write_whole
 from .html_pages import data_address, rendered, visible
 from .logit_lens import LogitLens
 
@@ -45,12 +43,6 @@ def logit_lens_page(lenses: Sequence[LogitLens], title: str = "Logit lens over v
         "samples": [_sample(lens, place) for lens in lenses],
     }
     return rendered("logit_lens.html.jinja", data, title=title)
-
-
-def write_logit_lens_page(lenses: Sequence[LogitLens], path: str | os.PathLike, title: str | None = None) -> None:
-    """Writes [`logit_lens_page`]."""
-    page = logit_lens_page(lenses) if title is None else logit_lens_page(lenses, title)
-    write_whole(path, page)
 
 
 def _sample(lens: LogitLens, place: dict[int, int]) -> dict[str, Any]:

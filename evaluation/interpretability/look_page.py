@@ -1,12 +1,10 @@
 """[`Look`] as one HTML page that needs nothing but itself: no network, no library."""
 
-import os
 from typing import Any
 
 import numpy as np
 
 from ...modeling.image_reliability import DISTRUSTED
-from ..whole_files import write_whole
 from .html_pages import encoded, rendered, visible
 from .look import LensLevel, Look
 
@@ -60,11 +58,6 @@ def look_page(found: Look) -> str:
         has_lens=bool(found.lens),
         summary=summary(found),
     )
-
-
-def write_look_page(found: Look, path: str | os.PathLike) -> None:
-    """Writes [`look_page`]."""
-    write_whole(path, look_page(found))
 
 
 def summary(found: Look) -> str:

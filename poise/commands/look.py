@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from poise.evaluation.interpretability.look import look
-    from poise.evaluation.interpretability.look_page import write_look_page
+    from poise.evaluation.interpretability.look_page import look_page
+    from poise.evaluation.whole_files import write_whole
 
     logging.disable_progress_bar()
     model, processor = chosen_model(arguments)
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
         progress=sys.stderr.isatty(),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_look_page(found, page)
+    write_whole(page, look_page(found))
     print(found.answer)
     for note in found.notes:
         sys.stderr.write(f"not asked: {note}\n")

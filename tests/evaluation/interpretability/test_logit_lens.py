@@ -16,7 +16,7 @@ from small_vlms import KINDS, QUESTIONS, TAGS, noise_images, small_vlm
 from poise.evaluation.interpretability.html_pages import visible
 from poise.evaluation.interpretability.lens_study import study_lens
 from poise.evaluation.interpretability.logit_lens import finest_view, logit_lens, word_token_ids
-from poise.evaluation.interpretability.logit_lens_page import logit_lens_page, write_logit_lens_page
+from poise.evaluation.interpretability.logit_lens_page import logit_lens_page
 from poise.evaluation.interpretability.report import draw_word_heat
 from poise.evaluation.probing.prompt_reading import read_prompts
 from poise.evaluation.probing.residual_stream import residual_stream
@@ -260,12 +260,11 @@ def test_invisible_characters_are_shown(token, shown):
     assert visible(token) == shown
 
 
-def test_page_and_image_are_written(tmp_path):
+def test_page_and_image_are_made(tmp_path):
     lens = lens_of("t5")
     lens.object_patches = np.eye(3, dtype=bool)
-    write_logit_lens_page([lens], tmp_path / "lens.html")
     draw_word_heat(lens, "red", tmp_path / "heat.png")
-    assert "This is an encoder" in (tmp_path / "lens.html").read_text(encoding="utf-8")
+    assert "This is an encoder" in logit_lens_page([lens])
     with Image.open(tmp_path / "heat.png") as image:
         assert image.width > 300 and len(image.convert("RGB").getcolors(1 << 20)) > 50
 
