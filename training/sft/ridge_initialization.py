@@ -86,15 +86,11 @@ def align_words(model: PreTrainedModel, processor: PoiseProcessor, seed: int = 0
             f"align_words found {len(targets)} words that both tokenizers know: set align_words=false here"
         )
     features, wanted = _features_and_targets(model, processor, targets, seed)  # (n, Dt), (n, D)
-    centre, mean = features.mean(0), wanted.mean(0)
-    centred, rest = features - centre, wanted - mean
-    gram = centred.mT @ centred  # (Dt, Dt)
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
-    weight = torch.linalg.solve(gram, centred.mT @ rest).mT  # (D, Dt)
+    centre, weight, explained = _ridge(features, wanted)  # (Dt,), (D, Dt)
     projection = model.model.soft_prompt.projection
     projection.weight.copy_(weight)
-    projection.bias.copy_(mean - weight @ centre)
-    return float(1 - (rest - centred @ weight.mT).square().sum() / rest.square().sum())
+    projection.bias.copy_(wanted.mean(0) - weight @ centre)
+    return explained
 
 
 def _features_and_targets(model, processor, targets, seed):
@@ -126,7 +122,6 @@ def _features_and_targets(model, processor, targets, seed):
 logger = logging.getLogger(__name__)
 
 BATCH = 64
-RIDGE = 1e-3  # of the mean squared hidden feature
 Tags = Sequence[Sequence[Any]]
 Batches = Iterable[tuple[torch.Tensor, Sequence[Tags]]]
 
