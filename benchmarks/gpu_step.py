@@ -28,12 +28,12 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from poise.library_noise import quiet_libraries
+from poise.command_line import quiet_libraries
 from poise.modeling import PoiseForConditionalGeneration
+from poise.training.backbone_loading import tiny_backbone_path
 from poise.training.parameter_groups import set_trainable
 from poise.training.sft.assembly import add_adapters, quantization_config
 from poise.training.sft.recipe import SftLora
-from poise.training.tiny_backbones.build import tiny_backbone_path
 
 # Hidden size, feed-forward size, layers, heads, key-value heads, vocabulary.
 TEXT = {

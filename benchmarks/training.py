@@ -39,16 +39,16 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
-from poise.library_noise import quiet_libraries
+from poise.command_line import quiet_libraries
 from poise.modeling import PoiseConfig, PoiseForConditionalGeneration
 from poise.processing import PoiseProcessor, Prompts
 from poise.processing.scenes.scenes import Scenes
+from poise.training.backbone_loading import tiny_backbone_path
 from poise.training.feature_cache.frozen_towers import cached_records
 from poise.training.parameter_groups import set_trainable
 from poise.training.sft.assembly import add_adapters
 from poise.training.sft.recipe import SftLora
 from poise.training.sft.trainer import PoiseTrainer
-from poise.training.tiny_backbones.build import tiny_backbone_path
 
 # (hidden size, feed-forward size, layers, heads, patch size, image size) and (…, key-value heads, vocabulary)
 VISION = {"siglip-b": (768, 3072, 12, 12, 16, 224), "so400m": (1152, 4304, 27, 16, 14, 224)}

@@ -21,7 +21,7 @@ from poise.modeling.activation_profile import activation_profile
 from poise.modeling.typicality import Typicality
 from poise.processing.degradations.degradations import degrade_image
 from poise.processing.scenes.scenes import Scenes
-from poise.training.tiny_backbones.build import tiny_backbone_path
+from poise.training.backbone_loading import tiny_backbone_path
 
 CONDITIONS = {
     "clean": ("test", {}),

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from ..processing.records.photo_annotations import SOURCES, records_from_annotations
+from ..processing.records.record_data import ChosenRecords
 from ..processing.records.record_sources import RecordSource, open_records, parse_source
 from ..processing.records.task_record_files import TaskRecords
 from ..processing.scenes.scenes import Scenes
@@ -39,16 +40,15 @@ def load_data_source(
         raise ValueError(f"limit={limit} must be 1 or more; leave it out for all records.")
     if source == SCENES or source.startswith(f"{SCENES}:"):
         drawn = _scenes(source, task)
-        return drawn if limit is None or limit >= len(drawn) else Subset(drawn, range(limit))
+        return drawn if limit is None or limit >= len(drawn) else ChosenRecords(drawn, range(limit))
     records = _records(read_source(source), several_images)
     if not len(records):
         raise ValueError(f"data={source!r} holds no record: name another file or split.")
-    # Tasks are told without opening images.
-    facts = records.records if isinstance(records, TaskRecords) else records.records(range(len(records)), images=False)
+    facts = records.rows(range(len(records)), images=False)
     places = [place for place, record in enumerate(facts) if task in (None, record["task"])]
     if not places:
         raise ValueError(f"data={source!r} holds no record of task {task!r}: name another file or split.")
-    return records if len(places[:limit]) == len(records) else Subset(records, places[:limit])
+    return records if len(places[:limit]) == len(records) else ChosenRecords(records, places[:limit])
 
 
 def read_source(source: str) -> RecordSource:

@@ -13,6 +13,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -22,13 +23,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise import __version__
-from poise.library_noise import quiet_libraries
 from poise.training.redaction import redact, redact_logs, take_token_of_words
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 _ROOM, _ELSEWHERE = "; make room and start again", "; name a place that can be written to, or change its permissions"
 REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "; raise the limit on file sizes (ulimit -f)",
             errno.EROFS: _ELSEWHERE, errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE}  # fmt: skip
+# logger -> beginnings (after an optional name in backquotes) that are dropped. Each was looked into: the first two say
+# that an optional faster kernel is not installed, the next is said by the run itself, in one line, with what it means;
+# the last that a cast which we rely on takes place.
+HARMLESS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "transformers.utils.import_utils": "requires torchvision (not installed); falling back to",
+    "transformers.trainer_utils": "The following arguments do not match the ones in the `trainer_state.json`",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+}
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,23 @@ class Command:
     `--help`, and `build_parser()`.
 
     name (`str`): what is typed after `poise`.
-    module (`str`): where `main` is: a module, or `module:name` of something in it.
     summary (`str`): one line for `poise --help`.
     example (`str`): a command line that works.
+    where (`str`, *optional*): `main` is there: a module, or `module:name` of something in it; by default the file of
+        the command's name in `poise/commands/`.
     one_thread (`bool`, *optional*, defaults to `False`): its models are so small that a second thread of torch costs
         more than it brings; unless OMP_NUM_THREADS says something else, it runs on one.
     """
 
     name: str
-    module: str
     summary: str
     example: str
+    where: str = ""
     one_thread: bool = False
+
+    @property
+    def module(self) -> str:
+        return self.where or f"poise.commands.{self.name.replace('-', '_')}"
 
     def load(self) -> Any:
         """Imports the command."""
@@ -60,157 +74,59 @@ class Command:
 COMMANDS = {
     command.name: command
     for command in (
-        Command(
-            "demo",
-            "poise.commands.demo",
-            "train two tiny models on drawn scenes, compare them, publish one (about 7 minutes)",
-            "poise demo",
-            one_thread=True,
-        ),
-        Command(
-            "sft",
-            "poise.commands.train:SFT",
-            "fine-tune a model on task records",
-            "poise sft --config demo --router_type reliability",
-        ),
-        Command(
-            "rank-encoders",
-            "poise.commands.rank_encoders",
-            "compare frozen vision and text encoders layer by layer: which pair is worth aligning",
+        Command("demo", "train two tiny models on drawn scenes, compare them, publish one (about 7 minutes)",
+            "poise demo", one_thread=True),
+        Command("sft", "fine-tune a model on task records",
+            "poise sft --config demo --router_type reliability", where="poise.commands.train:SFT"),
+        Command("rank-encoders", "compare frozen vision and text encoders layer by layer: which pair is worth aligning",
             "poise rank-encoders --text tiny:tag_encoder tiny:causal_lm --output outputs/rank-encoders",
-            one_thread=True,
-        ),
-        Command(
-            "curate",
-            "poise.commands.curate",
-            "keep, of a pool of captioned pictures, the same number of records for every concept",
-            "poise curate --data scenes:train --concepts scenes --text tiny:tag_encoder --keep 20",
-            one_thread=True,
-        ),
-        Command(
-            "align",
-            "poise.commands.train:ALIGN",
-            "align frozen vision and text encoders by small projectors; the result is a tagger",
-            "poise align --config align",
-        ),
-        Command(
-            "tag-encoder",
-            "poise.commands.train:TAG_ENCODER",
-            "teach a sentence encoder what tags with scores mean, by triplets with captions",
+            one_thread=True),
+        Command("curate", "keep, of a pool of captioned images, the same number of records for every concept",
+            "poise curate --data scenes:train --concepts scenes --text tiny:tag_encoder --keep 20", one_thread=True),
+        Command("align", "align frozen vision and text encoders by small projectors; the result is a tagger",
+            "poise align --config align", where="poise.commands.train:ALIGN"),
+        Command("tag-encoder", "teach a sentence encoder what tags with scores mean, by triplets with captions",
             "poise tag-encoder --config tag_encoder_scenes --score_encoding attention_bias",
-        ),
-        Command(
-            "preference",
-            "poise.commands.train:PREFERENCE",
-            "prefer what the picture shows to what the prior or an invented tag says (DPO)",
+            where="poise.commands.train:TAG_ENCODER"),
+        Command("preference", "prefer what the image shows to what the prior or an invented tag says (DPO)",
             "poise preference --config preference_scenes --model outputs/demo/reliability/model",
-        ),
-        Command(
-            "merge",
-            "poise.commands.merge",
-            "merge a run's adapters into its language model",
-            "poise merge outputs/sft outputs/merged",
-        ),
-        Command(
-            "data",
-            "poise.commands.data",
-            "convert published data sets into task records, and show records as a model sees them",
-            "poise data show scenes:train --config demo --output data.png",
-        ),
-        Command(
-            "tag",
-            "poise.commands.tag",
-            "tag images with CLIP, SigLIP, a detector, Florence-2 or your own tagger",
-            "poise tag train.jsonl --tagger openai/clip-vit-base-patch32 --vocabulary coco --output tagged.jsonl",
-        ),
-        Command(
-            "evaluate",
-            "poise.commands.evaluate",
-            "let a model answer a data set and score the answers",
-            "poise evaluate outputs/demo/reliability/model --data scenes:prior_broken --task vqa",
-        ),
-        Command(
-            "interpret",
-            "poise.commands.interpret",
-            "where a model keeps what it sees: logit lens, token ablation, attention knockout",
-            "poise interpret outputs/demo/reliability/model --samples 200 --tags drop",
-        ),
-        Command(
-            "robustness",
-            "poise.commands.robustness",
-            "how the answers hold up when picture, tags or question are damaged",
-            "poise robustness outputs/demo/reliability/model --samples 300",
-        ),
-        Command(
-            "diagnose",
-            "poise.commands.diagnose",
-            "which modality the answers follow: attention, Shapley shares, conflicts, router weights",
-            "poise diagnose outputs/demo/reliability/model --samples 300",
-        ),
-        Command(
-            "fit-router",
-            "poise.commands.fit_router",
-            "how far an image can be trusted, for any vision-language model, without training it",
-            "poise fit-router outputs/demo/gate/model --data scenes:train,size=500 --output outputs/trust",
-        ),
-        Command(
-            "study",
-            "poise.commands.study",
-            "train and measure every router, prompt and language model over seeds (hours on two cores)",
-            "poise study --output outputs/study",
-            one_thread=True,
-        ),
-        Command(
-            "ask",
-            "poise.commands.ask",
-            "answer a question about an image",
-            'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"',
-        ),
-        Command(
-            "look",
-            "poise.commands.look",
-            "answer a question about an image, with a page on what the answer rests on; for any VLM",
-            'poise look outputs/demo/published photo.jpg "what color is the star ?"',
-        ),
-        Command(
-            "publish",
-            "poise.commands.publish",
-            "publish a run on the Hub, with its model card, after a check that it loads without Poise",
-            "poise publish outputs/demo/reliability --repo user/name --dry-run",
-        ),
-        Command(
-            "card",
-            "poise.commands.card",
-            "write a model's card anew, with what has been measured since",
-            "poise card outputs/demo/reliability --evaluation scores.json",
-        ),
-        Command(
-            "serve",
-            "poise.commands.serve",
-            "serve a model over HTTP, for OpenAI-style clients",
-            "poise serve outputs/demo/reliability/model --port 8000",
-        ),
-        Command(
-            "space",
-            "poise.commands.space",
-            "write a web page on which anybody can ask a published model (a Gradio Space)",
-            "poise space outputs/space --model user/name",
-        ),
-        Command(
-            "backbones",
-            "poise.training.tiny_backbones.build",
-            "rebuild or check the tiny backbones of the demo",
-            "poise backbones --check",
-            one_thread=True,
-        ),
-        Command(
-            "completion",
-            "poise.commands.completion",
-            "print a script that completes commands, options and choices in a shell",
-            "source <(poise completion bash)",
-        ),
+            where="poise.commands.train:PREFERENCE"),
+        Command("merge", "merge a run's adapters into its language model",
+            "poise merge outputs/sft outputs/merged"),
+        Command("data", "convert published data sets into task records, and show records as a model sees them",
+            "poise data show scenes:train --config demo --output data.png"),
+        Command("tag", "tag images with CLIP, SigLIP, a detector, Florence-2 or your own tagger",
+            "poise tag train.jsonl --tagger openai/clip-vit-base-patch32 --vocabulary coco --output tagged.jsonl"),
+        Command("evaluate", "let a model answer a data set and score the answers",
+            "poise evaluate outputs/demo/reliability/model --data scenes:prior_broken --task vqa"),
+        Command("interpret", "where a model keeps what it sees: logit lens, token ablation, attention knockout",
+            "poise interpret outputs/demo/reliability/model --samples 200 --tags drop"),
+        Command("robustness", "how the answers hold up when image, tags or question are damaged",
+            "poise robustness outputs/demo/reliability/model --samples 300"),
+        Command("diagnose", "which modality the answers follow: attention, Shapley shares, conflicts, router weights",
+            "poise diagnose outputs/demo/reliability/model --samples 300"),
+        Command("fit-router", "how far an image can be trusted, for any vision-language model, without training it",
+            "poise fit-router outputs/demo/gate/model --data scenes:train,size=500 --output outputs/trust"),
+        Command("study", "train and measure every router, prompt and language model over seeds (hours on two cores)",
+            "poise study --output outputs/study", one_thread=True),
+        Command("ask", "answer a question about an image",
+            'poise ask outputs/demo/reliability/model photo.jpg "what color is the star ?" --tags "yellow star:0.9"'),
+        Command("look", "answer a question about an image, with a page on what the answer rests on; for any VLM",
+            'poise look outputs/demo/published photo.jpg "what color is the star ?"'),
+        Command("publish", "publish a run on the Hub, with its model card, after a check that it loads without Poise",
+            "poise publish outputs/demo/reliability --repo user/name --dry-run"),
+        Command("card", "write a model's card anew, with what has been measured since",
+            "poise card outputs/demo/reliability --evaluation scores.json"),
+        Command("serve", "serve a model over HTTP, for OpenAI-style clients",
+            "poise serve outputs/demo/reliability/model --port 8000"),
+        Command("space", "write a web page on which anybody can ask a published model (a Gradio Space)",
+            "poise space outputs/space --model user/name"),
+        Command("backbones", "rebuild or check the tiny backbones of the demo",
+            "poise backbones --check", where="poise.training.tiny_backbones.build", one_thread=True),
+        Command("completion", "print a script that completes commands, options and choices in a shell",
+            "source <(poise completion bash)"),
     )
-}
+}  # fmt: skip
 
 
 def global_options() -> argparse.ArgumentParser:
@@ -325,3 +241,22 @@ def one_line(error: BaseException) -> str:
     if str(error).startswith("Caught ") and "Original Traceback" in str(error):  # as torch's data loader passes it on
         return redact(str(error).splitlines()[-1].partition(": ")[2])
     return redact(" ".join(str(error).split())) or type(error).__name__
+
+
+class HarmlessMessage(logging.Filter):
+    """Drops the records whose message holds `text`, lets every other record of the same logger through."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.text not in record.getMessage()
+
+
+def quiet_libraries() -> None:
+    """Filters the known harmless messages, by logger name: no library is imported for it. Calling twice is fine."""
+    for name, text in HARMLESS.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, HarmlessMessage) for known in logger.filters):
+            logger.addFilter(HarmlessMessage(text))

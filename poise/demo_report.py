@@ -33,8 +33,8 @@ def draw_report(
     _draw_accuracy(upper, rows_by_model, chance)
     _draw_weights(lower, rows_by_model)
     panels = scenes.subplots(1, 4, width_ratios=[1.0, 1.6, 1.0, 1.6])
-    for (picture, words), example in zip((panels[:2], panels[2:]), examples, strict=True):
-        _draw_example(picture, words, example)
+    for (image, words), example in zip((panels[:2], panels[2:]), examples, strict=True):
+        _draw_example(image, words, example)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -82,10 +82,10 @@ def _draw_weights(axes, rows_by_model):
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 
 
-def _draw_example(picture, words, example):
-    picture.imshow(example["image"], interpolation="nearest")
-    picture.set_axis_off()
-    picture.set_title(example["title"], fontsize=10)
+def _draw_example(image, words, example):
+    image.imshow(example["image"], interpolation="nearest")
+    image.set_axis_off()
+    image.set_title(example["title"], fontsize=10)
     words.set_axis_off()
     tags = ", ".join(f"{name} {score:.2f}" for name, score in example["tags"]) or "none"
     lines = [*textwrap.wrap(f"tags: {tags}", 38), "", example["question"], f"right: {example['truth']}", ""]

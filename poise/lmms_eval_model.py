@@ -95,7 +95,7 @@ class PoiseForLmmsEval(lmms):
         chat = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id]))
         _, videos, sounds = chat.extract_media()
         if videos or sounds:
-            raise ValueError(f"task {task!r} shows video or sound: Poise reads pictures and text")
+            raise ValueError(f"task {task!r} shows video or sound: Poise reads images and text")
         messages = chat.to_hf_messages()
         for message in messages:
             for part in message["content"]:

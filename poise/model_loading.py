@@ -195,5 +195,10 @@ def _default(model: str, what: str) -> Path:
     run = run_of(model)
     if run is not None:
         return run / what
+    return Path("outputs", what, short_name(model))
+
+
+def short_name(model: str, *more: str) -> str:
+    """A model by the last two folders that say something of it, and what stands behind them, as the name of a file."""
     parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
-    return Path("outputs", what, re.sub(r"[^\w.=-]+", "-", "-".join(parts)) or "model")
+    return re.sub(r"[^\w.=-]+", "-", "-".join([*parts, *more])) or "model"

@@ -22,7 +22,7 @@ os.environ["MPLCONFIGDIR"] = os.path.join(_cache, "matplotlib")
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from poise.library_noise import quiet_libraries  # noqa: E402
+from poise.command_line import quiet_libraries  # noqa: E402
 
 quiet_libraries()
 
@@ -61,7 +61,7 @@ def tiny_dual_encoder():
     import torch
 
     from poise.modeling import PoiseDualEncoder
-    from poise.training.tiny_backbones.build import tiny_backbone_path
+    from poise.training.backbone_loading import tiny_backbone_path
 
     def make(text="tag_encoder", **fields):
         torch.manual_seed(0)
@@ -76,7 +76,7 @@ def tiny_pair_processor():
     """Image processor of the tiny tower and tokenizer of the tiny tag encoder."""
     from transformers import AutoImageProcessor, AutoTokenizer, VisionTextDualEncoderProcessor
 
-    from poise.training.tiny_backbones.build import tiny_backbone_path
+    from poise.training.backbone_loading import tiny_backbone_path
 
     return VisionTextDualEncoderProcessor(
         AutoImageProcessor.from_pretrained(tiny_backbone_path("vision")),

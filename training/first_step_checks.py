@@ -1,14 +1,10 @@
-"""After the first backward pass: every module that should learn must have got a gradient.
-
-At the first step: do the processes run as the launcher was asked to run them?
+"""What is checked and told when a run starts: every module that should learn gets a gradient, the processes run as the
+launcher was asked to run them, and a table says what each module is and how it learns.
 
 Launchers fail in silence. `distributed_type: MULTI_CPU` without mpirun starts one process, however many were asked for;
 FSDP on a CPU becomes DDP. Both train on, at another batch size or in another memory than the recipe was written for.
-What was asked for stands in the environment that `accelerate launch` and `torchrun` leave behind.
-
-The table at the start of a run: module → dtype → trainable → learning rate → parameters.
-
-It is read off the model as it stands, so what was quantized, or learns, by mistake is seen at once.
+What was asked for stands in the environment that `accelerate launch` and `torchrun` leave behind. The table is read off
+the model as it stands, so what was quantized, or learns, by mistake is seen at once.
 """
 
 import logging

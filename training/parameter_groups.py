@@ -2,11 +2,9 @@
 
 New modules start from nothing and want a rate far above the adapters', and those one above a pretrained tag encoder's
 (Dynamic LION gives its projection a multiple of the base rate for the same reason).
-
-A learning-rate schedule for each parameter group.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -126,7 +124,17 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and MIXING not in name.split(".")
 
 
-def optimizer_groups(model: nn.Module, learning_rates: Mapping[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+def highest_rate(learning_rates: Mapping[str, Any]) -> float:
+    """What loggers show of a run with several rates."""
+    return max(settings.rate for settings in group_settings(learning_rates).values())
+
+
+def optimizer_groups(
+    model: nn.Module,
+    learning_rates: Mapping[str, Any],
+    weight_decay: float,
+    group_of: Callable[[str, Iterable[str]], str | None] = group_of,
+) -> list[dict[str, Any]]:
     """
     Parameter groups for a torch optimizer, one per name and decay.
 
@@ -134,6 +142,7 @@ def optimizer_groups(model: nn.Module, learning_rates: Mapping[str, Any], weight
         model: with `requires_grad` set.
         learning_rates (`Mapping`): a rate, a mapping or [`GroupSettings`] by group.
         weight_decay (`float`): of groups that name none.
+        group_of (`Callable`, *optional*): `(name, groups)`, where the model is no Poise model.
 
     Raises:
         ValueError: a rate is given for a group of which the model has no trainable parameter.

@@ -44,6 +44,9 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 _TEXT_HINT = " (YAML reads 1e-3 without a dot as text: write 1.0e-3)"
 Made = typing.TypeVar("Made")
 TRAINING_FIELDS = tuple(field.name for field in dataclasses.fields(TrainingArguments))
+# What all stages start from. DDP need not look for parameters without a gradient: the first step finds them.
+TRAINING_DEFAULTS = {"report_to": "none", "save_total_limit": 2, "lr_scheduler_type": "cosine", "seed": 42,
+                     "ddp_find_unused_parameters": False}  # fmt: skip
 
 
 def unknown_name(what: str, name: Any, known: Sequence[str]) -> ValueError:
@@ -364,12 +367,3 @@ def check_scenes(settings: Any, key: str = "data.scenes", split: bool = False) -
         if name not in known:
             raise unknown_name(f"{key}: ", name, list(known))
         check_kind(f"{key}.{name}", value, known[name].annotation)
-
-
-def check_rates(rates: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` unless every learning rate is a number above 0 and there is one."""
-    if not rates:
-        raise ValueError("learning_rates is empty: nothing would be trained; name at least one group")
-    for group, rate in rates.items():
-        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
-            raise ValueError(f"learning_rates.{group}={rate!r} must be a number above 0{_TEXT_HINT}")

@@ -1,4 +1,5 @@
-"""The start of a run: its folder is locked, a former run there is not lost by mistake, a sound checkpoint is chosen.
+"""The start of a run: its arguments are checked, for transformers takes a word for a number without a look; its folder
+is locked, by a file that names its owner; a former run there is not lost by mistake; a sound checkpoint is chosen.
 
     with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
         ...
@@ -8,23 +9,39 @@ What a former run left goes when training starts, not before: bad data or a bad 
 """
 
 import contextlib
+import dataclasses
+import datetime
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import broadcast_object_list
+from filelock import SoftFileLock, Timeout
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from .atomic_folders import clear_aside, damage_of, remove
-from .output_lock import output_lock
+from .recipe_loading import check_kind, unknown_name
+from .redaction import take_hub_token
 from .run_files import checkpoints
+
+logger = logging.getLogger(__name__)
 
 FINISHED = ("model", "tag_encoder")  # what stages write at their end
 DAMAGED = "damaged-"
+LOCK_FILE = "run.lock"
+WAIT_SECONDS = 1.0  # time enough to take a dead owner's lock over
+_LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+          "dataloader_num_workers": 0, "save_total_limit": 1}  # fmt: skip
 
 
-@dataclass
+@dataclasses.dataclass
 class Run:
     """
     A run whose folder is locked.
@@ -36,8 +53,8 @@ class Run:
     """
 
     checkpoint: Path | None = None
-    given_up: list[Path] = field(default_factory=list)
-    damaged: list[Path] = field(default_factory=list)
+    given_up: list[Path] = dataclasses.field(default_factory=list)
+    damaged: list[Path] = dataclasses.field(default_factory=list)
 
     def train(self, trainer: Any) -> Any:
         """`trainer.train`, from the checkpoint if there is one; returns what it returns."""
@@ -50,6 +67,26 @@ class Run:
                 clear_aside(Path(trainer.args.output_dir))
         trainer.accelerator.wait_for_everyone()
         return trainer.train(resume_from_checkpoint=None if self.checkpoint is None else os.fspath(self.checkpoint))
+
+    def train_and_score(
+        self, trainer: Any, untrained: contextlib.AbstractContextManager | None = None
+    ) -> dict[str, Any]:
+        """
+        Trains, and asks the trainer's `score` before (unless the run goes on, and within `untrained`) and after.
+
+        Returns:
+            `steps`, `train_loss`, and the scores `before` and `after`.
+        """
+        metrics: dict[str, Any] = {}
+        if trainer.score is not None and self.checkpoint is None:
+            with untrained or contextlib.nullcontext():
+                metrics["before"] = trainer.evaluate()
+        result = self.train(trainer)
+        metrics.update(steps=result.global_step, train_loss=result.training_loss)
+        if trainer.score is not None:
+            metrics["after"] = trainer.evaluate()
+        trainer.accelerator.wait_for_everyone()
+        return metrics
 
 
 def _free_name(path: Path) -> Path:
@@ -166,3 +203,109 @@ def from_first_process(args: Any, work: Callable[[], Any]) -> Any:
     if outcome[0] is None:
         raise SystemExit(1)
     return outcome[0][0]
+
+
+@contextlib.contextmanager
+def output_lock(folder: Path) -> Iterator[None]:
+    """
+    Around everything that a run does with its folder, which is made where there is none.
+
+    The lock file appears by an exclusive creation, which also network disks know. One whose process is gone, on the
+    same host, is taken over; of another host nobody can tell, so the message says which file to delete.
+
+    Raises:
+        ValueError: another process works in the folder; process, host and start of its run are named.
+        OSError: the folder cannot be written.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    lock, left = SoftFileLock(path), _owner(path)
+    try:
+        lock.acquire(timeout=WAIT_SECONDS, poll_interval=0.1)
+    except Timeout:
+        owner = _owner(path) or "another process"
+        raise ValueError(
+            f"training.output_dir={str(folder)!r} is in use by {owner}: wait for it or name another folder; if that "
+            f"run is over, delete {path}"
+        ) from None
+    if left is not None:
+        logger.info("%s was left by %s, which is gone: taken over", path, left)
+    try:
+        yield
+    finally:
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # a run that never began leaves no empty folder
+                folder.rmdir()
+
+
+def _owner(path: Path) -> str | None:
+    """The owner as words: what the lock file holds is one line each of process and host."""
+    try:
+        process, host = path.read_text(encoding="utf-8").split("\n")[:2]
+        since = datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M:%S")
+    except (OSError, ValueError):
+        return None
+    return f"process {process} on {host} since {since}"
+
+
+def made_arguments(arguments_class: type, settings: Mapping[str, Any], **more: Any) -> Any:
+    """
+    `TrainingArguments` (or a class made of them) of a recipe's section `training`; `more` are fields of that class.
+
+    Raises:
+        ValueError: a value of the wrong kind, an unknown choice, a folder that cannot be written, or half precision
+            where the machine has none.
+    """
+    settings = take_hub_token(settings)
+    _check_training(settings)
+    if settings.get("bf16") and not settings.get("use_cpu") and not torch.accelerator.is_available():
+        raise ValueError(
+            "training.bf16=true, and there is no GPU here: add --training.use_cpu true to train on the CPU all the "
+            "same, or --training.bf16 false for float32"
+        )
+    try:
+        args = arguments_class(**settings, **more)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"training: {' '.join(str(error).split())}") from error
+    if args.fp16 and args.device.type == "cpu":
+        raise ValueError("training.fp16=true needs a GPU: on a CPU add --training.fp16 false")
+    return args
+
+
+def _check_training(settings: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for the first value that no run could use; what is left out is fine."""
+    fields = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    for name, value in settings.items():
+        if name not in fields:
+            continue
+        check_kind(f"training.{name}", value, fields[name].type)
+        choices = fields[name].metadata.get("choices")
+        if choices and value not in choices:
+            raise unknown_name(f"training.{name}: ", value, choices)
+        if name in _LEAST and value is not None and value < _LEAST[name]:
+            raise ValueError(f"training.{name}={value!r} must be at least {_LEAST[name]}")
+    _check_trackers(settings.get("report_to"))
+    if settings.get("output_dir") is not None:
+        _check_folder(str(settings["output_dir"]))
+
+
+def _check_trackers(wanted: Any) -> None:
+    names = [wanted] if isinstance(wanted, str) else list(wanted or [])
+    known = [*INTEGRATION_TO_CALLBACK, "none", "all"]
+    for name in names:
+        if name not in known:
+            raise unknown_name("training.report_to: ", name, known)
+        if name not in ("none", "all") and name not in get_available_reporting_integrations():
+            raise ImportError(f"training.report_to={name!r} needs {name}: pip install {name}, or set report_to=none")
+
+
+def _check_folder(folder: str) -> None:
+    path = Path(folder).absolute()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"training.output_dir={folder!r} is a file: name a folder")
+    nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "may not be written" if nearest.is_dir() else "is a file"
+        raise ValueError(f"training.output_dir={folder!r} cannot be made, {nearest} {what}: name another folder")

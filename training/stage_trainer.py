@@ -28,8 +28,14 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from .atomic_folders import ASIDE, clear_aside, move_into_place, remove, room_for, seal, size_of
 from .first_step_checks import check_launch
 from .parameter_groups import optimizer_groups, own_schedules, scheduler_by_group
-from .run_files import complete_checkpoints, write_versions
-from .run_settings import SETTINGS_FILE, run_settings, tell_of_other_settings
+from .run_files import (
+    RECIPE_FILE,
+    SETTINGS_FILE,
+    complete_checkpoints,
+    run_settings,
+    tell_of_other_settings,
+    write_versions,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +59,13 @@ class StageTraining:
             Trainer's groups learn at `args.learning_rate`.
         score (`Callable`, *optional*): `(model) -> dict[str, float]`, called in every evaluation.
         evaluates_loss (`bool`): whether an evaluation computes a loss over `eval_dataset` before it scores.
+        recipe ([`StageRecipe`], *optional*): written beside every checkpoint.
     """
 
     learning_rates: Mapping[str, Any] | None = None
     score: Callable[[Any], Mapping[str, float]] | None = None
     evaluates_loss = True
+    recipe: Any = None
 
     state: Any
     args: Any
@@ -165,6 +173,9 @@ class StageTraining:
 
     def write_beside(self, folder: Path) -> None:
         """Writes what a checkpoint holds beside the weights."""
+        write_versions(folder)
+        if self.recipe is not None:
+            self.recipe.save(folder / RECIPE_FILE)
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

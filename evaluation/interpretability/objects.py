@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Subset
 
 from ...processing.grounding_text import check_box
 from ...processing.prompts import Prompts
+from ...processing.records.record_data import ChosenRecords
 from ...processing.scenes.text import CAPTION_QUESTION, question_text
 from ..metrics.pope import YES, read_yes_no
 from ..metrics.vqa_answers import vqa_accuracy
@@ -126,13 +126,13 @@ def records_with_objects(records: Any, limit: int) -> tuple[Any, tuple[str, ...]
     """
     count = min(limit, len(records))
     if not hasattr(records, "records") or callable(records.records):  # drawn scenes
-        return Subset(records, range(count)), FORMS
+        return ChosenRecords(records, range(count)), FORMS
     boxed = [place for place, record in enumerate(records.records) if record.get("bbox")][:limit]
     facts = [records.records[place] for place in boxed]
     offered = {"vqa"} if any(record["task"] == "vqa" for record in facts) else set()
     if any(record["task"] == "grounding" or (record.get("metadata") or {}).get("object") for record in facts):
         offered |= {"generative", "polling"}
-    return Subset(records, boxed or range(count)), tuple(form for form in FORMS if form in offered)
+    return ChosenRecords(records, boxed or range(count)), tuple(form for form in FORMS if form in offered)
 
 
 def _scene_probe(record: Mapping[str, Any], metadata: Mapping[str, Any]) -> ObjectProbe | None:

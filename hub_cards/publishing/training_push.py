@@ -23,8 +23,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 
 from ...training.atomic_folders import seal
-from ...training.preference.recipe import PREFERENCE_RECIPE_FILE
-from ...training.run_files import RECIPE_FILE, base_of
+from ...training.run_files import PREFERENCE_RECIPE_FILE, RECIPE_FILE, base_of
 from ..card.data import CardData
 from ..card.model_card import build_card
 from ..card.public_recipe import public_recipe

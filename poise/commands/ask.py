@@ -8,6 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from poise.commands.options import check_at_least
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -66,8 +68,7 @@ def main(argv: list[str]) -> int:
 
     if not arguments.question.strip():
         raise ValueError("QUESTION is empty; write what you want to know about the image")
-    if arguments.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens is {arguments.max_new_tokens}; it must be at least 1")
+    check_at_least(arguments, 1, "max_new_tokens")
     tags = parse_tags(arguments.tags)
     image = open_image(arguments.image)
     check_model_name(arguments.model)

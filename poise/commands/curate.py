@@ -52,7 +52,7 @@ def build_judge(arguments: argparse.Namespace) -> Any:
         ValueError: names with a vision encoder, prototypes with anything else, or bad concepts.
     """
     from poise.training.align.recipe import load_vocabulary
-    from poise.training.curation.concept_similarity import NamesAgainstCaptions, PrototypesAgainstPictures, shared_space
+    from poise.training.curation.concept_similarity import NamesAgainstCaptions, PrototypesAgainstImages, shared_space
     from poise.training.curation.encoder_states import TextStates, VisionStates
 
     if (arguments.prototypes is None) != (arguments.vision is None):
@@ -60,7 +60,7 @@ def build_judge(arguments: argparse.Namespace) -> Any:
     if "{}" not in arguments.template:
         raise ValueError(f"--template {arguments.template!r} lacks {{}}, the place of the name")
     if arguments.prototypes is not None:
-        return PrototypesAgainstPictures(
+        return PrototypesAgainstImages(
             arguments.prototypes, VisionStates(arguments.vision, arguments.device), arguments.layer
         )
     written = arguments.concepts

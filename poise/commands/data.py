@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from poise.commands.options import check_at_least
+
 EXAMPLES = """examples:
   poise data convert coco-captions captions_val2017.json --images val2017 --output records/validation.jsonl
   poise data convert refcoco "refs(unc).p" instances.json --images train2014 --split testA --output testA.jsonl
@@ -131,8 +133,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    if arguments.count < 1:
-        raise ValueError(f"--count is {arguments.count}; it must be at least 1")
+    check_at_least(arguments, 1, "count")
     folder = Path(arguments.output).parent
     if not folder.is_dir():
         raise ValueError(f"--output {arguments.output!r}: there is no folder {os.fspath(folder)!r}; make it first")
@@ -229,7 +230,3 @@ def _is_encoder_decoder(recipe: Any) -> bool:
     from poise.training.backbone_loading import resolve_backbone
 
     return bool(AutoConfig.from_pretrained(resolve_backbone(recipe.model.text)).is_encoder_decoder)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

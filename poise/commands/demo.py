@@ -1,14 +1,9 @@
 """`poise demo`: in five minutes on two cores from tiny backbones to a measured model in a publishable folder.
 
-Two models are fine-tuned on drawn scenes in which shape predicts colour: one without a router, one with. Both are asked
-the same questions while image or tags fail in ways that training never showed. The routed one is written as a
-publishable folder, and loaded from there by a new process that has plain transformers and no Poise.
-
-How far a training is, told to somebody else, in place of a bar of its own.
-
-Several runs at the same time, one process each, one progress bar each.
-
-Models this small gain nothing from a second thread, so two runs on two cores take the time of one.
+Two models are fine-tuned on drawn scenes in which shape predicts colour: one without a router, one with; at the same
+time, for models this small gain nothing from a second thread. Both are asked the same questions while image or tags
+fail in ways that training never showed. The routed one is written as a publishable folder, and loaded from there by a
+new process that has plain transformers and no Poise.
 """
 
 import argparse
@@ -28,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 from transformers import logging as transformers_logging
 
+from poise.commands.options import check_at_least
 from poise.evaluation.robustness.conditions import DEMO_CONDITIONS, condition_named, evaluate_conditions, table_text
 from poise.evaluation.whole_files import write_whole
 from poise.hub_cards.card.data import CardData
@@ -267,9 +263,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(args.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"--output {args.output!r} is a file: name a folder")
-    for name in ("steps", "samples"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    check_at_least(args, 1, "steps", "samples")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()
     started = time.monotonic()

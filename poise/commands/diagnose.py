@@ -1,11 +1,10 @@
 """`poise diagnose MODEL`: which modality the answers follow, by attention, by coalitions, and by the router itself."""
 
 import argparse
-import json
 import sys
 from typing import Any
 
-from poise.commands.model_options import add_model_options, chosen_model
+from poise.commands.options import add_model_options, calibration_source, chosen_model, end_with
 
 PARTS = ("attention", "coalitions", "router")
 
@@ -14,7 +13,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise diagnose",
         description="Which modality dominates? MDI and AEI from the attention of the positions that generate; accuracy "
-        "and log-likelihood with every subset of picture, tags and question, with exact Shapley shares; answers where "
+        "and log-likelihood with every subset of image, tags and question, with exact Shapley shares; answers where "
         "the prior is wrong; the router's weights under degradations. Ends in a verdict.",
         epilog="example: poise diagnose outputs/demo/reliability/model --samples 300",
     )
@@ -105,7 +104,7 @@ def main(argv: list[str]) -> int:
         severity=arguments.severity, degradation_seed=arguments.seed, output_dir=folder / "router", **options
     )
     records = load_data_source(arguments.data, arguments.samples, "vqa")
-    calibration = load_data_source(arguments.calibration or _default_calibration(arguments.data), task="vqa")
+    calibration = load_data_source(calibration_source(arguments), task="vqa")
     model, processor = chosen_model(arguments)
     parts = model_parts(model)
     coalition.with_tags = with_tags and any(records[place].get("tags") for place in range(min(len(records), 100)))
@@ -158,15 +157,9 @@ def main(argv: list[str]) -> int:
         "dominance": dominance_rows(*measured, players, data_name(arguments.data)),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    written = json.dumps(found, indent=2, ensure_ascii=False)
     text = "\n\n".join([*tables, "Verdict: " + " ".join(sentences)])
-    write_whole(folder / "diagnosis.json", written + "\n")
     write_whole(folder / "diagnosis.txt", text + "\n")
     draw_dominance(*measured, players, sentences, folder / "diagnosis.png")
-    sys.stdout.write((written if arguments.json else text) + "\n")
-    sys.stderr.write(f"numbers, picture and answers are in {folder}\n")
+    end_with(found, text, folder / "diagnosis.json", arguments.json)
+    sys.stderr.write(f"numbers, image and answers are in {folder}\n")
     return 0
-
-
-def _default_calibration(data: str) -> str:
-    return "scenes:validation" if data.partition(":")[0] == "scenes" else data

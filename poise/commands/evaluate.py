@@ -1,15 +1,20 @@
 """`poise evaluate MODEL --data ...`: generates answers, scores them, writes predictions and scores."""
 
 import argparse
-import json
 import re
 import sys
 from pathlib import Path
 
-from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
-from poise.commands.model_options import add_model_options, chosen_model
-
-TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionbench", "mmstar")
+from poise.commands.options import (
+    TASKS,
+    add_decoding_options,
+    add_model_options,
+    check_at_least,
+    chosen_decoding,
+    chosen_model,
+    conditions,
+    end_with,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,7 +81,6 @@ def main(argv: list[str]) -> int:
     from poise.evaluation.data_sources import load_data_source
     from poise.evaluation.generation_evaluator import GenerationEvaluator
     from poise.evaluation.intervals import score_table
-    from poise.evaluation.whole_files import write_whole
     from poise.model_loading import launched
     from poise.training.atomic_folders import named_when_full
 
@@ -124,19 +128,15 @@ def main(argv: list[str]) -> int:
         **conditions(evaluator, model, processor, records[0]),
         "metrics": metrics,
     }
-    written = json.dumps(summary, indent=2, ensure_ascii=False)
     with named_when_full(folder / "metrics.json"):
-        write_whole(folder / "metrics.json", written + "\n")
-    sys.stdout.write((written if arguments.json else score_table(metrics)) + "\n")
+        end_with(summary, score_table(metrics), folder / "metrics.json", arguments.json)
     sys.stderr.write(f"scores in {folder / 'metrics.json'}, predictions in {folder / 'predictions.jsonl'}\n")
     return 0
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("resamples", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+    check_at_least(arguments, 1, "max_new_tokens", "num_beams")
+    check_at_least(arguments, 0, "resamples")
     from poise.hub_cards.card.data import BENCHMARK
     from poise.model_loading import chosen_device, chosen_dtype
 

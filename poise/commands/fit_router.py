@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from poise.commands.model_options import add_model_options, chosen_model
+from poise.commands.options import add_model_options, chosen_model
 
 SEVERITIES = (1, 3, 5)
 

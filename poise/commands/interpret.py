@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from poise.commands.model_options import add_model_options, chosen_model
+from poise.commands.options import add_model_options, calibration_source, check_at_least, chosen_model, end_with
 
 STUDIES = ("lens", "ablation", "knockout", "concepts")
 BY_DEFAULT = STUDIES[:3]
@@ -118,13 +118,12 @@ def main(argv: list[str]) -> int:
     from poise.evaluation.model_errors import UnsupportedProbe
     from poise.evaluation.probing.parts import model_parts
     from poise.evaluation.whole_files import write_whole
+    from poise.model_loading import short_name
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
-    for name in ("samples", "pictures", "calibration_pictures"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1.")
+    check_at_least(arguments, 1, "samples", "pictures", "calibration_pictures")
     windows = None if arguments.layers is None else [read_window(text) for text in arguments.layers]
-    folder = Path(arguments.output or _default_folder(arguments.model))
+    folder = Path(arguments.output or f"outputs/interpret/{short_name(arguments.model)}")
     with_tags, progress = arguments.tags == "keep", sys.stderr.isatty()
     records, offered = records_with_objects(load_data_source(arguments.data), arguments.samples)
     form = arguments.form or ("polling" if offered and "vqa" not in offered else "vqa")
@@ -150,7 +149,7 @@ def main(argv: list[str]) -> int:
         output_dir=folder / "token_ablation",
         **options,
     )
-    calibration = load_data_source(arguments.calibration or _default_calibration(arguments.data))
+    calibration = load_data_source(calibration_source(arguments))
     model, processor = chosen_model(arguments)
     parts = model_parts(model)
     if "knockout" in arguments.only:
@@ -206,9 +205,8 @@ def main(argv: list[str]) -> int:
         raise next(iter(refused.values()))
     for line in [*dict.fromkeys(unasked[name] for name in arguments.only if name in unasked), *refused]:
         sys.stderr.write(f"not asked: {line}\n")
-    written = json.dumps(found, indent=2, ensure_ascii=False)
-    sys.stdout.write((written if arguments.json else "\n\n".join(tables)) + "\n")
-    sys.stderr.write(f"numbers, pictures and the page are in {folder}\n")
+    end_with(found, "\n\n".join(tables), folder / "interpret.json", arguments.json)
+    sys.stderr.write(f"numbers, images and the page are in {folder}\n")
     return 0
 
 
@@ -296,15 +294,6 @@ def read_window(text: str) -> tuple[int, int]:
     if match is None or int(match[2] or match[1]) < int(match[1]):
         raise ValueError(f"--layers holds {text!r}; write windows as FIRST-LAST, such as 8-15.")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _default_folder(model: str) -> Path:
-    parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
-    return Path("outputs", "interpret", re.sub(r"[^\w.=-]+", "-", "-".join(parts)) or "model")
-
-
-def _default_calibration(data: str) -> str:
-    return "scenes:validation" if data.partition(":")[0] == "scenes" else data
 
 
 def _settings(arguments: argparse.Namespace) -> Mapping[str, Any]:

@@ -1,11 +1,10 @@
 """`poise look MODEL IMAGE QUESTION`: one answer about one image, and a page on what it rests on."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
-from poise.commands.model_options import add_model_options, chosen_model
+from poise.commands.options import add_model_options, check_at_least, chosen_model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,19 +33,18 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Prints the answer and where the page is. Returns 0; what can go wrong is raised."""
     arguments = build_parser().parse_args(argv)
+    from poise.model_loading import short_name
     from poise.processing.image_loading import open_image
     from poise.processing.tags import parse_tags
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     if not arguments.question.strip():
         raise ValueError("QUESTION is empty; write what you want to know about the image")
-    for name in ("max_new_tokens", "cells", "top_k"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1.")
+    check_at_least(arguments, 1, "max_new_tokens", "cells", "top_k")
     if not 1 <= arguments.severity <= 5:
         raise ValueError(f"--severity is {arguments.severity}; write 1 to 5.")
     tags, image = parse_tags(arguments.tags), open_image(arguments.image)
-    page = Path(arguments.output or _default_page(arguments.model, arguments.image))
+    page = Path(arguments.output or f"outputs/look/{short_name(arguments.model, Path(arguments.image).stem)}.html")
     if page.is_dir():
         raise ValueError(f"--output {str(page)!r} is a folder: name an HTML file.")
     from poise.commands.ask import check_model_name
@@ -80,8 +78,3 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"not asked: {note}\n")
     sys.stderr.write(f"the page is {page}\n")
     return 0
-
-
-def _default_page(model: str, image: str) -> Path:
-    parts = [part for part in Path(model).parts if part not in ("/", "..", ".", "outputs", "model")][-2:]
-    return Path("outputs", "look", re.sub(r"[^\w.=-]+", "-", "-".join([*parts, Path(image).stem])) + ".html")

@@ -5,10 +5,16 @@ import json
 import sys
 from pathlib import Path
 
-from poise.commands.decoding_options import add_decoding_options, chosen_decoding, conditions
-from poise.commands.model_options import add_model_options, chosen_model
-
-TASKS = ("caption", "vqa", "grounding", "pope", "multiple_choice", "hallusionbench", "mmstar")
+from poise.commands.options import (
+    TASKS,
+    VQA_VIEWS,
+    add_decoding_options,
+    add_model_options,
+    chosen_decoding,
+    chosen_model,
+    conditions,
+    end_with,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -97,9 +103,9 @@ def main(argv: list[str]) -> int:
         shared=True,
         progress=sys.stderr.isatty() and process.is_main_process,
     )
-    # Two of the tasks are ways to look at vqa records.
-    task = "vqa" if arguments.task in ("pope", "multiple_choice", "hallusionbench", "mmstar") else arguments.task
-    records = load_data_source(arguments.data, arguments.samples, task)
+    records = load_data_source(
+        arguments.data, arguments.samples, "vqa" if arguments.task in VQA_VIEWS else arguments.task
+    )
     model, processor = chosen_model(arguments, device)
     scores = evaluator(model, processor, records)
     if not process.is_main_process:
@@ -120,14 +126,12 @@ def main(argv: list[str]) -> int:
         "scores": scores,
         "robustness": robustness_rows(scores, names, severities, metric, data_name(arguments.data)),
     }
-    written = json.dumps(found, indent=2, ensure_ascii=False)
-    write_whole(Path(folder) / "robustness.json", written + "\n")
-    draw_robustness(scores, names, severities, metric, Path(folder) / "robustness.png")
+    draw_robustness(scores, names, severities, metric, folder / "robustness.png")
     table = robustness_table(scores, names, severities)
     if reference is not None and "mce" in scores:
         relative = f", relative mCE {scores['relative_mce']:.3f}" if "relative_mce" in scores else ""
         table += f"\nagainst {reference['model']}: mCE {scores['mce']:.3f}{relative} (below 1: fewer errors)"
-    write_whole(Path(folder) / "robustness.txt", table + "\n")
-    sys.stdout.write((written if arguments.json else table) + "\n")
-    sys.stderr.write(f"numbers, picture and predictions are in {folder}\n")
+    write_whole(folder / "robustness.txt", table + "\n")
+    end_with(found, table, folder / "robustness.json", arguments.json)
+    sys.stderr.write(f"numbers, image and predictions are in {folder}\n")
     return 0

@@ -10,7 +10,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise space",
         description="Write a Gradio Space: upload an image, edit its tags and their scores, ask; see the answer with "
-        "everything and with picture or tags switched off, the router's weights, and the tags that a tagger proposes.",
+        "everything and with image or tags switched off, the router's weights, and the tags that a tagger proposes.",
         epilog="Run it with `python OUT/app.py` (pip install 'poise[space]'), or upload the folder: "
         "`hf upload user/space OUT --repo-type space`. example: poise space outputs/space --model user/name",
     )

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poise.commands.options import check_at_least
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -52,8 +54,7 @@ def main(argv: list[str]) -> int:
     output = Path(arguments.output)
     if output.suffix != ".jsonl":
         raise ValueError(f"--output {arguments.output!r}: the records are JSON lines; name a .jsonl file")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size is {arguments.batch_size}; it must be at least 1")
+    check_at_least(arguments, 1, "batch_size")
     from poise.evaluation.data_sources import load_data_source
 
     records = load_data_source(arguments.data, arguments.samples)
@@ -126,18 +127,9 @@ def load_vocabulary(words: str | None, records: Any) -> list[str] | None:
 
 def unopened(records: Any, row: int) -> Mapping[str, Any]:
     """A record with its image still the path of a file where it has one, so that no image is copied or decoded."""
-    from torch.utils.data import Subset
-
-    from poise.processing.records.task_record_files import TaskRecords
-
-    if isinstance(records, Subset):
-        return unopened(records.dataset, records.indices[row])
-    if isinstance(records, TaskRecords) and records.image_rows is None:
-        record = dict(records.records[row])
-        if isinstance(record["image"], str):
-            record["image"] = os.fspath(records.image_folder / record["image"])
-        return record
-    return records[row]
+    record = records.rows([row], images=False)[0]
+    image = record["image"]
+    return record if image is None or (isinstance(image, str) and os.path.isfile(image)) else records[row]
 
 
 def _begin(shares: Path, settings: Mapping[str, Any], restart: bool) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -66,7 +68,6 @@ class Stage:
         Raises:
             ValueError: it knows no such field, or a value that cannot be.
         """
-        from poise.commands.recipe_words import parse_overrides, source_override
         from poise.training.run_start import check_output_named
 
         overrides = parse_overrides(rest)
@@ -111,8 +112,6 @@ class Sft(Stage):
 
     @staticmethod
     def _names_vlm(config: str) -> bool:
-        import yaml
-
         from poise.training.recipe_loading import recipe_path
 
         try:
@@ -174,3 +173,55 @@ PREFERENCE = Stage(
     data="'scenes' or a JSON-lines file of pairs (data.train)",
     options={"model": ("model.folder", "FOLDER", "the finished model to start from (model.folder)")},
 )
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """
+    `["--router_type", "gate", "--max_steps=10", "seed=1"]` → `{"router_type": "gate", "max_steps": 10, "seed": 1}`;
+    values are YAML.
+
+    Raises:
+        ValueError: a word that is no option, or an option without a value.
+    """
+    overrides: dict[str, Any] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        key, separator, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") and not (separator and key.replace(".", "_").isidentifier()):
+            raise ValueError(f"argument {word!r} was not expected: options are written --key value")
+        if not separator:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"option --{key} needs a value: write --{key} VALUE")
+            value = rest.pop(0)
+        try:
+            overrides[key.replace("-", "_")] = _number(yaml.safe_load(value))
+        except yaml.YAMLError as error:
+            raise ValueError(f"option --{key} {value!r} is no YAML: put quotes around it") from error
+    return overrides
+
+
+def source_override(word: str) -> Any:
+    """What `--data` says, as `data.train`: a name as it stands, a mapping `{name: …}` or a list `[…]` read as YAML.
+
+    Raises:
+        ValueError: braces or brackets around what is no YAML.
+    """
+    if not word.startswith(("{", "[")):
+        return word
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"--data {word!r} is no YAML: write {{name: user/photos, split: train}}, with a space behind each colon"
+        ) from error
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string; on a command line everybody means the number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

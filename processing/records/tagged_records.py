@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..taggers import TAGGER_FILE, DualEncoderTagger, ZeroShotTagger
 from ..tags import Tag, check_tags
 from .json_lines import json_lines
-from .task_record_files import TaskRecords
+from .record_data import RecordDataset, rows_of
 
 
 class PrecomputedTags:
@@ -29,6 +27,8 @@ class PrecomputedTags:
         >>> tags.tag_records([{"id": "1", "image": "photos/scene.png"}])
         [[Tag(name='yellow star', score=0.9)]]
     """
+
+    reads_images = False
 
     def __init__(self, tags: Mapping[str, Sequence[Any]]):
         self.tags = {key: check_tags(own, f"tags of {key!r}") for key, own in tags.items()}
@@ -75,7 +75,7 @@ class PrecomputedTags:
         return found
 
 
-class TaggedRecords(torch.utils.data.Dataset):
+class TaggedRecords(RecordDataset):
     """Task records whose tags come from a tagger, at the moment they are read.
 
     Examples:
@@ -90,23 +90,12 @@ class TaggedRecords(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        read = getattr(self.records, "__getitems__", None)
-        records = [self.records[index] for index in indices] if read is None else read(list(indices))
-        written_down = isinstance(self.tagger, PrecomputedTags)
-        asked = [facts_of(self.records, index) for index in indices] if written_down else records
-        tags = self.tagger.tag_records([own or record for own, record in zip(asked, records, strict=True)])
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        looks = getattr(self.tagger, "reads_images", True)
+        records = rows_of(self.records, indices, images or looks)
+        # Tags that were written down go by the names of files, which opened images have no more.
+        tags = self.tagger.tag_records(records if looks else rows_of(self.records, indices, images=False))
         return [{**record, "tags": own} for record, own in zip(records, tags, strict=True)]
-
-
-def facts_of(records: Any, index: int) -> Mapping[str, Any] | None:
-    """A record with its image still the name of a file, or `None` where a data set does not keep that."""
-    if isinstance(records, torch.utils.data.Subset):
-        return facts_of(records.dataset, records.indices[index])
-    return records.records[index] if isinstance(records, TaskRecords) else None
 
 
 def load_tagger(name: str | os.PathLike, vocabulary: Sequence[str] | None = None) -> Any:

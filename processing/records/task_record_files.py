@@ -3,17 +3,17 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageFile
 
 from ..grounding_text import check_box
 from ..image_loading import MAX_PIXELS, image_size, open_image
 from ..prompts import images_of
 from .json_lines import json_lines
+from .record_data import UNREAD, RecordDataset
 from .record_images import StoredImages, path_inside
 from .task_record import EmptyTextError, TaskRecordError, check_task_record
 
@@ -25,7 +25,7 @@ ONE_IMAGE = (
 )
 
 
-class TaskRecords(torch.utils.data.Dataset):
+class TaskRecords(RecordDataset):
     """Map-style data set of checked task records; an image is decoded when its record is read.
 
     Everything that can be told without decoding is checked at once: the schema, that each image file exists and its
@@ -121,10 +121,27 @@ class TaskRecords(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number = range(len(self.records))[index]  # also turns a negative index round, and raises IndexError
-        record = dict(self.records[number])
-        row = self.row_numbers[number]
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        return [self._with_image(index) if images else self._unopened(index) for index in indices]
+
+    def identity(self) -> Any:
+        facts = [self._facts(record) for record in self.records]
+        if self.image_rows is None:
+            return facts
+        # What `datasets` says about a table that holds images, and which of its rows are meant.
+        table = getattr(self.image_rows, "table", self.image_rows)
+        return [facts, [table._fingerprint, getattr(self.image_rows, "numbers", None)]]
+
+    def _facts(self, record: Mapping[str, Any]) -> list[Any]:
+        image = record["image"]
+        if not isinstance(image, str):
+            return [record["id"], image]
+        facts = (self.image_folder / image).stat()
+        return [record["id"], image, facts.st_size, facts.st_mtime_ns]
+
+    def _with_image(self, index: int) -> dict[str, Any]:
+        record = dict(self.records[index])
+        row = self.row_numbers[index]
         image = record["image"] if self.image_rows is None else self.image_rows[row]["image"]
         if isinstance(image, list):
             record["image"] = [self._opened(one, record, row) for one in image]
@@ -132,8 +149,13 @@ class TaskRecords(torch.utils.data.Dataset):
             record["image"] = self._opened(image, record, row)
         return record
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[number] for number in range(len(self)))
+    def _unopened(self, index: int) -> dict[str, Any]:
+        record = dict(self.records[index])
+        if self.image_rows is not None:
+            record["image"] = UNREAD
+        elif isinstance(record["image"], str):
+            record["image"] = os.fspath(self.image_folder / record["image"])
+        return record
 
     def _where(self, row: int) -> str:
         return f"{self.source} row {row}" if self.places is None else self.places[row]

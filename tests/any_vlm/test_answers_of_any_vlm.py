@@ -7,7 +7,7 @@ import torch
 from tiny_folders import FOLDERS
 
 from poise.command_line import main
-from poise.commands.decoding_options import METHODS as OPTIONS
+from poise.commands.options import METHODS as OPTIONS
 from poise.evaluation.chat_collator import ChatCollator, chat_log_likelihoods
 from poise.evaluation.decoding import Decoding, parse_strengths
 from poise.evaluation.generation_evaluator import GenerationEvaluator

@@ -140,7 +140,7 @@ def test_options_are_read_before_the_model(words, message, tmp_path, capsys, mon
 def test_pairs_to_align_come_from_tables_too(tmp_path):
     table(4, "caption").save_to_disk(tmp_path / "pairs")
     pairs, again = (load_pairs(str(tmp_path / "pairs"), "train") for _ in range(2))
-    assert len(pairs) == 4 and pairs.pictures([1])[0].getpixel((0, 0)) == (40, 0, 0)
+    assert len(pairs) == 4 and pairs.images([1])[0].getpixel((0, 0)) == (40, 0, 0)
     assert pairs.identity() == again.identity()
     table(3, "caption").save_to_disk(tmp_path / "others")
     assert load_pairs(str(tmp_path / "others"), "train").identity() != pairs.identity()

@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModel
 from poise.modeling.activation_profile import NUM_STATISTICS, activation_profile, layer_statistics, profile_size
 from poise.modeling.typicality import Typicality
 from poise.processing.scenes.scenes import Scenes
-from poise.training.tiny_backbones.build import tiny_backbone_path
+from poise.training.backbone_loading import tiny_backbone_path
 
 
 def test_statistics_by_hand():

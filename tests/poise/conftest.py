@@ -55,10 +55,10 @@ def poise_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory) -> Path:
+def image(tmp_path_factory) -> Path:
     """A small image file."""
     from PIL import Image
 
-    path = tmp_path_factory.mktemp("picture") / "red.png"
+    path = tmp_path_factory.mktemp("image") / "red.png"
     Image.new("RGB", (40, 30), "red").save(path)
     return path

@@ -8,8 +8,7 @@ import types
 import pytest
 
 from poise import __version__, command_line
-from poise.command_line import COMMANDS, Command, main
-from poise.library_noise import HARMLESS, HarmlessMessage, quiet_libraries
+from poise.command_line import COMMANDS, HARMLESS, Command, HarmlessMessage, main, quiet_libraries
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def fake_command(monkeypatch):
         module = types.ModuleType("poise_fake_command")
         module.main = function
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(COMMANDS, "fake", Command("fake", module.__name__, "", "", **fields))
+        monkeypatch.setitem(COMMANDS, "fake", Command("fake", "", "", module.__name__, **fields))
 
     return install
 

@@ -17,7 +17,7 @@ from poise.processing.prompts import target_text
 from poise.processing.scenes.scenes import Scenes
 from poise.processing.tag_tokens import tokenize_tags
 from poise.processing.tags import Tag
-from poise.training.tiny_backbones.build import tiny_backbone_path
+from poise.training.backbone_loading import tiny_backbone_path
 
 
 @pytest.fixture(scope="module", params=["causal_lm", "seq2seq_lm"])

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from poise.processing import Scenes, TaskRecords
+from poise.processing.records.record_data import ChosenRecords
 from poise.processing.records.tagged_records import PrecomputedTags, TaggedRecords, load_tagger
 from poise.processing.taggers import DualEncoderTagger, ZeroShotTagger
 
@@ -124,7 +125,7 @@ def test_written_tags_are_found_by_id_and_by_file(tmp_path):
     tagged = TaggedRecords(records, tagger)
     assert tagged[0]["tags"] == [("dog", 0.9)]
     assert tagged[1]["tags"] == [("cup", 0.7), ("cat", 0.5)] and tagged[1]["image"].size == (4, 4)
-    assert TaggedRecords(torch.utils.data.Subset(records, [1]), tagger)[0]["tags"] == tagged[1]["tags"]
+    assert TaggedRecords(ChosenRecords(records, [1]), tagger)[0]["tags"] == tagged[1]["tags"]
     with pytest.raises(ValueError, match="record 'c'"):
         tagger.tag_records([{"id": "c", "image": None}])
 

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 from accelerate import PartialState
 
-from poise.training.output_lock import LOCK_FILE
-from poise.training.run_start import opened_run
+from poise.training.run_start import LOCK_FILE, opened_run
 
 state = PartialState(cpu=True)
 folder = Path(sys.argv[1])

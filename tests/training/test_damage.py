@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from poise import command_line
 from poise.training.atomic_folders import MANIFEST, damage_of, seal
-from poise.training.output_lock import LOCK_FILE, output_lock
 from poise.training.run_files import checkpoints, resumable_checkpoint
+from poise.training.run_start import LOCK_FILE, output_lock
 from poise.training.sft.checkpoints import load_trained
 
 SHORT = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2", "--logging_steps", "1",
@@ -279,7 +279,7 @@ HOLDER = """
 import signal, sys, time
 from pathlib import Path
 from poise.command_line import main
-from poise.training.output_lock import output_lock
+from poise.training.run_start import output_lock
 
 # Whoever is started in the background of a shell ignores Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -293,7 +293,7 @@ class Module:
 
 sys.modules["holder"] = Module
 from poise import command_line
-sys.exit(command_line.run(command_line.Command("holder", "holder", "", ""), sys.argv[1:], debug=False))
+sys.exit(command_line.run(command_line.Command("holder", "", "", "holder"), sys.argv[1:], debug=False))
 """
 
 

@@ -20,7 +20,7 @@ from accelerate.utils.launch import (
 
 from poise.training import first_step_checks as launch_check
 from poise.training.first_step_checks import asked_for, check_launch, wrapper_of
-from poise.training.output_lock import output_lock
+from poise.training.run_start import output_lock
 
 CONFIGS = ("cpu_ddp", "single_gpu", "ddp", "fsdp2", "zero2", "zero3", "qlora_fsdp")
 WANTED = {

@@ -84,7 +84,7 @@ def test_folders_that_are_files(capsys, tmp_path):
 
 RECORDS = {
     "header": ({"image": "cut.jpg"}, "line 1, field 'image': image=", "is truncated or damaged"),
-    "box without picture": (
+    "box without image": (
         {"image": None, "task": "grounding", "bbox": [1, 1, 2, 2]}, "field 'image': null, but a box lies in an image",
     ),
     "placeholder": ({"question": "<image> what ?"}, "field 'question'", "would ask for one more picture"),

@@ -15,20 +15,21 @@ import torch
 from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.record_data import RecordMixture
 from poise.processing.records.task_record_files import TaskRecords
 from poise.processing.scenes.scenes import Scenes
 from poise.training import atomic_folders
 from poise.training.atomic_folders import ASIDE, MANIFEST, DiskFull, clear_aside, move_into_place, room_for, seal
 from poise.training.preference.pairs import ScenePairs
 from poise.training.run_files import (
+    SETTINGS_FILE,
     VERSIONS_FILE,
     complete_checkpoints,
+    contents_of,
     resumable_checkpoint,
     versions,
     warn_of_other_versions,
 )
-from poise.training.run_settings import SETTINGS_FILE, contents_of
 from poise.training.stage_trainer import Interrupted, StageTraining, rotate, shown
 
 

@@ -5,10 +5,9 @@ import shutil
 import torch
 from safetensors.torch import save_file
 
-from poise.training.backbone_loading import SCORE_EMBEDDING_FILE
+from poise.training.backbone_loading import SCORE_EMBEDDING_FILE, tiny_backbone_path
 from poise.training.sft.assembly import assemble
 from poise.training.sft.recipe import load_recipe
-from poise.training.tiny_backbones.build import tiny_backbone_path
 
 
 def test_a_learned_score_embedding_is_loaded(tmp_path):

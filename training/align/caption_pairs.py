@@ -5,13 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ...evaluation.data_sources import load_data_source, read_source
 from ...processing.records.record_sources import open_records
 from ...processing.scenes.scenes import Scenes
-from ..feature_cache.computed_tags import identity_of
 
 SCENES = "scenes"
 _JOINTS = re.compile(r"\s*[,;:.]+\s*|\s+and\s+")
@@ -43,11 +41,11 @@ class CaptionPairs:
 
     def __init__(self, records: Any, source: str):
         self.records, self.source = records, source
-        facts = _without_pictures(records)
+        facts = records.rows(range(len(records)), images=False)
         self.rows = [row for row, record in enumerate(facts) if record.get("captions")]
         self.facts = [facts[row] for row in self.rows]
         if not self.rows:
-            raise ValueError(f"{source!r} holds no record with captions: alignment needs pictures with captions")
+            raise ValueError(f"{source!r} holds no record with captions: alignment needs images with captions")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,12 +55,9 @@ class CaptionPairs:
         """Per image, its captions."""
         return [list(record["captions"]) for record in self.facts]
 
-    def pictures(self, indices: Sequence[int]) -> list[Image.Image]:
+    def images(self, indices: Sequence[int]) -> list[Image.Image]:
         """The images at these places, as RGB."""
-        rows = [self.rows[index] for index in indices]
-        if isinstance(self.records, Scenes):
-            return [record["image"] for record in self.records.__getitems__(rows)]
-        return [self.records[row]["image"] for row in rows]
+        return [record["image"] for record in self.records.rows([self.rows[index] for index in indices])]
 
     def names_present(self) -> list[set[str]]:
         """
@@ -82,16 +77,7 @@ class CaptionPairs:
 
     def identity(self) -> dict[str, Any]:
         """What tells these images from others, for the key of a feature cache."""
-        if isinstance(self.records, Scenes):
-            settings = {name: value for name, value in vars(self.records).items() if name != "tags"}
-            return {"scenes": settings, "rows": len(self.rows)}
-        return {"records": identity_of(self.records), "rows": self.rows}
-
-
-def _without_pictures(records: Any) -> Sequence[Mapping[str, Any]]:
-    if isinstance(records, Scenes):
-        return records.records(np.arange(len(records)), images=False)
-    return records.records
+        return {"records": self.records.identity(), "rows": self.rows}
 
 
 def load_pairs(

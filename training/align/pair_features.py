@@ -17,20 +17,20 @@ class PairFeatures(Dataset):
     """
     Features of every (image, text) pair that belongs together.
 
-    `dataset.__getitems__(rows)` is a whole batch as the head reads it, with `picture_rows` and `text_rows` (B,), from
+    `dataset.__getitems__(rows)` is a whole batch as the head reads it, with `image_rows` and `text_rows` (B,), from
     which `matches` tells what else in it belongs together. The data loader's collator leaves it alone.
 
     Args:
-        pictures ([`FeatureCache`]): a row per image.
+        images ([`FeatureCache`]): a row per image.
         texts ([`FeatureCache`]): a row per different text.
         pairs (`list[tuple[int, int]]`): (image, text) rows that belong together.
     """
 
-    def __init__(self, pictures: FeatureCache, texts: FeatureCache, pairs: list[tuple[int, int]]):
-        self.pictures, self.texts, self.pairs = pictures, texts, pairs
+    def __init__(self, images: FeatureCache, texts: FeatureCache, pairs: list[tuple[int, int]]):
+        self.images, self.texts, self.pairs = images, texts, pairs
         self.texts_of: dict[int, set[int]] = {}
-        for picture, text in pairs:
-            self.texts_of.setdefault(picture, set()).add(text)
+        for image, text in pairs:
+            self.texts_of.setdefault(image, set()).add(text)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -39,20 +39,20 @@ class PairFeatures(Dataset):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> Features:
-        pictures, texts = zip(*(self.pairs[index] for index in indices), strict=True)
-        batch = {**self.pictures.batch(pictures), **self.texts.batch(texts)}
+        images, texts = zip(*(self.pairs[index] for index in indices), strict=True)
+        batch = {**self.images.batch(images), **self.texts.batch(texts)}
         batch = {name: value.float() if value.is_floating_point() else value for name, value in batch.items()}
-        return {**batch, "picture_rows": torch.tensor(pictures), "text_rows": torch.tensor(texts)}
+        return {**batch, "image_rows": torch.tensor(images), "text_rows": torch.tensor(texts)}
 
-    def matches(self, picture_rows: torch.Tensor, text_rows: torch.Tensor) -> torch.Tensor:
+    def matches(self, image_rows: torch.Tensor, text_rows: torch.Tensor) -> torch.Tensor:
         """Which of these texts (B,) are written of which of these images (N,): (N, B) bool."""
         places: dict[int, list[int]] = {}
         for place, text in enumerate(text_rows.tolist()):
             places.setdefault(text, []).append(place)
-        matches = torch.zeros(len(picture_rows), len(text_rows), dtype=torch.bool)  # (N, B)
-        for number, picture in enumerate(picture_rows.tolist()):
-            matches[number, [place for text in self.texts_of[picture] for place in places.get(text, ())]] = True
-        return matches.to(picture_rows.device)
+        matches = torch.zeros(len(image_rows), len(text_rows), dtype=torch.bool)  # (N, B)
+        for number, image in enumerate(image_rows.tolist()):
+            matches[number, [place for text in self.texts_of[image] for place in places.get(text, ())]] = True
+        return matches.to(image_rows.device)
 
 
 def pair_features(
@@ -82,15 +82,15 @@ def pair_features(
     length = longest(processor, texts, model.config.max_text_length)
     config = model.config
 
-    def pictures(rows: list[int]) -> Features:
-        inputs = processor.image_processor(pairs.pictures(rows), return_tensors="pt")
+    def images(rows: list[int]) -> Features:
+        inputs = processor.image_processor(pairs.images(rows), return_tensors="pt")
         return model.vision_features(inputs["pixel_values"].to(model.device))
 
     def words(rows: list[int]) -> Features:
         inputs = tokenized(processor, [texts[row] for row in rows], length).to(model.device)
         return model.text_features(inputs["input_ids"], inputs["attention_mask"])
 
-    picture_key = fingerprint(
+    image_key = fingerprint(
         model.vision_model, processor.image_processor.to_dict(), pairs.identity(), config.vision_feature_layer,
         config.vision_paths, str(model.dtype),
     )  # fmt: skip
@@ -99,14 +99,14 @@ def pair_features(
         str(model.dtype),
     )  # fmt: skip
     folder = Path(folder)
-    picture_rows = FeatureCache.open(
-        folder / "pictures", picture_key, len(pairs), pictures, dtype, batch_size=batch_size, description="images"
+    image_rows = FeatureCache.open(
+        folder / "pictures", image_key, len(pairs), images, dtype, batch_size=batch_size, description="images"
     )
     text_rows = FeatureCache.open(
         folder / "texts", text_key, len(texts), words, dtype, batch_size=batch_size, description="captions"
     )
     together = [(row, number[caption]) for row, own in enumerate(captions) for caption in own]
-    return PairFeatures(picture_rows, text_rows, together)
+    return PairFeatures(image_rows, text_rows, together)
 
 
 def longest(processor: Any, texts: Sequence[str], limit: int) -> int:

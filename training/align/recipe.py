@@ -14,6 +14,7 @@ from ...processing.scenes.layout import COLORS, SHAPES
 from ...processing.taggers import check_tagger
 from ..feature_cache.cache import STORAGE_DTYPES
 from ..recipe_loading import (
+    TRAINING_DEFAULTS,
     TRAINING_FIELDS,
     Section,
     StageRecipe,
@@ -25,7 +26,7 @@ from ..recipe_loading import (
     section,
     unknown_name,
 )  # fmt: skip
-from ..run_arguments import check_training, made_arguments
+from ..run_start import made_arguments
 
 HEAD_FIELDS = (
     "embed_dim", "vision_feature_layer", "text_feature_layer", "vision_paths", "text_paths", "vision_prefix_tokens",
@@ -98,20 +99,16 @@ class AlignRecipe(StageRecipe):
     KEYS = {"training": TRAINING_FIELDS}
     DEFAULTS = {
         "training": {
+            **TRAINING_DEFAULTS,
             "output_dir": "outputs/align",
-            "report_to": "none",
             "learning_rate": 1e-3,  # arXiv 2409.19425, section 5
             "num_train_epochs": 15,
             "per_device_train_batch_size": 1024,
             "per_device_eval_batch_size": 1024,
             "dataloader_drop_last": True,  # a short last batch would be an easier question than the others
-            "lr_scheduler_type": "cosine",
             "warmup_steps": 0.05,
             "weight_decay": 1e-4,
             "logging_steps": 50,
-            "save_total_limit": 2,
-            "seed": 42,
-            "ddp_find_unused_parameters": False,
         }
     }
 
@@ -184,16 +181,15 @@ def training_arguments(recipe: AlignRecipe) -> TrainingArguments:
     Raises:
         ValueError: a value that cannot be, or gradient accumulation.
     """
-    settings = recipe.training
-    check_training(settings)
-    if int(settings.get("gradient_accumulation_steps", 1)) > 1:
+    args = made_arguments(TrainingArguments, {**recipe.training, "remove_unused_columns": False})
+    if args.gradient_accumulation_steps > 1:
         raise ValueError(
-            f"training.gradient_accumulation_steps={settings['gradient_accumulation_steps']}: a contrastive loss "
+            f"training.gradient_accumulation_steps={args.gradient_accumulation_steps}: a contrastive loss "
             "compares within a batch, and accumulated small ones are not a large one; raise per_device_train_batch_size"
         )
-    if int(settings["per_device_train_batch_size"]) < 2:
+    if args.per_device_train_batch_size < 2:
         raise ValueError(
-            f"training.per_device_train_batch_size={settings['per_device_train_batch_size']} leaves nothing to compare "
+            f"training.per_device_train_batch_size={args.per_device_train_batch_size} leaves nothing to compare "
             "with: use 2 or more"
         )
-    return made_arguments(TrainingArguments, {**settings, "remove_unused_columns": False})
+    return args

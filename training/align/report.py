@@ -41,23 +41,23 @@ def quick_retrieval(head: DualEncoderHead, features: PairFeatures) -> dict[str, 
             parts.append(embed(**{k: v.to(device, torch.float32) for k, v in batch.items()}))
         return torch.cat(parts)
 
-    pictures, texts = embedded(features.pictures, head.embed_images), embedded(features.texts, head.embed_texts)
+    images, texts = embedded(features.images, head.embed_images), embedded(features.texts, head.embed_texts)
     head.train(was_training)
-    texts_of: list[list[int]] = [[] for _ in range(len(features.pictures))]
-    for picture, text in features.pairs:
-        texts_of[picture].append(text)
-    scores = retrieval_recall((pictures @ texts.T).cpu().numpy(), texts_of)
+    texts_of: list[list[int]] = [[] for _ in range(len(features.images))]
+    for image, text in features.pairs:
+        texts_of[image].append(text)
+    scores = retrieval_recall((images @ texts.T).cpu().numpy(), texts_of)
     return {name: value for name, value in scores.items() if "recall" in name}
 
 
-def _pictures(pairs: CaptionPairs, rows: Sequence[int]):
+def _images(pairs: CaptionPairs, rows: Sequence[int]):
     """Held-out images in parts, so that a large set need not fit into memory."""
     for start in range(0, len(rows), _PART):
-        yield pairs.pictures(list(rows[start : start + _PART]))
+        yield pairs.images(list(rows[start : start + _PART]))
 
 
 def _similarities(tagger: ZeroShotTagger, pairs: CaptionPairs, rows: Sequence[int]) -> torch.Tensor:
-    return torch.cat([tagger.similarities(part).cpu() for part in _pictures(pairs, rows)])  # (N, C)
+    return torch.cat([tagger.similarities(part).cpu() for part in _images(pairs, rows)])  # (N, C)
 
 
 def calibrate(tagger: DualEncoderTagger, pairs: CaptionPairs, rows: Sequence[int]) -> dict[str, float]:
@@ -72,7 +72,7 @@ def calibrate(tagger: DualEncoderTagger, pairs: CaptionPairs, rows: Sequence[int
     known = truth.any(axis=1)  # (N,)
     if not known.any():
         raise ValueError(
-            "tagger.vocabulary: none of its names is true of an evaluation picture, so scores cannot be calibrated: "
+            "tagger.vocabulary: none of its names is true of an evaluation image, so scores cannot be calibrated: "
             'give the records tags or metadata["labels"] in the words of the vocabulary'
         )
     similarities = _similarities(tagger, pairs, rows).numpy()  # (N, C)
@@ -93,8 +93,8 @@ def measure(
     captions = [pairs.captions[row] for row in rows]
     texts = list(dict.fromkeys(caption for own in captions for caption in own))
     number = {text: place for place, text in enumerate(texts)}
-    pictures = torch.cat([reader.embed_images(part) for part in _pictures(pairs, rows)])  # (N, D)
-    similarity = (pictures @ reader.embed_texts(texts).T).cpu().numpy()  # (N, M)
+    images = torch.cat([reader.embed_images(part) for part in _images(pairs, rows)])  # (N, D)
+    similarity = (images @ reader.embed_texts(texts).T).cpu().numpy()  # (N, M)
     metrics: dict[str, Any] = {
         "retrieval": {
             "pictures": len(rows),
@@ -108,7 +108,7 @@ def measure(
     truth = truth_table([present[row] for row in rows], tagger.vocabulary)  # (N, C)
     if not truth.any():
         return metrics
-    cosines = (pictures @ tagger.tag_embeds().T).cpu()  # (N, C)
+    cosines = (images @ tagger.tag_embeds().T).cpu()  # (N, C)
     before, after = uncalibrated_scores(model, cosines).numpy(), tagger.scores_of(cosines).numpy()  # (N, C) each
     known = truth.any(axis=1)  # (N,)
     metrics["tags"] = {
@@ -123,7 +123,7 @@ def measure(
         }
     draw_reliability(
         {"before calibration": (before[known], truth[known]), "after": (after[known], truth[known])}, plot,
-        title="Scores of tags on held-out pictures",
+        title="Scores of tags on held-out images",
     )  # fmt: skip
     logger.info("reliability: %s", plot)
     return metrics

@@ -17,15 +17,16 @@ from transformers import (
 )
 from transformers import logging as transformers_logging
 
+from ...evaluation.whole_files import write_whole
 from ...modeling import PoiseDualEncoder
 from ...processing.taggers import DualEncoderTagger
 from ..atomic_folders import finished_folder
 from ..backbone_loading import read_config, resolve_backbone
 from ..run_files import RECIPE_FILE, same_recipe_checkpoint, write_versions
-from ..run_start import Run, opened_run
+from ..run_start import opened_run
 from .caption_pairs import CaptionPairs, load_pairs
 from .pair_features import pair_features
-from .recipe import AlignRecipe, load_align_recipe, load_vocabulary, training_arguments
+from .recipe import AlignRecipe, load_vocabulary, training_arguments
 from .report import calibrate, measure, quick_retrieval
 from .trainer import AlignTrainer
 
@@ -79,9 +80,8 @@ def run_align(
 
     Args:
         recipe ([`AlignRecipe`]): checked already.
-        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        resume, overwrite: see [`opened_run`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
-        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the finished model, and what was measured, as it stands in `metrics.json`.
@@ -92,47 +92,43 @@ def run_align(
     transformers_logging.disable_progress_bar()  # of loading and saving a few megabytes
     args = training_arguments(recipe)
     with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
-        return _run(recipe, args, run, callbacks)
-
-
-def _run(recipe: AlignRecipe, args: Any, run: Run, callbacks: Sequence[TrainerCallback]) -> tuple[Path, dict[str, Any]]:
-    train, held_out = load_alignment_data(recipe)
-    _check_vocabulary(recipe, train)
-    for part in ("vision", "text"):
-        read_config(f"model.{part}", str(resolve_backbone(recipe.model[part])))
-    model, processor = build_dual_encoder(recipe)
-    model.to(args.device)
-    storage = {
-        "folder": recipe.data.feature_cache,
-        "dtype": getattr(torch, recipe.data.feature_dtype),
-        "batch_size": recipe.data.feature_batch_size,
-    }
-    learned = pair_features(model, processor, train, parts=recipe.data.caption_parts, **storage)
-    watched = None if held_out is None else pair_features(model, processor, held_out, **storage)
-    logger.info("%s pictures with %s texts to learn from", f"{len(train):,}", f"{len(learned):,}")
-    trainer = AlignTrainer(
-        model.head,
-        args,
-        recipe,
-        learned,
-        watched,
-        score=None if watched is None else lambda head: quick_retrieval(head, watched),
-        callbacks=list(callbacks),
-    )
-    result = run.train(trainer)
-    trainer.accelerator.wait_for_everyone()
-    folder = Path(args.output_dir) / "model"
-    metrics: dict[str, Any] = {
-        "train_loss": result.training_loss,
-        "steps": result.global_step,
-        "seconds": result.metrics.get("train_runtime"),
-        "parameters": sum(parameter.numel() for parameter in model.head.parameters()),
-        "inverse_temperature": model.head.inverse_temperature().item(),
-    }
-    if trainer.is_world_process_zero():
-        model.eval()
-        metrics.update(finish(model, processor, recipe, held_out, folder))
-    return folder, metrics
+        train, held_out = load_alignment_data(recipe)
+        _check_vocabulary(recipe, train)
+        for part in ("vision", "text"):
+            read_config(f"model.{part}", str(resolve_backbone(recipe.model[part])))
+        model, processor = build_dual_encoder(recipe)
+        model.to(args.device)
+        storage = {
+            "folder": recipe.data.feature_cache,
+            "dtype": getattr(torch, recipe.data.feature_dtype),
+            "batch_size": recipe.data.feature_batch_size,
+        }
+        learned = pair_features(model, processor, train, parts=recipe.data.caption_parts, **storage)
+        watched = None if held_out is None else pair_features(model, processor, held_out, **storage)
+        logger.info("%s images with %s texts to learn from", f"{len(train):,}", f"{len(learned):,}")
+        trainer = AlignTrainer(
+            model.head,
+            args,
+            recipe,
+            learned,
+            watched,
+            score=None if watched is None else lambda head: quick_retrieval(head, watched),
+            callbacks=list(callbacks),
+        )
+        result = run.train(trainer)
+        trainer.accelerator.wait_for_everyone()
+        folder = Path(args.output_dir) / "model"
+        metrics: dict[str, Any] = {
+            "train_loss": result.training_loss,
+            "steps": result.global_step,
+            "seconds": result.metrics.get("train_runtime"),
+            "parameters": sum(parameter.numel() for parameter in model.head.parameters()),
+            "inverse_temperature": model.head.inverse_temperature().item(),
+        }
+        if trainer.is_world_process_zero():
+            model.eval()
+            metrics.update(finish(model, processor, recipe, held_out, folder))
+        return folder, metrics
 
 
 def _check_vocabulary(recipe: AlignRecipe, train: CaptionPairs) -> None:
@@ -163,7 +159,7 @@ def finish(
             except ValueError as error:  # too short a run, or tags in other words: no reason to lose what was trained
                 logger.warning("the tagger stays uncalibrated: %s", error)
         metrics.update(measure(model, processor, tagger, held_out, halves[1], folder.parent / RELIABILITY_PLOT))
-    (folder.parent / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder.parent / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     with finished_folder(folder) as written:
         if tagger is None:
             model.save_pretrained(written)
@@ -177,7 +173,7 @@ def finish(
 
 def check_resumable(checkpoint: str | os.PathLike, recipe: AlignRecipe) -> Path:
     """The checkpoint folder, if a run with this recipe can go on from it; a `ValueError` if not."""
-    return same_recipe_checkpoint(checkpoint, "poise align", recipe, load_align_recipe, ("model", "regularization"))
+    return same_recipe_checkpoint(checkpoint, "poise align", recipe, ("model", "regularization"))
 
 
 def summary(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,6 @@ gradients of the same batch in one.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from transformers import Trainer
 from ...modeling.contrastive_losses import CONTRASTIVE_LOSSES
 from ...modeling.dual_encoder_head import DualEncoderHead, weighted_mean
 from ..feature_cache.cache import Features
-from ..run_files import RECIPE_FILE, write_versions
 from ..stage_trainer import StageTraining
 from .pair_features import PairFeatures
 from .recipe import AlignRecipe
@@ -66,7 +64,7 @@ class AlignTrainer(StageTraining, Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         settings, training = self.recipe.regularization, model.training
-        rows = {name: self.accelerator.gather(inputs[name]) for name in ("picture_rows", "text_rows")}  # (W·B,) each
+        rows = {name: self.accelerator.gather(inputs[name]) for name in ("image_rows", "text_rows")}  # (W·B,) each
         inputs = {name: values for name, values in inputs.items() if name not in rows}
         matches = (self.train_dataset if training else self.eval_dataset).matches(**rows)  # (W·B, W·B)
         if training and settings["fusemix_alpha"] is not None:
@@ -88,10 +86,6 @@ class AlignTrainer(StageTraining, Trainer):
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
-    def write_beside(self, folder: Path) -> None:
-        write_versions(folder)
-        self.recipe.save(folder / RECIPE_FILE)
-
 
 def warmed_up(step: int, warmup_steps: int) -> float:
     """Share of a weight that grows evenly from nothing to all of it over `warmup_steps`; all of it at once for 0."""
@@ -102,10 +96,10 @@ def structure_loss(
     features: Features, image_embeds: torch.Tensor, text_embeds: torch.Tensor, settings: Mapping[str, Any]
 ) -> torch.Tensor:
     """STRUCTURE of both modalities, averaged: frozen features as their paths pool them against the shared space."""
-    pictures = features["vision_cls"] if "vision_cls" in features else features["vision_tokens"].mean(1)  # (B, Dv)
+    images = features["vision_cls"] if "vision_cls" in features else features["vision_tokens"].mean(1)  # (B, Dv)
     texts = weighted_mean(features["text_tokens"], features["text_mask"])  # (B, Dt)
     levels, temperature = settings["structure_levels"], settings["structure_temperature"]
     return (
-        structure_regularizer(pictures, image_embeds, levels, temperature)
+        structure_regularizer(images, image_embeds, levels, temperature)
         + structure_regularizer(texts, text_embeds, levels, temperature)
     ) / 2

@@ -13,7 +13,7 @@ from ..align.caption_pairs import caption_parts
 from .encoder_states import TextStates, VisionStates
 from .record_stream import Record, RecordStream
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class NamesAgainstCaptions:
@@ -45,7 +45,7 @@ class NamesAgainstCaptions:
         return torch.stack([similarity[[number[text] for text in own]].amax(0) for own in texts])  # (n, C)
 
 
-class PrototypesAgainstPictures:
+class PrototypesAgainstImages:
     """
     Prototypes against images in a vision encoder's mean patch: the mean of a few images of the concept.
 
@@ -60,21 +60,21 @@ class PrototypesAgainstPictures:
 
     def __init__(self, folder: str | Path, encoder: VisionStates, layer: int = -1):
         self.encoder, self.layer = encoder, layer
-        pictures = prototype_files(folder)
+        images = prototype_files(folder)
         vectors = torch.stack(
-            [encoder([open_image(file) for file in files])[layer].mean(0) for files in pictures.values()]
+            [encoder([open_image(file) for file in files])[layer].mean(0) for files in images.values()]
         )  # (C, D)
-        self.names = list(pictures)
+        self.names = list(images)
         self.centre = vectors.mean(0) if len(self.names) > 1 else torch.zeros_like(vectors[0])  # (D,)
         self.concepts = normalize(vectors - self.centre, dim=-1)  # (C, D)
 
     def __call__(self, stream: RecordStream, records: Sequence[Record]) -> torch.Tensor:
         """Similarities (n, C)."""
-        vectors = self.encoder([stream.picture(record) for record in records])[self.layer]  # (n, D)
+        vectors = self.encoder([stream.image(record) for record in records])[self.layer]  # (n, D)
         return normalize(vectors - self.centre, dim=-1) @ self.concepts.T  # (n, C)
 
 
-class NamesAgainstPictures:
+class NamesAgainstImages:
     """
     Names against images in a shared space: an aligned dual encoder, CLIP or SigLIP looks at the pool.
 
@@ -87,29 +87,27 @@ class NamesAgainstPictures:
 
     def __call__(self, stream: RecordStream, records: Sequence[Record]) -> torch.Tensor:
         """Similarities (n, C)."""
-        return self.tagger.similarities([stream.picture(record) for record in records]).cpu()
+        return self.tagger.similarities([stream.image(record) for record in records]).cpu()
 
 
 def prototype_files(folder: str | Path) -> dict[str, list[Path]]:
     """Concept → its images; `red_square/` is the concept "red square"."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"prototypes={str(folder)!r} is no folder: give one with a sub-folder of pictures per concept")
+        raise ValueError(f"prototypes={str(folder)!r} is no folder: give one with a sub-folder of images per concept")
     found: dict[str, list[Path]] = {}
     for own in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(path for path in own.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+        files = sorted(path for path in own.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         if files:
             found[" ".join(own.name.replace("_", " ").split())] = files
     if not found:
-        raise ValueError(
-            f"prototypes={str(folder)!r} holds no sub-folder with pictures ({', '.join(PICTURE_SUFFIXES)})"
-        )
+        raise ValueError(f"prototypes={str(folder)!r} holds no sub-folder with images ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
 def shared_space(folder: str, names: Sequence[str], templates: Sequence[str], device: str) -> Any:
-    """[`NamesAgainstPictures`] of a dual encoder's, CLIP's or SigLIP's folder or Hub id."""
+    """[`NamesAgainstImages`] of a dual encoder's, CLIP's or SigLIP's folder or Hub id."""
     from transformers import AutoModelForZeroShotImageClassification, AutoProcessor
 
     model = AutoModelForZeroShotImageClassification.from_pretrained(folder).to(device)
-    return NamesAgainstPictures(ZeroShotTagger(model, AutoProcessor.from_pretrained(folder), names, templates))
+    return NamesAgainstImages(ZeroShotTagger(model, AutoProcessor.from_pretrained(folder), names, templates))

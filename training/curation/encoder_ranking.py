@@ -127,9 +127,9 @@ def rank_encoders(
     keys: dict[str, tuple[str, int]] = {}
     for start in tqdm(range(0, samples - batch_size + 1, batch_size), desc="ranking", unit="batch", disable=None):
         rows = range(start, start + batch_size)
-        pictures, words = pairs.pictures(rows), [captions[row][0] for row in rows]
+        images, words = pairs.images(rows), [captions[row][0] for row in rows]
         states: list[dict[str, torch.Tensor]] = [{}, {}]
-        for side, (readers, inputs) in enumerate(((vision, pictures), (text, words))):
+        for side, (readers, inputs) in enumerate(((vision, images), (text, words))):
             for name, reader in readers.items():
                 for layer, values in enumerate(reader(inputs)):
                     key = f"{side} {name} {layer}"
@@ -148,7 +148,7 @@ def check_batches(pairs: CaptionPairs, samples: int, batch_size: int) -> int:
     samples = min(samples, len(pairs))
     if min(batch_size, samples) < SMALLEST_BATCH:
         raise ValueError(
-            f"batch_size={batch_size} of samples={samples} pictures: CKA compares at least {SMALLEST_BATCH} at once, "
+            f"batch_size={batch_size} of samples={samples} images: CKA compares at least {SMALLEST_BATCH} at once, "
             "give more of both"
         )
     return samples
@@ -187,7 +187,7 @@ def draw_ranking(ranking: Sequence[RankedPair], path: str | Path) -> None:
             for pair in own:
                 grid[pair.vision_layer, pair.text_layer] = pair.cka
             here = axes[row, column]
-            picture = here.imshow(grid, vmin=0, vmax=highest, cmap="Blues", origin="lower", aspect="auto")
+            image = here.imshow(grid, vmin=0, vmax=highest, cmap="Blues", origin="lower", aspect="auto")
             for pair in own:
                 dark = pair.cka > 0.6 * highest
                 here.text(
@@ -202,7 +202,7 @@ def draw_ranking(ranking: Sequence[RankedPair], path: str | Path) -> None:
             here.set_yticks(range(grid.shape[0]))
             here.set_xlabel("text layer", fontsize=8)
             here.set_ylabel("vision layer", fontsize=8)
-    figure.colorbar(picture, ax=axes, shrink=0.7, label="unbiased linear CKA")
+    figure.colorbar(image, ax=axes, shrink=0.7, label="unbiased linear CKA")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -54,9 +54,9 @@ class VisionStates:
         self.name, self.prefix, self.device = name, count_prefix_tokens(config), device
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[torch.Tensor]:
+    def __call__(self, images: Sequence[Image.Image]) -> list[torch.Tensor]:
         """Images → a list over layers (embeddings first) of (N, Dv)."""
-        pixels = self.processor(list(pictures), return_tensors="pt")["pixel_values"].to(self.device)
+        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"].to(self.device)
         outputs = self.model(pixel_values=pixels, output_hidden_states=True, return_dict=True)
         return [states[:, self.prefix :].mean(1).cpu() for states in outputs.hidden_states]
 

@@ -60,7 +60,7 @@ class RecordStream:
         for number, row in json_lines(path):
             yield check_task_record(row, f"{path.name} line {number}", default_id=f"{path.stem}-{number - 1}")
 
-    def picture(self, record: Record) -> Image.Image:
+    def image(self, record: Record) -> Image.Image:
         """
         The decoded image of a record of this stream.
 
@@ -70,11 +70,11 @@ class RecordStream:
         if self.scenes is not None:
             return self.scenes[record["metadata"]["scene"]]["image"]
         if record["image"] is None:
-            raise ValueError(f"record {record['id']!r} of {self.source!r} has no picture to compare")
+            raise ValueError(f"record {record['id']!r} of {self.source!r} has no image to compare")
         return open_image(path_inside(self.image_folder, record["image"]), turn_upright="bbox" not in record)
 
     def for_writing(self, record: Record) -> Record:
         """The record with what `write_task_records` needs: an image, or its path from here."""
         if self.scenes is not None:
-            return {**record, "image": self.picture(record)}
+            return {**record, "image": self.image(record)}
         return {**record, "image": str(path_inside(self.image_folder, record["image"]))}

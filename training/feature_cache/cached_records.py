@@ -1,51 +1,32 @@
-"""Task records whose images and tags were encoded before: what takes their place in a data set and in a batch."""
+"""Task records whose images and tags were encoded before, or whose tags a tagger gave before training: what takes their
+place in a data set and in a batch.
+"""
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset
 
 from ...processing import TrainingCollator
-from ...processing.records.record_mixture import RecordMixture
-from ...processing.records.tagged_records import PrecomputedTags, TaggedRecords
-from ...processing.records.task_record_files import TaskRecords
-from ...processing.scenes.scenes import Scenes
-from .cache import FeatureCache
-from .computed_tags import RecordsWithTags, read_records
+from ...processing.records.record_data import RecordDataset, rows_of
+from ...processing.records.tagged_records import TaggedRecords, load_tagger
+from ...processing.taggers import ZeroShotTagger
+from ...processing.tags import Tag
+from .cache import FeatureCache, Features, fingerprint
 
 FEATURES = "features"  # the field of a record that holds its own
 
 
-class PictureOfSize(Image.Image):
+class ImageOfSize(Image.Image):
     """An image that knows its size and nothing else: boxes are spoken relative to it."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
         self._size = size
-
-
-def without_pictures(records: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """Records at these places; where the data set can tell them apart from their images, no image is decoded."""
-    if isinstance(records, Subset):
-        return without_pictures(records.dataset, [records.indices[index] for index in indices])
-    if isinstance(records, RecordsWithTags):
-        bare = without_pictures(records.records, indices)
-        return [{**record, "tags": own} for record, own in zip(bare, records.tags.tags(indices), strict=True)]
-    if isinstance(records, TaggedRecords) and isinstance(records.tagger, PrecomputedTags):
-        bare = without_pictures(records.records, indices)
-        return [{**record, "tags": own} for record, own in zip(bare, records.tagger.tag_records(bare), strict=True)]
-    if isinstance(records, RecordMixture):
-        found = [records.where(range(len(records))[index]) for index in indices]
-        return [{**without_pictures(records.parts[part], [row])[0], "pass": turn} for part, row, turn in found]
-    if isinstance(records, Scenes) and not records.degradations:
-        return records.records(indices, images=False)
-    if isinstance(records, TaskRecords) and records.image_rows is None:
-        return [dict(records.records[range(len(records))[index]]) for index in indices]
-    return read_records(records, indices)
 
 
 @dataclass
@@ -66,7 +47,7 @@ class FeatureRows:
         return {} if row < 0 else self.cache[row]
 
 
-class CachedRecords(Dataset):
+class CachedRecords(RecordDataset):
     """Map-style task records with features in place of images; everything else is that of `records`."""
 
     def __init__(self, records: Any, vision: FeatureRows, tags: FeatureRows | None = None):
@@ -75,11 +56,8 @@ class CachedRecords(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([range(len(self))[index]])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        bare = without_pictures(self.records, indices)
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        bare = rows_of(self.records, indices, images=False)
         return [self._with_features(record, index) for record, index in zip(bare, indices, strict=True)]
 
     def _with_features(self, record: dict[str, Any], index: int) -> dict[str, Any]:
@@ -89,7 +67,7 @@ class CachedRecords(Dataset):
         width, height = features["image_size"].tolist()
         if self.tags is not None:
             features = {**features, **self.tags.of(index)}
-        return {**record, "image": PictureOfSize((width, height)), FEATURES: features}
+        return {**record, "image": ImageOfSize((width, height)), FEATURES: features}
 
 
 class NoPixels:
@@ -140,3 +118,70 @@ def _padded_features(cached: list[dict[str, torch.Tensor]], length: int) -> torc
     nothing = known.new_zeros(length, known.shape[-1])
     rows = [features["tag_features"][:length] if "tag_features" in features else nothing for features in cached]
     return torch.stack(rows)
+
+
+class RecordsWithTags(RecordDataset):
+    """
+    Map-style task records with the tags that a [`ZeroShotTagger`] gave them, best first; row i keeps everything else of
+    record i.
+
+    Args:
+        records: a map-style data set of task records.
+        kept ([`FeatureCache`]): for each record `places` in the tagger's vocabulary and `scores`, (K,) each.
+        tagger: what data loader workers get a copy of is its vocabulary and threshold, not itself.
+    """
+
+    def __init__(self, records: Any, kept: FeatureCache, tagger: ZeroShotTagger):
+        self.records, self.kept = records, kept
+        self.vocabulary, self.threshold = tagger.vocabulary, tagger.threshold
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        found = self.kept.batch(indices)
+        columns = (rows_of(self.records, indices, images), found["places"].tolist(), found["scores"].tolist())
+        return [{**record, "tags": self._tags(places, scores)} for record, places, scores in zip(*columns, strict=True)]
+
+    def _tags(self, places: Sequence[int], scores: Sequence[float]) -> list[Tag]:
+        pairs = zip(places, scores, strict=True)
+        return [Tag(self.vocabulary[place], round(score, 4)) for place, score in pairs if score >= self.threshold]
+
+
+def with_tags_of(name: str, records: Any, folder: str | os.PathLike, batch_size: int = 64) -> Any:
+    """
+    The records with the tags of the tagger that a recipe names.
+
+    Args:
+        name (`str`): a dual encoder's folder (`poise align` writes one) or a JSON-lines file, see `load_tagger`.
+        records ([`RecordDataset`] or [`Scenes`]): each part of a mixture, whose places hold other records in every
+            epoch.
+        folder (`str`): where computed tags are kept; a tagger or data set that changed is noticed and tagged again.
+        batch_size (`int`, *optional*, defaults to 64): images tagged together.
+
+    Raises:
+        FileNotFoundError, ValueError: the tagger is not there, a record has no tags in a file of tags, or only reading
+            the records would tell them from others.
+    """
+    tagger = load_tagger(name)
+    if not isinstance(tagger, ZeroShotTagger):
+        if not getattr(tagger, "reads_images", True):
+            tagger.tag_records(rows_of(records, range(len(records)), images=False))
+        return TaggedRecords(records, tagger)
+    tagger.model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def tags(rows: list[int]) -> Features:
+        images = [(place, record["image"]) for place, record in enumerate(rows_of(records, rows))]
+        present = [(place, image) for place, image in images if image is not None]
+        count = min(tagger.max_tags, len(tagger.vocabulary))
+        places, scores = torch.zeros(len(rows), count, dtype=torch.long), torch.full((len(rows), count), -1.0)  # (b, K)
+        if present:
+            best = tagger.scores_of(tagger.similarities([image for _, image in present])).topk(count, dim=1)
+            where = torch.tensor([place for place, _ in present])  # (n,)
+            places[where], scores[where] = best.indices.cpu(), best.values.cpu()
+        return {"places": places, "scores": scores}
+
+    settings = {name: value for name, value in tagger.settings().items() if name != "threshold"}
+    key = fingerprint(tagger.model, tagger.processor.image_processor.to_dict(), settings, records.identity())
+    kept = FeatureCache.open(folder, key, len(records), tags, batch_size=batch_size, description="tags")
+    return RecordsWithTags(records, kept, tagger)

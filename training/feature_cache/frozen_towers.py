@@ -9,23 +9,20 @@ stands at another place in the cache's batches than in training. Half precision 
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import IterableDataset
 
 from ...modeling.vision_features import encode_image
 from ...processing import PoiseProcessor
-from ...processing.records.tagged_records import TaggedRecords
-from ...processing.records.task_record_files import TaskRecords
-from ...processing.scenes.scenes import Scenes
+from ...processing.records.record_data import rows_of
 from ..run_files import base_of
 from .cache import STORAGE_DTYPES, FeatureCache, Features, fingerprint
-from .cached_records import CachedRecords, FeatureRows, without_pictures, without_pixels
-from .computed_tags import RecordsWithTags, identity_of, read_records
+from .cached_records import CachedRecords, FeatureRows, without_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +108,10 @@ class FrozenTowers:
         return filled
 
     def vision(self, records: Any, folder: Path, storage: torch.dtype) -> FeatureRows:
-        first, names, row_of = distinct(picture_names(records))
+        first, names, row_of = distinct(image_names(records))
         config, tower = self.config, self.base.vision_tower
         if not first:
-            raise ValueError("data.feature_cache: none of the training records has a picture: set it to false")
+            raise ValueError("data.feature_cache: none of the training records has an image: set it to false")
         key = fingerprint(
             "vision", tower, str(tower.dtype), str(self.precision), config.vision_config.to_dict(),
             list(config.vision_feature_layers), config.vision_feature_select, config.vision_image_size,
@@ -122,7 +119,7 @@ class FrozenTowers:
         )  # fmt: skip
 
         def compute(rows: list[int]) -> Features:
-            images = [record["image"] for record in read_records(records, [first[row] for row in rows])]
+            images = [record["image"] for record in rows_of(records, [first[row] for row in rows])]
             pixels = self.processor(images=images, images_kwargs={"return_tensors": "pt"})["pixel_values"]
             pixels = torch.as_tensor(pixels).to(self.args.device)  # (b, 3, H, W)
             with self.running(tower):
@@ -194,42 +191,41 @@ class FrozenTowers:
         return min(batches * self.batch_size, 1024 * self.batch_size)
 
 
-def picture_names(records: Any) -> list[str | None]:
+def image_names(records: Any) -> list[str | None]:
     """
     For each record a text that is the same for the same image and for no other one; `None` without an image.
 
     Files are told apart by path, size and time, drawn scenes by their settings; other images are decoded and read.
     """
-    if isinstance(records, Subset):
-        inner = picture_names(records.dataset)
-        return [inner[index] for index in records.indices]
-    if isinstance(records, RecordsWithTags | TaggedRecords):
-        return picture_names(records.records)
-    if isinstance(records, Scenes):
-        settings = fingerprint(identity_of(records))
-        return [f"{settings} {index}" for index in range(len(records))]
-    if isinstance(records, TaskRecords) and records.image_rows is None:
-        return [_picture_name(record, records.image_folder) for record in records.records]
-    return [_picture_name(records[index], Path()) for index in range(len(records))]
+    names: list[str | None] = []
+    for index, record in enumerate(_unopened(records)):
+        image = record["image"]
+        if isinstance(image, str):
+            names.append(_file_name(image, record))
+            continue
+        if image is not None:
+            image = rows_of(records, [index])[0]["image"]
+        names.append(None if image is None else fingerprint(image))
+    return names
 
 
-def _picture_name(record: Mapping[str, Any], folder: Path) -> str | None:
-    image = record["image"]
-    if not isinstance(image, str):
-        return None if image is None else fingerprint(image)
-    facts = (folder / image).stat()
+def _file_name(image: str, record: Mapping[str, Any]) -> str:
+    if not Path(image).is_file():
+        return image  # a drawn scene
+    facts = Path(image).stat()
     # A box is in pixels of the stored image: only images without one are turned upright.
-    return f"{folder / image} {facts.st_size} {facts.st_mtime_ns} {'bbox' in record}"
+    return f"{image} {facts.st_size} {facts.st_mtime_ns} {'bbox' in record}"
 
 
 def tag_names(records: Any) -> list[str | None]:
     """For each record its tags as text; `None` without tags."""
-    names: list[str | None] = []
+    tags = ([[tag[0], float(tag[1])] for tag in record.get("tags") or []] for record in _unopened(records))
+    return [json.dumps(own) if own else None for own in tags]
+
+
+def _unopened(records: Any) -> Iterator[dict[str, Any]]:
     for start in range(0, len(records), BLOCK):
-        for record in without_pictures(records, range(start, min(start + BLOCK, len(records)))):
-            tags = [[tag[0], float(tag[1])] for tag in record.get("tags") or []]
-            names.append(json.dumps(tags) if tags else None)
-    return names
+        yield from rows_of(records, range(start, min(start + BLOCK, len(records))), images=False)
 
 
 def distinct(names: Sequence[str | None]) -> tuple[list[int], list[str], torch.Tensor]:

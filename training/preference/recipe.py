@@ -5,6 +5,7 @@ from typing import Any
 
 from ..parameter_groups import PARAMETER_GROUPS, group_settings
 from ..recipe_loading import (
+    TRAINING_DEFAULTS,
     TRAINING_FIELDS,
     Section,
     StageRecipe,
@@ -16,7 +17,6 @@ from ..recipe_loading import (
 from ..sft.recipe import Lora
 from .pairs import KINDS
 
-PREFERENCE_RECIPE_FILE = "preference.yaml"  # beside `recipe.yaml`, which stays that of the fine-tuning
 SCENES = "scenes"
 
 
@@ -70,17 +70,13 @@ class PreferenceRecipe(StageRecipe):
     DEFAULTS = {
         "learning_rates": {"adapters": 1e-4, "new_modules": 1e-4},
         "training": {
+            **TRAINING_DEFAULTS,
             "output_dir": "outputs/preference",
-            "report_to": "none",
             "logging_steps": 10,
-            "save_total_limit": 2,
-            "lr_scheduler_type": "cosine",
             "warmup_steps": 0.1,
-            "seed": 42,
             # TRL's own defaults would turn these on.
             "bf16": False,
             "activation_checkpointing": False,
-            "ddp_find_unused_parameters": False,
             "remove_unused_columns": False,
         },
     }

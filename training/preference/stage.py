@@ -11,14 +11,14 @@ from typing import Any
 
 from ...evaluation.data_sources import load_data_source
 from ...processing.scenes.scenes import Scenes
-from ..run_arguments import made_arguments
-from ..run_files import RECIPE_FILE, same_recipe_checkpoint
-from ..run_start import Run, opened_run
+from ..parameter_groups import highest_rate
+from ..run_files import PREFERENCE_RECIPE_FILE, RECIPE_FILE, same_recipe_checkpoint
+from ..run_start import made_arguments, opened_run
 from ..sft.checkpoints import export_model, load_trained
 from ..sft.recipe import load_recipe
 from .pairs import PreferenceRecords, ScenePairs
 from .prior_following import PriorFollowing
-from .recipe import PREFERENCE_RECIPE_FILE, SCENES, PreferenceRecipe, load_preference_recipe
+from .recipe import SCENES, PreferenceRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,8 @@ def run_preference(
 
     Args:
         recipe ([`PreferenceRecipe`]): checked already.
-        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        resume, overwrite: see [`opened_run`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
-        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the model, and `steps`, `train_loss`, and `before` and `after`: the scores on `data.evaluation`.
@@ -48,41 +47,29 @@ def run_preference(
     folder = check_model(str(recipe.model.folder))
     args = preference_arguments(recipe)
     with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
-        return _run(recipe, args, run, folder, callbacks)
+        pairs = load_pairs(recipe)
+        questions = None
+        if recipe.data.evaluation is not None:
+            questions = load_data_source(recipe.data.evaluation, recipe.data.evaluation_samples)
+        from .trainer import PreferenceTrainer
 
+        loaded, processor = load_trained(folder)
+        model = loaded.merge_and_unload() if hasattr(loaded, "merge_and_unload") else loaded
+        logger.info("%d preference pairs", len(pairs))
+        trainer = PreferenceTrainer(
+            model, args, processor, recipe, pairs, _scorer(questions, processor, recipe), callbacks=callbacks
+        )
+        metrics = run.train_and_score(trainer, trainer.accelerator.unwrap_model(trainer.model).disable_adapter())
+        output = Path(args.output_dir) / "model"
+        if trainer.is_world_process_zero():
 
-def _run(
-    recipe: PreferenceRecipe, args: Any, run: Run, folder: Path, callbacks: Sequence[Any]
-) -> tuple[Path, dict[str, Any]]:
-    pairs = load_pairs(recipe)
-    questions = None if recipe.data.evaluation is None else load_questions(recipe)
-    from .trainer import PreferenceTrainer
+            def write_recipes(written: Path) -> None:
+                recipe.save(written / PREFERENCE_RECIPE_FILE)
+                if (folder / RECIPE_FILE).is_file():
+                    shutil.copy(folder / RECIPE_FILE, written / RECIPE_FILE)
 
-    loaded, processor = load_trained(folder)
-    model = loaded.merge_and_unload() if hasattr(loaded, "merge_and_unload") else loaded
-    logger.info("%d preference pairs", len(pairs))
-    trainer = PreferenceTrainer(
-        model, args, processor, recipe, pairs, _scorer(questions, processor, recipe), callbacks=callbacks
-    )
-    metrics: dict[str, Any] = {}
-    if questions is not None and run.checkpoint is None:
-        with trainer.accelerator.unwrap_model(trainer.model).disable_adapter():
-            metrics["before"] = trainer.evaluate()
-    result = run.train(trainer)
-    metrics.update(steps=result.global_step, train_loss=result.training_loss)
-    if questions is not None:
-        metrics["after"] = trainer.evaluate()
-    trainer.accelerator.wait_for_everyone()
-    output = Path(args.output_dir) / "model"
-    if trainer.is_world_process_zero():
-
-        def write_recipes(written: Path) -> None:
-            recipe.save(written / PREFERENCE_RECIPE_FILE)
-            if (folder / RECIPE_FILE).is_file():
-                shutil.copy(folder / RECIPE_FILE, written / RECIPE_FILE)
-
-        export_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, None, write_recipes)
-    return output, metrics
+            export_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, None, write_recipes)
+        return output, metrics
 
 
 def check_model(name: str) -> Path:
@@ -121,8 +108,7 @@ def preference_arguments(recipe: PreferenceRecipe) -> Any:
     from trl import DPOConfig
 
     settings = dict(recipe.training)
-    rates = [value["rate"] if isinstance(value, dict) else value for value in recipe.learning_rates.values()]
-    settings.setdefault("learning_rate", max(rates))
+    settings.setdefault("learning_rate", highest_rate(recipe.learning_rates))
     return made_arguments(
         DPOConfig,
         settings,
@@ -143,12 +129,6 @@ def load_pairs(recipe: PreferenceRecipe) -> Any:
     return ScenePairs(Scenes(**{"seed": recipe.seed, **settings}), recipe.data.kinds, recipe.seed)
 
 
-def load_questions(recipe: PreferenceRecipe) -> list[Any]:
-    """The task records that are asked before and after."""
-    records = load_data_source(recipe.data.evaluation, limit=recipe.data.evaluation_samples)
-    return [records[index] for index in range(len(records))]
-
-
 def _scorer(questions: Any, processor: Any, recipe: PreferenceRecipe) -> Any:
     if questions is None:
         return None
@@ -159,7 +139,7 @@ def _scorer(questions: Any, processor: Any, recipe: PreferenceRecipe) -> Any:
 def check_resumable(checkpoint: str | os.PathLike, recipe: PreferenceRecipe) -> Path:
     """The checkpoint folder, if a run with this recipe can go on from it; a `ValueError` if not."""
     return same_recipe_checkpoint(
-        checkpoint, "poise preference", recipe, load_preference_recipe, ("model", "lora", "dpo"), PREFERENCE_RECIPE_FILE
+        checkpoint, "poise preference", recipe, ("model", "lora", "dpo"), PREFERENCE_RECIPE_FILE
     )
 
 

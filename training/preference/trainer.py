@@ -1,12 +1,8 @@
 """TRL's DPO trainer on a Poise model: router, soft prompt and tags take part, and the reference stays what it was.
 
 TRL calls `base_model` in place of the model's outer `forward`, so what learns must act inside of what that returns; in
-Poise it does. What TRL cannot know is done here: rates by parameter group, and which parts behave as at inference.
-
-Batches for TRL's DPO trainer out of preference pairs, with the tags.
-
-TRL's own collator renders chats to text before the processor sees them, which loses the tags of image entries. This one
-makes rows exactly as fine-tuning and evaluation do, once with the chosen and once with the rejected answers.
+Poise it does. What TRL cannot know is done here: rates by parameter group, which parts behave as at inference, and
+batches with the tags, which TRL's own collator loses when it renders chats to text before the processor sees them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +20,16 @@ from ...processing import TrainingCollator
 from ...processing.batching.collators import IGNORED
 from ..first_step_checks import GradientCheck
 from ..parameter_groups import NEW_MODULES, set_trainable
-from ..run_files import write_run_files
-from ..sft.assembly import keep_trained_in_float32, targets_of
+from ..run_files import PREFERENCE_RECIPE_FILE, write_run_files
+from ..sft.assembly import keep_trained_in_float32, lora_config
 from ..stage_trainer import StageTraining
-from .recipe import PREFERENCE_RECIPE_FILE, PreferenceRecipe
+from .recipe import PreferenceRecipe
 
 
 class PreferenceCollator:
     """
+    Rows exactly as fine-tuning and evaluation make them, once with the chosen and once with the rejected answers.
+
     Args:
         processor ([`PoiseProcessor`]): made for a decoder-only model.
         max_length (`int`, *optional*): longest row; text is cut, placeholders never.
@@ -135,13 +133,7 @@ def adapter_config(model: Any, lora: Mapping[str, Any], learning_rates: Mapping[
         modules = [name for name in modules if name == "model.soft_prompt"]
     if "tag_encoder" in learning_rates:
         modules.append("model.tag_encoder")
-    return LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=targets_of(model, lora),
-        modules_to_save=modules or None,
-    )
+    return lora_config(model, lora, modules)
 
 
 def as_dataset(pairs: Any) -> Dataset:

@@ -1,21 +1,9 @@
 """From a recipe to a model that is ready to train: backbones, quantization, adapters, trainable groups, processor.
 
-What is trained on a frozen language model: LoRA and its variants through PEFT, or task-routed adapters.
-
-Either way PEFT carries it: a checkpoint is a PEFT adapter with the new modules inside.
-
-How the frozen language model is stored: full precision, int8, or NF4 with double quantization (QLoRA).
-
-What learns is kept in float32, whatever the frozen backbones are stored in.
-
-An optimizer's step is thousands of times smaller than the weight it changes; bfloat16 has three digits, so most steps
-would round to nothing.
-
-Do the named backbones exist, and are they what a recipe wants of them? Asked of their configurations alone.
-
-Whether an image fits into a row, seen from the backbones' configurations, before a weight is read.
-
-The processor of a recipe without its model: what reads data needs no weights.
+What is trained on the frozen language model is LoRA and its variants through PEFT, or task-routed adapters; PEFT
+carries either, so that a checkpoint is a PEFT adapter with the new modules inside. Frozen backbones are stored in full
+precision, int8 or NF4 (QLoRA). What learns is kept in float32: an optimizer's step is thousands of times smaller than
+the weight it changes, and bfloat16 has three digits, so most steps would round to nothing.
 """
 
 import logging
@@ -45,6 +33,9 @@ from ..backbone_loading import (
 from ..parameter_groups import NEW_MODULES, set_trainable
 from .recipe import Recipe
 from .ridge_initialization import align_words
+
+logger = logging.getLogger(__name__)
+_BACKBONES = ("vision", "text", "tag_encoder")
 
 
 def lora_targets(model: PreTrainedModel) -> str:
@@ -104,17 +95,20 @@ def add_adapters(
         modules.append("model.tag_encoder")
     if train_vision_tower:
         modules.append("model.vision_tower")
-    targets = DUMMY_TARGET_MODULES if lora.get("task_routed") else targets_of(model, lora)
-    config = LoraConfig(
+    return get_peft_model(model, lora_config(model, lora, modules))
+
+
+def lora_config(model: PreTrainedModel, lora: Mapping[str, Any], modules: Sequence[str]) -> LoraConfig:
+    """PEFT's configuration of a recipe's section `lora`; `modules` learn in whole and travel along."""
+    return LoraConfig(
         r=lora["r"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
-        target_modules=targets,
-        modules_to_save=modules,
-        use_dora=lora["use_dora"],
-        use_rslora=lora["use_rslora"],
+        target_modules=DUMMY_TARGET_MODULES if lora.get("task_routed") else targets_of(model, lora),
+        modules_to_save=list(modules) or None,
+        use_dora=lora.get("use_dora", False),
+        use_rslora=lora.get("use_rslora", False),
     )
-    return get_peft_model(model, config)
 
 
 def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
@@ -163,13 +157,10 @@ def keep_trained_in_float32(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-logger = logging.getLogger(__name__)
-_BACKBONES = ("vision", "text", "tag_encoder")
-
-
 def backbones_of(recipe: Recipe) -> dict[str, str | None]:
     """Backbones of a recipe, as transformers can load them."""
-    return {name: resolve_backbone(recipe.model[name]) for name in _BACKBONES}
+    names = {name: recipe.model[name] for name in _BACKBONES}
+    return {name: None if given is None else resolve_backbone(given) for name, given in names.items()}
 
 
 def fields_of(recipe: Recipe) -> dict[str, object]:
@@ -180,9 +171,7 @@ def fields_of(recipe: Recipe) -> dict[str, object]:
 def assemble(recipe: Recipe) -> tuple[PreTrainedModel, PoiseProcessor]:
     """Backbones and processor of a recipe, without adapters. New modules are drawn from `training.seed`."""
     set_seed(recipe.seed)
-    dtype = getattr(torch, recipe.model.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"model.dtype={recipe.model['dtype']!r} is not a torch dtype: write float32 or bfloat16")
+    dtype = getattr(torch, recipe.model.dtype)
     backbones = backbones_of(recipe)
     model = PoiseForConditionalGeneration.from_backbones(
         **backbones,
@@ -263,11 +252,11 @@ def check_length(recipe: Recipe) -> None:
     """
     config = composite_config(PoiseConfig, **backbones_of(recipe), **fields_of(recipe))
     max_length = recipe.data.max_length
-    picture = config.num_image_tokens + config.num_prompt_tokens
-    if max_length is not None and max_length <= picture:
+    image = config.num_image_tokens + config.num_prompt_tokens
+    if max_length is not None and max_length <= image:
         raise ValueError(
-            f"data.max_length={max_length} leaves no room for text: one picture takes {config.num_image_tokens} image "
-            f"and {config.num_prompt_tokens} soft-prompt tokens, which are never cut; set it well above {picture}"
+            f"data.max_length={max_length} leaves no room for text: one image takes {config.num_image_tokens} image "
+            f"and {config.num_prompt_tokens} soft-prompt tokens, which are never cut; set it well above {image}"
         )
 
 

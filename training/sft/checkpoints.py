@@ -3,11 +3,9 @@
 A run's folder holds `checkpoint-*` (adapter and new modules, optimizer, random states) and, at its end, `model`: the
 finished model with merged adapters, processor and remote code, which plain transformers loads.
 
-Adapters merged into the language model: a run becomes one plain model.
-
-Merging into 4-bit weights would round the sum to 4 bits again. So the base is widened first: to what its 4-bit weights
-stand for (the weights that the adapters were trained on, so the merged model is the trained one), or to the backbone's
-own full precision (closer to the backbone, a little off what was trained).
+Merging adapters into 4-bit weights would round the sum to 4 bits again. So the base is widened first: to what its 4-bit
+weights stand for (the weights that the adapters were trained on, so the merged model is the trained one), or to the
+backbone's own full precision (closer to the backbone, a little off what was trained).
 """
 
 import json
@@ -27,29 +25,15 @@ from ...processing import PoiseProcessor
 from ..atomic_folders import finished_folder
 from ..run_files import (
     RECIPE_FILE,
-    VERSIONS_FILE,
     base_of,
     check_sound,
     last_checkpoint,
     resumable_checkpoint,
-    versions,
     warn_of_other_versions,
     write_run_files,
 )
 from .assembly import assemble
 from .recipe import Recipe, load_recipe
-
-__all__ = [
-    "RECIPE_FILE",
-    "VERSIONS_FILE",
-    "base_of",
-    "check_resumable",
-    "export_model",
-    "last_checkpoint",
-    "load_trained",
-    "versions",
-    "write_run_files",
-]
 
 
 def check_resumable(checkpoint: str | os.PathLike, recipe: Recipe) -> Path:
@@ -127,9 +111,6 @@ def load_trained(folder: str | os.PathLike, **kwargs: Any) -> tuple[torch.nn.Mod
     Raises:
         ValueError: the folder holds neither a Poise model nor an adapter with its recipe, or its weights are damaged.
     """
-    from .assembly import assemble
-    from .recipe import load_recipe
-
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"model={str(folder)!r} is no folder: give a finished model or a checkpoint-N folder")

@@ -1,10 +1,9 @@
-"""Is packing exact for this model? Asked of the model itself, for what keeps samples apart differs by architecture.
-
-How long records become as rows of tokens, without opening an image: what length-grouped sampling sorts by.
+"""Packed rows and rows of like length: whether packing is exact for a model, asked of the model itself, for what keeps
+samples apart differs by architecture; and how long records become as rows of tokens, without opening an image.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...processing import TrainingCollator
-from ..feature_cache.cached_records import PictureOfSize, without_pictures, without_pixels
+from ...processing.records.record_data import rows_of
+from ..feature_cache.cached_records import ImageOfSize, without_pixels
 
 FIRST, SECOND = 5, 7  # tokens of the two samples of the probe
 
@@ -100,27 +100,16 @@ def row_lengths(records: Any, collator: TrainingCollator) -> list[int]:
     starts = range(0, len(records), BLOCK)
     for start in tqdm(starts, desc="row lengths", unit="block", disable=len(starts) < 20, leave=False):
         block = range(start, min(start + BLOCK, len(records)))
-        lengths += [len(prompt) + len(answer) for prompt, answer in bare.fitted_rows(_plain(records, block))[0]]
+        unopened = [{**record, "image": _stand_in(record)} for record in rows_of(records, block, images=False)]
+        lengths += [len(prompt) + len(answer) for prompt, answer in bare.fitted_rows(unopened)[0]]
     return lengths
 
 
-def _plain(records: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
-    return [
-        {**record, "image": _stand_in(record) if record["image"] is not None or _is_scene(record) else None}
-        for record in without_pictures(records, indices)
-    ]
-
-
-def _is_scene(record: Mapping[str, Any]) -> bool:
-    """Drawn scenes, wherever they are mixed in, are read without their images, which they all have."""
-    return "scene" in (record.get("metadata") or {})
-
-
 def _stand_in(record: Mapping[str, Any]) -> Any:
-    """An empty image that a box of the record lies in; a list of them for several."""
+    """An empty image that a box of the record lies in; a list of them for several, `None` for none."""
+    if record["image"] is None or isinstance(record["image"], ImageOfSize):
+        return record["image"]
     if isinstance(record["image"], list):
         return [Image.new("1", (1, 1)) for _ in record["image"]]
-    if isinstance(record["image"], PictureOfSize):
-        return record["image"]
     x, y, width, height = record.get("bbox") or (0, 0, 1, 1)
     return Image.new("1", (max(1, int(x + width) + 1), max(1, int(y + height) + 1)))

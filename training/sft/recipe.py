@@ -12,6 +12,7 @@ from ...modeling import PoiseConfig
 from ..feature_cache.cache import STORAGE_DTYPES
 from ..parameter_groups import PARAMETER_GROUPS, group_settings
 from ..recipe_loading import (
+    TRAINING_DEFAULTS,
     TRAINING_FIELDS,
     Section,
     StageRecipe,
@@ -162,14 +163,10 @@ class Recipe(StageRecipe):
     DEFAULTS = {
         "learning_rates": {"new_modules": 1e-3, "adapters": 2e-4},
         "training": {
+            **TRAINING_DEFAULTS,
             "output_dir": "outputs/sft",
-            "report_to": "none",
             "logging_steps": 50,
-            "save_total_limit": 2,
-            "lr_scheduler_type": "cosine",
             "warmup_steps": 0.05,
-            "seed": 42,
-            "ddp_find_unused_parameters": False,
         },
     }
 
@@ -267,7 +264,7 @@ class Recipe(StageRecipe):
         training = self.training
         if training.get("remove_unused_columns"):
             raise ValueError(
-                "training.remove_unused_columns=true would drop pictures and tags, which are no inputs of the model "
+                "training.remove_unused_columns=true would drop images and tags, which are no inputs of the model "
                 "yet when records are read: leave it out"
             )
         if training.get("dataloader_persistent_workers") and training.get("dataloader_num_workers"):

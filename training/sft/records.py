@@ -1,19 +1,19 @@
 """The records that a recipe names: one source or a mixture of several, read by row number or as a stream."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset
 
 from ...processing.image_loading import MAX_PIXELS
 from ...processing.records.endless_records import EndlessRecords
 from ...processing.records.photo_annotations import SOURCES
-from ...processing.records.record_mixture import RecordMixture
+from ...processing.records.record_data import ChosenRecords, RecordMixture
 from ...processing.records.record_sources import SCENES, RecordSource, open_records, parse_source, stream_records
-from ...processing.records.tagged_records import PrecomputedTags, TaggedRecords, facts_of
-from ..feature_cache.computed_tags import with_tags_of
+from ..feature_cache.cached_records import with_tags_of
 from ..recipe_loading import check_scenes
 from .recipe import Recipe
 
@@ -29,21 +29,24 @@ def load_records(recipe: Recipe) -> tuple[Any, Any]:
         ValueError: a source holds nothing, or a record is wrong; the message names file, line and field.
     """
     seed, data = recipe.seed, recipe.data
+    train: Any
     sources = _within(record_sources(data["train"], "train", data), recipe)
     if data["streaming"]:
         _check_streaming(recipe)
         weights = [1.0 if source.weight is None else source.weight for source in sources]
         streams = [stream_records(source, "train", seed) for source in sources]
-        train: Any = EndlessRecords(streams, weights, seed, data["shuffle_buffer"])
+        train = EndlessRecords(streams, weights, seed, data["shuffle_buffer"])
+        held_out = _evaluation_parts(sources, recipe)
     else:
         several = _reads_several_images(recipe)
-        train = _mixed([open_records(source, "train", seed, several) for source in sources], sources, seed)
-    evaluation = _evaluation(sources, recipe, seed)
-    limit = data["evaluation_samples"]
-    if evaluation is not None and limit is not None and len(evaluation) > limit:
-        # Evenly over the whole: the first records of a file are often all of one task.
-        evaluation = Subset(evaluation, [index * len(evaluation) // limit for index in range(limit)])
-    return _tagged(train, recipe), _tagged(evaluation, recipe)
+        parts = [open_records(source, "train", seed, several) for source in sources]
+        for part, source in zip(parts, sources, strict=True):
+            if len(part) == 0:
+                raise ValueError(f"data.train={source.name!r} holds no records: nothing to train on")
+        held_out = _evaluation_parts(sources, recipe)  # whose mistakes are found before a tagger runs
+        train = _mixed([_tagged(part, recipe) for part in parts], sources, seed)
+    evaluation = [_tagged(part, recipe) for part in held_out]
+    return train, evaluation[0] if len(evaluation) == 1 else ConcatDataset(evaluation) if evaluation else None
 
 
 def record_sources(entries: Any, key: str, data: Mapping[str, Any]) -> list[RecordSource]:
@@ -73,9 +76,6 @@ def record_sources(entries: Any, key: str, data: Mapping[str, Any]) -> list[Reco
 
 
 def _mixed(parts: Sequence[Any], sources: Sequence[RecordSource], seed: int) -> Any:
-    for part, source in zip(parts, sources, strict=True):
-        if len(part) == 0:
-            raise ValueError(f"data.train={source.name!r} holds no records: nothing to train on")
     if len(parts) == 1:
         return parts[0]
     weights = [source.weight for source in sources]
@@ -85,15 +85,24 @@ def _mixed(parts: Sequence[Any], sources: Sequence[RecordSource], seed: int) -> 
     return RecordMixture(parts, [1.0 if weight is None else weight for weight in weights], seed)
 
 
-def _evaluation(train: Sequence[RecordSource], recipe: Recipe, seed: int) -> Any:
-    entries = recipe.data.evaluation
+def _evaluation_parts(train: Sequence[RecordSource], recipe: Recipe) -> list[Any]:
+    entries, limit = recipe.data.evaluation, recipe.data.evaluation_samples
     if entries is not None:
         sources = _within(record_sources(entries, "evaluation", recipe.data), recipe)
     else:
         # Annotated photos bring their own held-out part.
         sources = [source for source in train if _is_annotated(source)]
-    parts = [open_records(source, "validation", seed, _reads_several_images(recipe)) for source in sources]
-    return None if not parts else parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    parts = [open_records(source, "validation", recipe.seed, _reads_several_images(recipe)) for source in sources]
+    total = sum(map(len, parts))
+    if limit is not None and total > limit:
+        # Evenly over the whole: the first records of a file are often all of one task.
+        places = [index * total // limit for index in range(limit)]
+        starts = itertools.accumulate(map(len, parts), initial=0)
+        parts = [
+            ChosenRecords(part, [place - start for place in places if start <= place < start + len(part)])
+            for part, start in zip(parts, starts, strict=False)
+        ]
+    return [part for part in parts if len(part)]
 
 
 def _within(sources: Sequence[RecordSource], recipe: Recipe) -> list[RecordSource]:
@@ -122,20 +131,7 @@ def _check_streaming(recipe: Recipe) -> None:
         raise ValueError("data.streaming=true has no row numbers, which model.align_pictures needs: set it to 0")
 
 
-def _tagged(records, recipe: Recipe):
+def _tagged(records: Any, recipe: Recipe) -> Any:
     """The records with the tags of `data.tagger`, where the recipe names one."""
     tagger = recipe.data.tagger
-    if tagger is None or records is None:
-        return records
-    tagged = with_tags_of(tagger, records, Path(recipe.training["output_dir"]) / "tags")
-    _check_written_tags(tagged)
-    return tagged
-
-
-def _check_written_tags(records: Any) -> None:
-    """Raises a `ValueError` for the first record that a file of tags leaves out, where no image must be opened."""
-    for part in [*getattr(records, "parts", []), *getattr(records, "datasets", [])]:
-        _check_written_tags(part)
-    if isinstance(records, TaggedRecords) and isinstance(records.tagger, PrecomputedTags):
-        known = (facts_of(records.records, index) for index in range(len(records)))
-        records.tagger.tag_records([record for record in known if record is not None])
+    return records if tagger is None else with_tags_of(tagger, records, Path(recipe.training["output_dir"]) / "tags")

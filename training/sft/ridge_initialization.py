@@ -1,22 +1,18 @@
-"""Ridge initialization of the soft prompt: a projection that starts as the language model's embeddings of the tags.
+"""Ridge initialization: soft prompt and projector start as regressions onto the language model's own embeddings.
 
-A random projection from the tag encoder into the language model means nothing to it, and thousands of steps go into
-learning a dictionary that exists already: both backbones know the same words. So the projection starts as the ridge
-regression from the tag encoder's features of words in lists of tags to the language model's own embeddings of those
-words. Nothing is trained, and no image is needed.
+A random projection means nothing to the language model, and until it is learned every question is answered from the
+prior or from the stream that can be read first, which is then relied on. But what is to be said is known:
 
-Initialization of the projector: image tokens that start near the embeddings of what the images show.
-
-The output of a random projector means nothing to the language model, and until it is learned every question is answered
-from the prior or from the tags; what is learned first is then relied on. LLaVA pays for a stage of its own to teach the
-projector words (arXiv 2304.08485, section 4.2). Here it costs one pass over a few thousand tagged images: the
-projector's last layer starts as the ridge regression from the mean of its hidden tokens to the mean embedding, weighted
-by score, of the words of the image's tags. The mean over tokens commutes with a linear layer, so a map that fits images
-as wholes can be applied to each token, and what a patch shows is what its token says. Tags may miss and invent; an
-error that is the same for all images drops out with the mean.
+* Soft prompt ([`align_words`]): both the tag encoder and the language model know the words of tags, so the projection
+  starts as the ridge regression from the features of words in lists of tags to the embeddings of these words. Nothing
+  is trained, and no image is needed.
+* Projector ([`align_pictures`]): LLaVA pays for a stage of its own to teach it words (arXiv 2304.08485, section 4.2).
+  Here it costs one pass over a few thousand tagged images: the last layer starts as the ridge regression from the mean
+  of its hidden tokens to the mean embedding, weighted by score, of the words of the image's tags. The mean over tokens
+  commutes with a linear layer, so a map that fits images as wholes can be applied to each token, and what a patch shows
+  is what its token says. Tags may miss and invent; an error that is the same for all images drops out with the mean.
 """
 
-import logging
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -30,6 +26,10 @@ from ...modeling.vision_features import encode_image
 from ...processing import PoiseProcessor, Tag
 from ...processing.tag_tokens import tokenize_tags
 
+Tags = Sequence[Sequence[Any]]
+Batches = Iterable[tuple[torch.Tensor, Sequence[Tags]]]
+
+BATCH = 64
 NUM_LISTS = 512
 TAGS_PER_LIST = 4
 MOST_WORDS = 4096
@@ -119,19 +119,12 @@ def _features_and_targets(model, processor, targets, seed):
     return torch.stack(features), torch.stack(wanted)
 
 
-logger = logging.getLogger(__name__)
-
-BATCH = 64
-Tags = Sequence[Sequence[Any]]
-Batches = Iterable[tuple[torch.Tensor, Sequence[Tags]]]
-
-
 def feature_batches(model: PreTrainedModel, processor: PoiseProcessor, records: Any, limit: int) -> Iterator:
     """`vision_features` (B, S, P, Dv) and tags of the first `limit` records that have an image and tags."""
     source = (records[index] for index in range(len(records))) if hasattr(records, "__len__") else iter(records)
     usable = (record for record in source if record.get("image") is not None and record.get("tags"))
     left = limit
-    with tqdm(total=limit, desc="aligning pictures", unit="picture", leave=False, disable=None) as bar:
+    with tqdm(total=limit, desc="aligning images", unit="image", leave=False, disable=None) as bar:
         while group := list(islice(usable, min(BATCH, left))):
             images = [record["image"].convert("RGB") for record in group]
             pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]  # (B, 3, H, W)
@@ -175,7 +168,7 @@ def align_pictures(model: PreTrainedModel, processor: PoiseProcessor, batches: B
 
     Args:
         model: a Poise model; processor ([`PoiseProcessor`]): made for it.
-        batches (`Iterable`): `(vision_features (B, S, P, Dv), tags of the B pictures)`, such as [`feature_batches`].
+        batches (`Iterable`): `(vision_features (B, S, P, Dv), tags of the B images)`, such as [`feature_batches`].
 
     Returns:
         Share of the variance of the images' tag embeddings that the regression explains.
@@ -190,14 +183,14 @@ def align_pictures(model: PreTrainedModel, processor: PoiseProcessor, batches: B
     for features, tags in batches:
         hidden = hidden_of(features.to(model.model.projector_dtype)).double()  # (B, P, H)
         pooled.append(hidden.mean(1))  # (B, H)
-        wanted.append(torch.stack([words.of_tags(of_picture) for of_picture in tags]).to(hidden.device))  # (B, D)
+        wanted.append(torch.stack([words.of_tags(of_image) for of_image in tags]).to(hidden.device))  # (B, D)
         energy.append(hidden.flatten(0, 1).mT @ hidden.flatten(0, 1) / hidden.shape[1])  # (H, H)
     hidden_of.close()
     last = projector.last_linear
     if sum(map(len, pooled)) < last.in_features:
         raise ValueError(
-            f"align_pictures found {sum(map(len, pooled))} pictures with tags for a projector of {last.in_features} "
-            "channels: give more tagged pictures, or set model.align_pictures=0"
+            f"align_pictures found {sum(map(len, pooled))} images with tags for a projector of {last.in_features} "
+            "channels: give more tagged images, or set model.align_pictures=0"
         )
     mean, weight, explained = _ridge(torch.cat(pooled), torch.cat(wanted))
     # Tokens differ more than their means do: what counts for the size is the energy of single tokens.

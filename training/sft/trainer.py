@@ -1,18 +1,9 @@
 """`PoiseTrainer`: transformers' Trainer with the groups, checks and generated answers that a VLM needs.
 
-What it adds: learning rate, decay and schedule per parameter group; the first batch described in plain words; a check
-after the first step that every module which should learn got a gradient; logits only where an answer is supervised;
-evaluation that generates and scores answers; another caption of every image in every epoch; checkpoints that carry
-adapter, new modules, configuration, processor and recipe together.
-
-How records flow into training: lengths for grouping, packed rows, endless streams that resume, padding that counts.
-
-[`DataFlow`] comes before a `Trainer` among the bases of a class.
-
-Logits where an answer stands, and nowhere else: most places of a training row are image, prompt or padding.
-
-The head multiplies every position by the whole vocabulary, forwards and backwards, and the loss then looks at the few
-positions whose next token is supervised. Those alone give the same loss and the same gradients.
+Beside what all stages have ([`StageTraining`]): the first batch described in plain words; a check after the first step
+that every module which should learn got a gradient; logits only where an answer is supervised; evaluation that
+generates and scores answers; another caption of every image in every epoch; and in [`DataFlow`] lengths for grouping,
+packed rows, endless streams that resume, padding that counts.
 """
 
 import inspect
@@ -43,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 class DataFlow:
     """
+    How records flow into training; comes before a `Trainer` among the bases of a class.
+
     Attributes:
         packing (`int`, *optional*): tokens of a packed row; `None` pads every sample to the longest of its batch.
         padding ([`PaddingShare`]): of the training batches since the last log.
@@ -128,6 +121,9 @@ def supervised_only(inputs: dict[str, Any]) -> dict[str, Any]:
     """
     The inputs of a decoder-only model with `logits_to_keep` [B, T] bool, true where the next token is supervised, and
     `shift_labels` [n], those tokens; its `logits` then are [n, V]. A batch without any stays as it is.
+
+    Most places of a row are image, prompt or padding. The head multiplies them by the whole vocabulary, forwards and
+    backwards, for a loss that does not look at them: without them loss and gradients are the same.
     """
     following = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)  # (B, T)
     supervised = following != IGNORED  # (B, T)

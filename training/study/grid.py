@@ -3,7 +3,6 @@
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, fields
@@ -14,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import logging as transformers_logging
 
+from ...evaluation.whole_files import write_whole
 from ..feature_cache.cache import fingerprint
 from ..recipe_loading import recipe_path
 from .plan import Cell, StudyPlan
@@ -80,9 +80,7 @@ def write_run(folder: Path, cell: Cell, seed: int, result: Run) -> None:
     """The result of a run, complete or not there at all."""
     path = run_file(folder, cell, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".json.part")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 def finished_runs(plan: StudyPlan, folder: Path) -> dict[tuple[Cell, int], Run]:

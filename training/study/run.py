@@ -54,7 +54,7 @@ class StudyInputs:
         with_ = dict(plan.degraded_with)
         return DegradedScenes(scenes, **with_), f"{key} degraded {with_}"
 
-    def tagged_pictures(self, name: str, count: int) -> Iterator:
+    def tagged_images(self, name: str, count: int) -> Iterator:
         """Features and tags of the first `count` training scenes, as `align_pictures` reads them."""
         if name not in self.tags:
             records = self._training_data(name)[0].__getitems__(range(min(count, self.plan.train_scenes)))
@@ -104,7 +104,7 @@ def run_cell(
     recipe = plan.recipe_of(cell, seed)
     model, processor = assemble(recipe)
     if recipe.model.align_pictures:
-        align_pictures(model, processor, inputs.tagged_pictures(cell.training, recipe.model.align_pictures))
+        align_pictures(model, processor, inputs.tagged_images(cell.training, recipe.model.align_pictures))
     set_seed(seed)
     trained = prepare_for_training(model, recipe)
     started = time.monotonic()
@@ -175,12 +175,13 @@ def router_without(model: torch.nn.Module, part: str) -> AbstractContextManager[
             odds, is_tag, *others = evidence(patches, tags, question)
             return odds, torch.zeros_like(is_tag), *others
 
-        return {
+        changes: dict[str, dict[str, Any]] = {
             "typicality": {"image_typicality.beyond": lambda profiles: torch.zeros_like(profiles[:, 0])},
             "question": {"judge": no_question},
             "tags against image": {"word_evidence.forward": no_tags_shown},
             "denial of single tags": {"judge": no_denial},
-        }[part]
+        }
+        return changes[part]
 
     return routers_changed(model, change)
 

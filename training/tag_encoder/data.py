@@ -1,14 +1,10 @@
-"""Images as a tag encoder learns from them: tags with scores, and captions. The images are never opened.
+"""Images as a tag encoder learns from them, which are never opened: tags with scores, and captions; which captions are
+an image's positive; and batches in which the captions of one image are negatives of the others.
 
-Which captions are an image's positive: the one nearest to their centroid, or all of them, averaged.
-
-Dynamic LION takes the caption closest to the centroid of the image's captions; averaging them all is the other reading
-of "the centroid caption" and keeps what only one annotator wrote.
-
-Batches of triplets: the tags of B images, and the captions that are positives of one and negatives of the others.
+Dynamic LION takes as positive the caption closest to the centroid of the image's captions; averaging them all is the
+other reading of "the centroid caption" and keeps what only one annotator wrote.
 """
 
-import json
 import logging
 import os
 import random
@@ -20,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...processing.records.json_lines import json_lines
 from ...processing.records.photo_annotations import records_from_annotations, simulated_tags
 from ...processing.records.task_record_files import load_task_records
 from ...processing.scenes.scenes import Scenes
@@ -117,10 +114,7 @@ def _photos(folder: Path, seed: int, vocabulary: str | None, invented: float) ->
     if vocabulary is None:
         return images
     names = _vocabulary(folder, vocabulary)
-    labels: dict[str, list[str]] = {}
-    with open(folder / "tags.jsonl", encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            labels[row["image"]] = row["labels"]
+    labels: dict[str, list[str]] = {row["image"]: row["labels"] for _, row in json_lines(folder / "tags.jsonl")}
     retagged = []
     for image in images:
         photo = os.path.basename(image.name)

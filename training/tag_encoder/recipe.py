@@ -6,8 +6,18 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ...modeling.soft_prompt import SCORE_ENCODINGS
-from ..recipe_loading import TRAINING_FIELDS, Section, StageRecipe, check_rates, check_scenes, choice, number, section
-from ..run_arguments import check_training, made_arguments
+from ..parameter_groups import group_settings, highest_rate
+from ..recipe_loading import (
+    TRAINING_DEFAULTS,
+    TRAINING_FIELDS,
+    Section,
+    StageRecipe,
+    check_scenes,
+    choice,
+    number,
+    section,
+)
+from ..run_start import made_arguments
 from .data import POSITIVES
 from .model import NEGATIVES
 
@@ -54,26 +64,23 @@ class TagEncoderRecipe(StageRecipe):
     model: Model
     triplet: Triplet
     data: Data
-    learning_rates: dict[str, float]
+    learning_rates: dict[str, Any]
     training: dict[str, Any]
 
     KEYS = {"learning_rates": GROUPS, "training": TRAINING_FIELDS}
     DEFAULTS = {
         "learning_rates": {"tag_encoder": 5e-5, "score_embedding": 1e-3},
         "training": {
+            **TRAINING_DEFAULTS,
             "output_dir": "outputs/tag_encoder",
-            "report_to": "none",
             "num_train_epochs": 5,
             "per_device_train_batch_size": 16,
             "dataloader_drop_last": True,  # a last batch of one image would have no negative
             "eval_strategy": "epoch",
             "eval_on_start": True,  # the curve begins with the encoder as it came
             "logging_steps": 10,
-            "save_total_limit": 2,
             "lr_scheduler_type": "linear",
             "warmup_steps": 0.1,
-            "seed": 42,
-            "ddp_find_unused_parameters": False,
         },
     }
 
@@ -87,7 +94,9 @@ class TagEncoderRecipe(StageRecipe):
                 "data.train is missing: give 'scenes', a JSON-lines file or a folder (or --data on the line)"
             )
         check_scenes(self.data.scenes)
-        check_rates(self.learning_rates)
+        if not self.learning_rates:
+            raise ValueError("learning_rates is empty: nothing would be trained; name at least one group")
+        group_settings(self.learning_rates)
         if self.model.score_encoding == "embedding" and "score_embedding" not in self.learning_rates:
             raise ValueError(
                 "learning_rates.score_embedding is missing, but model.score_encoding='embedding' starts it at zero: "
@@ -100,11 +109,11 @@ load_tag_encoder_recipe = TagEncoderRecipe.load
 
 def training_arguments(recipe: TagEncoderRecipe) -> TrainingArguments:
     """`TrainingArguments` of a recipe; the learning rate of the arguments is only the loggers' headline."""
-    settings = {"learning_rate": max(recipe.learning_rates.values()), **recipe.training}
-    check_training(settings)
-    if int(settings["per_device_train_batch_size"]) < 2:
+    settings = {"learning_rate": highest_rate(recipe.learning_rates), **recipe.training}
+    args = made_arguments(TrainingArguments, settings)
+    if args.per_device_train_batch_size < 2:
         raise ValueError(
-            f"training.per_device_train_batch_size={settings['per_device_train_batch_size']} leaves no other image's "
+            f"training.per_device_train_batch_size={args.per_device_train_batch_size} leaves no other image's "
             "caption in a batch: use 2 or more, 16 as published"
         )
-    return made_arguments(TrainingArguments, settings)
+    return args

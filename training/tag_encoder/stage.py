@@ -1,6 +1,6 @@
 """`poise tag-encoder`: teach a sentence encoder what tags with scores mean, by a triplet margin loss to captions.
 
-Tag encoders by name, and the folder that the stage leaves: a backbone that any recipe can name as `tag_encoder`.
+It leaves a folder that any recipe can name as `tag_encoder`.
 """
 
 import json
@@ -16,10 +16,10 @@ from transformers import TrainerCallback, set_seed
 from ..atomic_folders import finished_folder
 from ..backbone_loading import SCORE_EMBEDDING_FILE, load_tag_encoder
 from ..run_files import RECIPE_FILE, same_recipe_checkpoint, write_versions
-from ..run_start import Run, opened_run
+from ..run_start import opened_run
 from .data import TaggedCaptions, TripletCollator, load_tagged_captions, positive_captions, split_held_out
 from .model import TagEmbedder
-from .recipe import TagEncoderRecipe, load_tag_encoder_recipe, training_arguments
+from .recipe import TagEncoderRecipe, training_arguments
 from .scores import embed_captions, tag_encoder_scores
 from .trainer import TagEncoderTrainer
 
@@ -72,9 +72,8 @@ def run_tag_encoder(
 
     Args:
         recipe ([`TagEncoderRecipe`]): checked already.
-        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        resume, overwrite: see [`opened_run`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
-        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the tag encoder, and its results: `train` and `held_out` (numbers of images) and `curve`, the
@@ -85,44 +84,40 @@ def run_tag_encoder(
     """
     args = training_arguments(recipe)
     with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
-        return _run(recipe, args, run, callbacks)
-
-
-def _run(
-    recipe: TagEncoderRecipe, args: Any, run: Run, callbacks: Sequence[TrainerCallback]
-) -> tuple[Path, dict[str, Any]]:
-    train, held_out = load_images(recipe)
-    set_seed(args.seed)
-    encoder, tokenizer = load_tag_encoder(str(recipe.model.tag_encoder))
-    embedder = TagEmbedder(
-        encoder.train(),
-        recipe.model.score_encoding,
-        margin=recipe.triplet.margin,
-        p=recipe.triplet.p,
-        negatives=recipe.triplet.negatives,
-    )
-    collator = TripletCollator(tokenizer, with_scores=recipe.model.score_encoding == "text")
-    targets = choose_positives(recipe, embedder, collator, [*train, *held_out])
-    for_training = [TaggedCaptions(image.name, image.tags, texts) for image, texts in zip(train, targets, strict=False)]
-    positives = targets[len(train) :]
-    logger.info("%d images to learn from, %d held out", len(train), len(held_out))
-    trainer = TagEncoderTrainer(
-        embedder,
-        args,
-        recipe.learning_rates,
-        for_training,
-        score=lambda model: tag_encoder_scores(model, collator, held_out, positives),
-        recipe=recipe,
-        data_collator=collator,
-        callbacks=list(callbacks),
-    )
-    run.train(trainer)
-    results = {"train": len(train), "held_out": len(held_out), "curve": curve(trainer.state.log_history)}
-    folder = Path(args.output_dir) / "tag_encoder"
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        save_tag_encoder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, results, recipe)
-    return folder, results
+        train, held_out = load_images(recipe)
+        set_seed(args.seed)
+        encoder, tokenizer = load_tag_encoder(str(recipe.model.tag_encoder))
+        embedder = TagEmbedder(
+            encoder.train(),
+            recipe.model.score_encoding,
+            margin=recipe.triplet.margin,
+            p=recipe.triplet.p,
+            negatives=recipe.triplet.negatives,
+        )
+        collator = TripletCollator(tokenizer, with_scores=recipe.model.score_encoding == "text")
+        targets = choose_positives(recipe, embedder, collator, [*train, *held_out])
+        for_training = [
+            TaggedCaptions(image.name, image.tags, texts) for image, texts in zip(train, targets, strict=False)
+        ]
+        positives = targets[len(train) :]
+        logger.info("%d images to learn from, %d held out", len(train), len(held_out))
+        trainer = TagEncoderTrainer(
+            embedder,
+            args,
+            recipe.learning_rates,
+            for_training,
+            score=lambda model: tag_encoder_scores(model, collator, held_out, positives),
+            recipe=recipe,
+            data_collator=collator,
+            callbacks=list(callbacks),
+        )
+        run.train(trainer)
+        results = {"train": len(train), "held_out": len(held_out), "curve": curve(trainer.state.log_history)}
+        folder = Path(args.output_dir) / "tag_encoder"
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            save_tag_encoder(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder, results, recipe)
+        return folder, results
 
 
 def choose_positives(
@@ -156,9 +151,7 @@ def curve(log_history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 def check_resumable(checkpoint: str | os.PathLike, recipe: TagEncoderRecipe) -> Path:
     """The checkpoint folder, if a run with this recipe can go on from it; a `ValueError` if not."""
-    return same_recipe_checkpoint(
-        checkpoint, "poise tag-encoder", recipe, load_tag_encoder_recipe, ("model", "triplet")
-    )
+    return same_recipe_checkpoint(checkpoint, "poise tag-encoder", recipe, ("model", "triplet"))
 
 
 def summary(results: Mapping[str, Any]) -> Iterator[str]:

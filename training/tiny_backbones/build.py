@@ -8,16 +8,15 @@ Flan-T5 and BERT where nothing may be downloaded: in the demo, in the study of d
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from ..backbone_loading import tiny_backbone_path
 from .language_models import check_language_model, train_language_model
 from .tag_encoder import check_tag_encoder, train_tag_encoder
 from .vision_tower import image_processor, probe_accuracy, train_vision_tower
@@ -30,9 +29,9 @@ _WHAT = {
     "was trained to tell, from each patch token, shape, colour and place of what lies in the patch's grid cell, on "
     "clean scenes without a prior.",
     "causal_lm": "A decoder-only language model (`LlamaForCausalLM`, width 96, 4 layers). It was trained on scenes in "
-    "words, whose questions follow the prior with strength 0.9, and never with a picture.",
+    "words, whose questions follow the prior with strength 0.9, and never with an image.",
     "seq2seq_lm": "An encoder-decoder language model (`T5ForConditionalGeneration`, width 96, 2 + 2 layers). It was "
-    "trained on scenes in words, whose questions follow the prior with strength 0.9, and never with a picture.",
+    "trained on scenes in words, whose questions follow the prior with strength 0.9, and never with an image.",
     "tag_encoder": "A tag encoder (`BertModel`, width 64, 2 layers). It was trained by masked words on tag lists with "
     "and without scores and on captions of scenes.",
 }
@@ -45,20 +44,6 @@ _MEANING = {
     "tags_read": "the same questions answered from clean tags that contradict the prior",
     "caption_read_all": "all types of question answered from a caption with places",
 }
-
-
-def tiny_backbone_path(name: str) -> str:
-    """Folder of a shipped backbone in the Hub's layout.
-
-    Args:
-        name (`str`): "vision", "tag_encoder", "causal_lm" or "seq2seq_lm".
-
-    Raises:
-        ValueError: there is no such backbone.
-    """
-    if name not in STEPS:
-        raise ValueError(f"name={name!r} is no tiny backbone: use one of {', '.join(STEPS)}")
-    return os.fspath(Path(str(files("poise.training"))) / "backbones" / name)
 
 
 def build_backbone(name: str, folder: Path, steps: int | None = None, seed: int = 0) -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...modeling.information_router import ROUTERS
 from ..parameter_groups import group_settings
-from ..recipe_loading import TRAINING_FIELDS, Section, StageRecipe, choice, number, section
+from ..recipe_loading import TRAINING_DEFAULTS, TRAINING_FIELDS, Section, StageRecipe, choice, number, section
 from ..sft.recipe import Lora
 
 
@@ -55,14 +55,10 @@ class VlmRouterRecipe(StageRecipe):
     DEFAULTS = {
         "learning_rates": {"new_modules": 1e-3},
         "training": {
+            **TRAINING_DEFAULTS,
             "output_dir": "outputs/vlm_router",
-            "report_to": "none",
             "logging_steps": 10,
-            "save_total_limit": 2,
-            "lr_scheduler_type": "cosine",
             "warmup_steps": 0.05,
-            "seed": 42,
-            "ddp_find_unused_parameters": False,
             "remove_unused_columns": False,
         },
     }

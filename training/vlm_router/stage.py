@@ -14,13 +14,12 @@ from ...evaluation.generation_evaluator import GenerationEvaluator
 from ...evaluation.probing.parts import model_parts
 from ...modeling.modeling_vlm_router import RoutedVlm
 from ...processing.batching.collators import IGNORED
-from ..atomic_folders import move_into_place
-from ..run_arguments import made_arguments
-from ..run_files import RECIPE_FILE, same_recipe_checkpoint, write_versions
-from ..run_start import Run, opened_run
+from ..atomic_folders import finished_folder
+from ..run_files import same_recipe_checkpoint
+from ..run_start import made_arguments, opened_run
 from ..stage_trainer import StageTraining
 from .answer_collator import AnswerCollator
-from .recipe import VlmRouterRecipe, load_vlm_router_recipe
+from .recipe import VlmRouterRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +32,8 @@ def run_vlm_router(
 
     Args:
         recipe ([`VlmRouterRecipe`]): checked already.
-        resume (`str`, *optional*): a checkpoint folder; `""` is the newest one of the run's own folder.
+        resume, overwrite: see [`opened_run`].
         callbacks (`Sequence[TrainerCallback]`, *optional*): join the trainer's.
-        overwrite (`bool`, *optional*, defaults to `False`): give up what a former run left in the folder.
 
     Returns:
         The folder of the model, which [`RoutedVlm`] and the Auto classes load, and `steps`, `train_loss`, and `before`
@@ -46,44 +44,32 @@ def run_vlm_router(
     """
     args = made_arguments(TrainingArguments, recipe.training)
     with opened_run(args, lambda path: check_resumable(path, recipe), resume, overwrite) as run:
-        return _run(recipe, args, run, callbacks)
-
-
-def _run(recipe: VlmRouterRecipe, args: Any, run: Run, callbacks: Sequence[Any]) -> tuple[Path, dict[str, Any]]:
-    data = recipe.data
-    records = load_data_source(data.train)
-    questions = None
-    if data.evaluation is not None:
-        questions = load_data_source(data.evaluation, data.evaluation_samples)
-    set_seed(recipe.seed)
-    model, processor = new_model(recipe)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info("%d records; %s stays frozen, %.2f million parameters are new", len(records), recipe.model.vlm,
-                trained / 1e6)  # fmt: skip
-    trainer = VlmRouterTrainer(
-        model=model,
-        args=args,
-        data_collator=AnswerCollator(model_parts(model), processor, seed=recipe.seed),
-        train_dataset=records,
-        callbacks=list(callbacks),
-        recipe=recipe,
-        score=_scorer(questions, processor, recipe),
-    )
-    metrics: dict[str, Any] = {}
-    if questions is not None and run.checkpoint is None:
-        metrics["before"] = trainer.evaluate()
-    result = run.train(trainer)
-    metrics.update(steps=result.global_step, train_loss=result.training_loss)
-    if questions is not None:
-        metrics["after"] = trainer.evaluate()
-    trainer.accelerator.wait_for_everyone()
-    output = Path(args.output_dir) / "model"
-    if trainer.is_world_process_zero():
-        aside = output.with_name(".model")
-        trainer.accelerator.unwrap_model(trainer.model).eval().save_pretrained(aside)
-        trainer.write_beside(aside)
-        move_into_place(aside, output)
-    return output, metrics
+        data = recipe.data
+        records = load_data_source(data.train)
+        questions = None
+        if data.evaluation is not None:
+            questions = load_data_source(data.evaluation, data.evaluation_samples)
+        set_seed(recipe.seed)
+        model, processor = new_model(recipe)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        logger.info("%d records; %s stays frozen, %.2f million parameters are new", len(records), recipe.model.vlm,
+                    trained / 1e6)  # fmt: skip
+        trainer = VlmRouterTrainer(
+            model=model,
+            args=args,
+            data_collator=AnswerCollator(model_parts(model), processor, seed=recipe.seed),
+            train_dataset=records,
+            callbacks=list(callbacks),
+            recipe=recipe,
+            score=_scorer(questions, processor, recipe),
+        )
+        metrics = run.train_and_score(trainer)
+        output = Path(args.output_dir) / "model"
+        if trainer.is_world_process_zero():
+            with finished_folder(output) as written:
+                trainer.accelerator.unwrap_model(trainer.model).eval().save_pretrained(written)
+                trainer.write_beside(written)
+        return output, metrics
 
 
 def new_model(recipe: VlmRouterRecipe) -> tuple[RoutedVlm, Any]:
@@ -138,10 +124,6 @@ class VlmRouterTrainer(StageTraining, Trainer):
                 loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def write_beside(self, folder: Path) -> None:
-        write_versions(folder)
-        self.recipe.save(folder / RECIPE_FILE)
-
     def _issue_warnings_after_load(self, load_result):
         """A checkpoint holds what is new alone; that it holds all of it is what matters."""
         missing = [name for name in load_result.missing_keys if self.accelerator.unwrap_model(self.model).is_new(name)]
@@ -159,9 +141,7 @@ def _scorer(questions: Any, processor: Any, recipe: VlmRouterRecipe) -> Any:
 
 def check_resumable(checkpoint: str | os.PathLike, recipe: VlmRouterRecipe) -> Path:
     """The checkpoint folder, if a run with this recipe can go on from it; a `ValueError` if not."""
-    return same_recipe_checkpoint(
-        checkpoint, "poise sft --config vlm_router", recipe, load_vlm_router_recipe, ("model", "lora")
-    )
+    return same_recipe_checkpoint(checkpoint, "poise sft --config vlm_router", recipe, ("model", "lora"))
 
 
 def summary(metrics: Mapping[str, Any]) -> Iterator[str]:

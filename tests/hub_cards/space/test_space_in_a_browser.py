@@ -287,7 +287,7 @@ def tagger(tmp_path):
 
     from poise.modeling import PoiseDualEncoder
     from poise.processing.taggers import DualEncoderTagger
-    from poise.training.tiny_backbones.build import tiny_backbone_path
+    from poise.training.backbone_loading import tiny_backbone_path
 
     vision, text = tiny_backbone_path("vision"), tiny_backbone_path("tag_encoder")
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""`poise ask`: answers about a picture, and finds every slip before a model is loaded."""
+"""`poise ask`: answers about an image, and finds every slip before a model is loaded."""
 
 import functools
 import inspect
@@ -22,16 +22,16 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.parametrize("tags", [[], ["--tags", ""], ["--tags", "dog:0.97,ball:0.6"]], ids=["none", "empty", "two"])
-def test_it_prints_one_answer(tags, poise_folder, picture, capsys):
+def test_it_prints_one_answer(tags, poise_folder, image, capsys):
     assert (
-        main(["ask", str(poise_folder), str(picture), QUESTION, "--max-new-tokens", "3", "--device", "cpu", *tags]) == 0
+        main(["ask", str(poise_folder), str(image), QUESTION, "--max-new-tokens", "3", "--device", "cpu", *tags]) == 0
     )
     output = capsys.readouterr().out
     assert output.endswith("\n") and output.count("\n") == 1
     assert "<image>" not in output and len(output.split()) <= 3  # not the prompt, only the new words
 
 
-def test_tags_reach_the_model(poise_folder, picture, monkeypatch):
+def test_tags_reach_the_model(poise_folder, image, monkeypatch):
     from poise import PoiseModel
 
     seen = []
@@ -43,16 +43,16 @@ def test_tags_reach_the_model(poise_folder, picture, monkeypatch):
         return encode(self, *arguments, **inputs)
 
     monkeypatch.setattr(PoiseModel, "get_image_features", watch)
-    arguments = ["ask", str(poise_folder), str(picture), QUESTION, "--max-new-tokens", "1", "--device", "cpu"]
+    arguments = ["ask", str(poise_folder), str(image), QUESTION, "--max-new-tokens", "1", "--device", "cpu"]
     assert main([*arguments, "--tags", "ball:0.6,dog:0.97"]) == 0
     assert {0.6, 0.97} <= {round(score, 4) for score in seen[0]["tag_scores"].flatten().tolist()}
 
 
-def test_the_folder_of_a_run_is_asked_like_its_model(poise_folder, picture, tmp_path, capsys):
+def test_the_folder_of_a_run_is_asked_like_its_model(poise_folder, image, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "model").symlink_to(poise_folder)
     for folder in (tmp_path / "run", poise_folder):
-        assert main(["ask", str(folder), str(picture), QUESTION, "--max-new-tokens", "3", "--device", "cpu"]) == 0
+        assert main(["ask", str(folder), str(image), QUESTION, "--max-new-tokens", "3", "--device", "cpu"]) == 0
     of_run, of_model = capsys.readouterr().out.splitlines()
     assert of_run == of_model
 
@@ -79,12 +79,12 @@ def test_the_folder_of_a_run_is_asked_like_its_model(poise_folder, picture, tmp_
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
-def test_a_slip_is_one_line(changed, words, no_model, poise_folder, picture, tmp_path, monkeypatch, capsys):
+def test_a_slip_is_one_line(changed, words, no_model, poise_folder, image, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "text.png").write_text("this is no image")
     (tmp_path / "empty.png").touch()
-    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:60])
-    given = {"model": str(poise_folder), "image": str(picture), "question": QUESTION, "tags": "", "max_new_tokens": "4"}
+    (tmp_path / "cut.png").write_bytes(image.read_bytes()[:60])
+    given = {"model": str(poise_folder), "image": str(image), "question": QUESTION, "tags": "", "max_new_tokens": "4"}
     given |= {"device": "cpu", **changed}
     code = main(
         ["ask", given["model"], given["image"], given["question"]]

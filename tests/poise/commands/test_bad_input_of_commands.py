@@ -40,8 +40,8 @@ def test_models_without_images(command, text_model, tmp_path, capsys):
 def test_data_sets_without_records_and_records_without_answers(command, tmp_path, capsys):
     empty, unanswered = tmp_path / "empty.jsonl", tmp_path / "unanswered.jsonl"
     empty.write_text("\n")
-    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png")
-    unanswered.write_text(json.dumps({"image": "picture.png", "task": "vqa", "question": "what is this ?"}) + "\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    unanswered.write_text(json.dumps({"image": "image.png", "task": "vqa", "question": "what is this ?"}) + "\n")
     # There is no such model: what is wrong with the data is found before it is looked for.
     nowhere = tmp_path / "no-model"
     said = refusal(capsys, command, nowhere, "--data", empty, "--output", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""`poise diagnose` from saved models to tables, a picture, a verdict, and rows that a model card takes."""
+"""`poise diagnose` from saved models to tables, an image, a verdict, and rows that a model card takes."""
 
 import json
 
@@ -41,8 +41,8 @@ def test_everything_is_written(saved_model, records_file, tmp_path, capsys):
         assert part in printed
     assert ("Router: mean weights" in printed) != is_llava
     assert (tmp_path / "diagnosis.txt").read_text() == printed
-    with Image.open(tmp_path / "diagnosis.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "diagnosis.png") as image:
+        assert image.width > 1000
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
@@ -65,7 +65,7 @@ def test_parts_and_scenes(saved_model, tmp_path, capsys):
     assert "conflict_accuracy" in found["coalitions"] or found["coalitions"]["samples"] == 3
 
 
-def test_models_without_pictures_are_refused(tmp_path):
+def test_models_without_images_are_refused(tmp_path):
     text = LlamaForCausalLM(
         LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=16)
     )

@@ -1,4 +1,4 @@
-"""`poise interpret` from saved models and a file of records to JSON, pictures and a page."""
+"""`poise interpret` from saved models and a file of records to JSON, images and a page."""
 
 import json
 from pathlib import Path
@@ -51,8 +51,8 @@ def test_everything_is_written(saved_model, records_file, tmp_path, capsys):
     assert found["settings"]["buffers"] == [0] and found["logit_lens"]["samples"] == 3
     assert found["token_ablation"]["vqa_samples"] == found["attention_knockout"]["samples"] == 3
     for name in ("token_ablation.png", "attention_knockout.png", "logit_lens/r0-red.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.width > 300
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 300
     assert "data:image/png;base64," in (tmp_path / "logit_lens.html").read_text(encoding="utf-8")
     assert len((tmp_path / "token_ablation" / "predictions.jsonl").read_text().splitlines()) == 3
 
@@ -124,7 +124,7 @@ def test_bad_input(saved_model, records_file, tmp_path, words, text):
     assert not list(tmp_path.rglob("predictions.jsonl"))
 
 
-def test_a_model_without_pictures(tmp_path, records_file):
+def test_a_model_without_images(tmp_path, records_file):
     model = LlamaForCausalLM(
         LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
     )

@@ -1,4 +1,4 @@
-"""`poise robustness` from a saved model to a table, a picture and rows that a model card takes."""
+"""`poise robustness` from a saved model to a table, an image and rows that a model card takes."""
 
 import json
 
@@ -41,8 +41,8 @@ def test_everything_is_written_beside_the_run(run_folder, records_file, capsys):
     assert printed.startswith("clean 0.") and "area / clean" in printed and "severity 5" in printed
     folder = run_folder / "robustness"
     assert (folder / "robustness.txt").read_text() == printed
-    with Image.open(folder / "robustness.png") as picture:
-        assert picture.width > 1000
+    with Image.open(folder / "robustness.png") as image:
+        assert image.width > 1000
     found = json.loads((folder / "robustness.json").read_text())
     assert found["primary_metric"] == "area" in found["scores"] and found["scores"]["samples"] == 4
     card = CardData()

@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from poise.processing.records.endless_records import EndlessRecords, StreamedRows, shuffled
-from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.record_data import RecordMixture
 from poise.processing.records.record_sources import RecordSource, stream_records
 from poise.processing.scenes.scenes import Scenes
 from poise.training.sft.recipe import load_recipe

@@ -33,15 +33,15 @@ def test_cached_features_are_the_computed_ones(tiny_dual_encoder, tiny_pair_proc
     assert len(features) == len(texts)
     with torch.no_grad():
         images, words, *_ = model.head(**{name: value for name, value in batch.items() if not name.endswith("_rows")})
-        pixels = tiny_pair_processor.image_processor(pairs.pictures(range(5)), return_tensors="pt")["pixel_values"]
+        pixels = tiny_pair_processor.image_processor(pairs.images(range(5)), return_tensors="pt")["pixel_values"]
         expected = model.get_image_features(pixels).pooler_output
         tokens = tiny_pair_processor.tokenizer(texts, padding=True, return_tensors="pt")
         spoken = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
-    torch.testing.assert_close(images, expected[batch["picture_rows"]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(images, expected[batch["image_rows"]], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(words, spoken, rtol=1e-4, atol=1e-5)
 
 
-def test_matches_are_the_texts_written_of_a_picture(tiny_dual_encoder, tiny_pair_processor, tmp_path):
+def test_matches_are_the_texts_written_of_an_image(tiny_dual_encoder, tiny_pair_processor, tmp_path):
     records = [
         {"id": "a", "image": None, "task": "caption", "captions": ["a red square and a blue star", "a red square"]},
         {"id": "b", "image": None, "task": "caption", "captions": ["a red square"]},
@@ -53,7 +53,7 @@ def test_matches_are_the_texts_written_of_a_picture(tiny_dual_encoder, tiny_pair
     pairs = CaptionPairs(TaskRecords(records), "test")
     features = pair_features(tiny_dual_encoder(), tiny_pair_processor, pairs, tmp_path, torch.float32)
     batch = features.__getitems__(range(3))
-    assert features.matches(batch["picture_rows"], batch["text_rows"]).tolist() == [
+    assert features.matches(batch["image_rows"], batch["text_rows"]).tolist() == [
         [True, True, True], [True, True, True], [False, True, True],
     ]  # fmt: skip
 
@@ -83,8 +83,8 @@ def test_a_short_run_is_far_above_chance_and_writes_all_that_it_measured(aligned
     assert retrieval["image_to_text_recall@1"] > 5 * retrieval["image_to_text_chance@1"]
     assert metrics["calibration_error_after"]["expected"] < metrics["calibration_error_before"]["expected"]
     assert json.loads((folder / "metrics.json").read_text())["tags"] == tags
-    with Image.open(folder / "reliability.png") as picture:
-        assert picture.size[0] > 400
+    with Image.open(folder / "reliability.png") as image:
+        assert image.size[0] > 400
     assert {"config.json", "tagger.json", "recipe.yaml", "modeling_dual_encoder.py"} <= {
         p.name for p in model.iterdir()
     }
@@ -240,14 +240,14 @@ import json
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
-folder, picture, results = sys.argv[1:]
+folder, image, results = sys.argv[1:]
 labels = ["red square", "blue star", "green ring"]
 answer = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)(
-    picture, candidate_labels=labels, hypothesis_template="a {}"
+    image, candidate_labels=labels, hypothesis_template="a {}"
 )
 model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder)
-inputs = processor(images=Image.open(picture), text=["a " + x for x in labels], padding=True, return_tensors="pt")
+inputs = processor(images=Image.open(image), text=["a " + x for x in labels], padding=True, return_tensors="pt")
 logits = model(**inputs).logits_per_image[0].tolist()
 assert not [name for name in sys.modules if name.partition(".")[0] == "poise"]
 with open(results, "w") as file:
@@ -258,8 +258,8 @@ with open(results, "w") as file:
 @pytest.mark.slow
 def test_the_folder_loads_where_poise_is_not_installed(aligned, tmp_path):
     _, folder, _ = aligned
-    picture = Scenes("test", size=1)[0]["image"]
-    picture.save(tmp_path / "scene.png")
+    image = Scenes("test", size=1)[0]["image"]
+    image.save(tmp_path / "scene.png")
     (tmp_path / "script.py").write_text(ELSEWHERE)
     words = [folder, tmp_path / "scene.png", tmp_path / "results.json"]
     command = [sys.executable, str(tmp_path / "script.py"), *map(str, words)]
@@ -272,7 +272,7 @@ def test_the_folder_loads_where_poise_is_not_installed(aligned, tmp_path):
     labels = ["red square", "blue star", "green ring"]
     with torch.no_grad():
         expected = model.model.head.logits(
-            model.embed_images([picture]), model.embed_texts([f"a {label}" for label in labels])
+            model.embed_images([image]), model.embed_texts([f"a {label}" for label in labels])
         )[0]
     torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-4, atol=1e-4)
     probability = expected.softmax(-1)

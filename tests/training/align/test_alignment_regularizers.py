@@ -25,7 +25,7 @@ def features(lengths=(2, 4, 3, 4)):
 def test_both_modalities_are_mixed_with_the_same_partner_by_the_same_share():
     torch.manual_seed(3)
     before = features(lengths=(4, 4, 4, 4))
-    # Texts are a linear image of the pictures, and still are after mixing: a pair stays a pair.
+    # Texts are a linear image of the images, and still are after mixing: a pair stays a pair.
     weights = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     before["text_tokens"] = (before["vision_cls"] @ weights)[:, None].expand(4, 4, 6)
     after, partner = fuse_mix(before, alpha=1.0)

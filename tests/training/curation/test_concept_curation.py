@@ -89,7 +89,7 @@ def test_names_against_captions_find_what_captions_name(tmp_path, capsys):
     assert all((tmp_path / record["image"]).is_file() for record in kept)
 
 
-def test_prototypes_against_pictures_of_a_file(tmp_path):
+def test_prototypes_against_images_of_a_file(tmp_path):
     pool = Scenes("train", size=60, tasks=["caption"], prior_strength=0.0)
     write_task_records(pool.__getitems__(range(60)), tmp_path / "pool.jsonl")
     few = Scenes("test", size=4, tasks=["caption"]).__getitems__(range(4))

@@ -26,8 +26,8 @@ def test_a_trained_tower_is_told_from_an_untrained_one(tmp_path, capsys):
     assert (
         lines[1].startswith("tiny:vision") and f"--vision_feature_layer {content['best']['vision_layer']}" in lines[-1]
     )
-    with Image.open(tmp_path / "ranking.png") as picture:
-        assert picture.size[0] > 300
+    with Image.open(tmp_path / "ranking.png") as image:
+        assert image.size[0] > 300
 
 
 def test_the_best_layer_is_found_where_it_is_known():
@@ -38,9 +38,9 @@ def test_the_best_layer_is_found_where_it_is_known():
     noise = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
     place = iter([0, 16])
 
-    def vision(pictures):
+    def vision(images):
         start = next(place)
-        rows = slice(start, start + len(pictures))
+        rows = slice(start, start + len(images))
         return [noise[rows], meaning[said[rows]], noise[rows] + 0.1 * meaning[said[rows]]]
 
     def text(words):
@@ -59,7 +59,7 @@ def test_batches_that_are_too_small_are_refused():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--samples", "3"], "samples=3 pictures: CKA compares at least 4 at once"),
+        (["--samples", "3"], "samples=3 images: CKA compares at least 4 at once"),
         (["--device", "tpu"], "device='tpu' is no device of torch"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl': there is no such file"),
         (["--output", __file__], "test_encoder_ranking.py"),

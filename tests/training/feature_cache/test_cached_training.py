@@ -2,15 +2,18 @@
 
 import json
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import Dataset, IterableDataset
 
 from poise.modeling import image_streams
-from poise.processing import load_task_records, write_task_records
+from poise.processing import TaskRecords, load_task_records, write_task_records
+from poise.processing.records.record_data import UNREAD
 from poise.processing.scenes.scenes import Scenes
-from poise.training.feature_cache import frozen_towers as sft_features
+from poise.training.feature_cache import frozen_towers
 from poise.training.feature_cache.cached_records import CachedTrainingCollator
 from poise.training.feature_cache.frozen_towers import cached_records
 from poise.training.sft.assembly import assemble, prepare_for_training
@@ -55,7 +58,7 @@ def uncached(tmp_path_factory):
 
 @pytest.fixture
 def tower_calls(monkeypatch):
-    """Grows by one whenever the model itself runs a tower over pictures."""
+    """Grows by one whenever the model itself runs a tower over images."""
     calls = []
     run_tower = image_streams.run_tower
 
@@ -75,7 +78,7 @@ def test_cached_training_is_the_same_to_rounding(uncached, tmp_path, tower_calls
     assert losses == pytest.approx(uncached[0], rel=2e-5)
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, uncached[1][name], rtol=0, atol=2e-5)
-    # Both kinds of features were kept: pictures, and tags.
+    # Both kinds of features were kept: images, and tags.
     assert len(list((tmp_path / "features").glob("*/shard-00000.safetensors"))) == 2
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*/*.safetensors")}
     # What is read back is what was computed: from here on, equal to the last bit.
@@ -106,7 +109,7 @@ VARIANTS = [
 
 @pytest.fixture(scope="module")
 def mixed_records(tmp_path_factory):
-    """Two questions about one picture, text alone, a box, pictures without tags; files, as a user has them."""
+    """Two questions about one image, text alone, a box, images without tags; files, as a user has them."""
     folder = tmp_path_factory.mktemp("records")
     records = Scenes("train", size=7, tasks=("vqa", "grounding", "caption")).__getitems__(range(7))
     records[1].update(image=None, tags=[], task="vqa", question="what color is snow ?", answers=["white"])
@@ -143,26 +146,39 @@ def test_a_batch_of_everything_gives_the_same_loss_and_gradients(variant, mixed_
     # Batches of other sizes than the cache's are summed in another order: equal to rounding, not to the bit.
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
-    assert len(cached.vision.cache) == 6  # eight records, one of text, two about one picture
+    assert len(cached.vision.cache) == 6  # eight records, one of text, two about one image
 
 
-def test_a_changed_picture_is_noticed(mixed_records, tmp_path):
+def test_a_changed_image_is_noticed(mixed_records, tmp_path):
     records = load_task_records(mixed_records)
-    before = sft_features.picture_names(records)
+    before = frozen_towers.image_names(records)
     assert before[0] == before[7] and before[1] is None
     image = mixed_records.parent / records.records[0]["image"]
     content = image.read_bytes()
     image.write_bytes(content + b" ")
-    after = sft_features.picture_names(records)
+    after = frozen_towers.image_names(records)
     image.write_bytes(content)
     assert before[0] != after[0] and before[2:7] == after[2:7]
+
+
+def test_images_inside_a_table_are_told_apart_by_their_pixels():
+    images = [Image.new("RGB", (8, 8), color) for color in ("red", "red", "blue")]
+    rows = {"id": list("abcd"), "image": [*images, None], "task": ["caption"] * 4, "captions": [["a"]] * 4}
+    features = datasets.Features(
+        {"id": datasets.Value("string"), "image": datasets.Image(), "task": datasets.Value("string"),
+         "captions": datasets.List(datasets.Value("string"))}
+    )  # fmt: skip
+    records = TaskRecords(datasets.Dataset.from_dict(rows, features=features))
+    assert [record["image"] for record in records.rows(range(4), images=False)] == [UNREAD] * 4
+    red, again, blue, nothing = frozen_towers.image_names(records)
+    assert red == again != blue and nothing is None
 
 
 # ---- what cannot be cached -------------------------------------------------------------------------------------------
 
 
 class Augmented(Dataset):
-    """Another picture every time."""
+    """Another image every time."""
 
     def __init__(self):
         self.scenes, self.calls = Scenes("train", size=8), 0

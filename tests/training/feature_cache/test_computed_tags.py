@@ -3,13 +3,15 @@
 import json
 
 import pytest
-from torch.utils.data import ConcatDataset, Subset
 
 from poise.commands.train import SFT
 from poise.processing import Scenes, TaskRecords
-from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.record_data import ChosenRecords, RecordMixture
+from poise.processing.records.task_record_files import write_task_records
 from poise.processing.taggers import DualEncoderTagger
-from poise.training.feature_cache.computed_tags import with_tags_of
+from poise.training.feature_cache.cached_records import with_tags_of
+from poise.training.sft.recipe import load_recipe
+from poise.training.sft.records import load_records
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +36,33 @@ def test_kept_tags_are_those_the_tagger_gives(tagger_folder, tmp_path):
     assert [record["tags"] for record in tagged.__getitems__([5, 0])] == [expected[5], expected[0]]
     assert {**tagged[2], "tags": None, "image": None} == {**plain[2], "tags": None, "image": None}
     assert tagged[2]["image"].tobytes() == plain[2]["image"].tobytes()
-    part = with_tags_of(str(tagger_folder), Subset(plain, [3, 1]), tmp_path)
+    part = with_tags_of(str(tagger_folder), ChosenRecords(plain, [3, 1]), tmp_path)
     assert [record["tags"] for record in part] == [expected[3], expected[1]]
-    both = with_tags_of(str(tagger_folder), ConcatDataset([plain, plain]), tmp_path)
-    assert both[8]["tags"] == expected[2]
+    bare = tagged.rows([4], images=False)[0]
+    assert bare["tags"] == expected[4] and isinstance(bare["image"], str)  # the scene's name
 
 
-def test_a_mixture_keeps_its_tags_in_every_epoch(tagger_folder, tmp_path):
+def test_every_source_is_tagged_and_evaluation_is_chosen_over_all_of_them(tagger_folder, tmp_path):
     tagger = DualEncoderTagger.from_pretrained(tagger_folder)
-    mixture = with_tags_of(str(tagger_folder), RecordMixture([scenes(), scenes(4, seed=1)], [1, 2], seed=0), tmp_path)
+    for name, size in (("a", 6), ("b", 4), ("c", 5)):
+        drawn = scenes(size, seed=len(name) + size)
+        write_task_records([{**drawn[n], "id": f"{name}{n}"} for n in range(size)], tmp_path / f"{name}.jsonl")
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in "abc"}
+    recipe = load_recipe("demo", {
+        "data.train": [{"name": sources["a"], "weight": 1}, {"name": sources["b"], "weight": 2}],
+        "data.evaluation": [sources["b"], sources["c"]], "evaluation_samples": 3, "data.tagger": str(tagger_folder),
+        "output_dir": str(tmp_path / "run"),
+    })  # fmt: skip
+    mixture, evaluation = load_records(recipe)
+    assert isinstance(mixture, RecordMixture) and len(mixture) == 10
     for epoch in (0, 1):
         mixture.set_epoch(epoch)
-        for index in range(len(mixture)):
-            record = mixture[index]
+        for record in (mixture[index] for index in range(len(mixture))):
             assert record["tags"] == tagger.tag_records([record])[0]
+    assert [record["id"] for record in evaluation] == ["b0", "b3", "c2"]
+    assert [record["tags"] for record in evaluation] == tagger.tag_records(list(evaluation))
+    with pytest.raises(ValueError, match="cannot tag a RecordMixture once and for all"):
+        with_tags_of(str(tagger_folder), mixture, tmp_path)
 
 
 def test_what_changed_is_tagged_again_and_what_did_not_is_not(tagger_folder, tmp_path, monkeypatch):
@@ -74,7 +89,7 @@ def test_what_changed_is_tagged_again_and_what_did_not_is_not(tagger_folder, tmp
     assert sum(asked) == 12
 
 
-def test_records_without_a_picture_have_no_tags(tagger_folder, tmp_path):
+def test_records_without_an_image_have_no_tags(tagger_folder, tmp_path):
     records = TaskRecords([{"image": None, "task": "vqa", "question": "why ?", "answers": ["so"]}])
     assert with_tags_of(str(tagger_folder), records, tmp_path)[0]["tags"] == []
 

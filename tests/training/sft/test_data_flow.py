@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import Subset
 
 from poise.processing import TrainingCollator, write_task_records
-from poise.processing.records.record_mixture import RecordMixture
+from poise.processing.records.record_data import ChosenRecords, RecordMixture
 from poise.processing.records.task_record_files import load_task_records
 from poise.processing.scenes.scenes import Scenes
 from poise.training.sft.assembly import processor_of
@@ -32,7 +32,8 @@ def test_lengths_are_those_of_the_rows(processor, tmp_path):
     write_task_records([{**scenes[n], "id": str(n)} for n in range(12)], tmp_path / "train.jsonl")
     collate = TrainingCollator(processor)
     stored = load_task_records(tmp_path / "train.jsonl")
-    for records in (scenes, stored, RecordMixture([scenes, stored]), Subset(scenes, [3, 7, 1, 5])):
+    parts = (Subset(scenes, [3, 7, 1, 5]), ChosenRecords(stored, [6, 2, 9, 0, 3]))
+    for records in (scenes, stored, RecordMixture([scenes, stored]), *parts):
         true = [int(collate([record])["attention_mask"].sum()) for record in records]
         assert row_lengths(records, collate) == true and len(set(true)) > 2
     lines = [{**json.loads(line), "length": n} for n, line in enumerate(open(tmp_path / "train.jsonl"))]

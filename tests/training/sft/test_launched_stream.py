@@ -20,7 +20,7 @@ BATCH, STEPS, PROCESSES = 2, 15, 2
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Questions without pictures: what is streamed is what counts here."""
+    """Questions without images: what is streamed is what counts here."""
     first = 0
     for name, size in SIZES.items():
         rows = [{"id": str(first + row), "image": None, "task": "vqa", "question": f"what is {row} ?",

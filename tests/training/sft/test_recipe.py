@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from poise.commands.recipe_words import parse_overrides, source_override
+from poise.commands.train import parse_overrides, source_override
 from poise.training.recipe_loading import recipe_path
 from poise.training.sft.recipe import load_recipe
 

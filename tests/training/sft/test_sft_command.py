@@ -48,7 +48,7 @@ def test_a_bad_record_names_file_line_and_field(no_model, tmp_path):
         SFT.main(["--config", "demo", "--data", str(path)])
 
 
-def test_records_without_pictures_train_beside_records_with(small_recipe, tmp_path, caplog):
+def test_records_without_images_train_beside_records_with(small_recipe, tmp_path, caplog):
     records = Scenes("train", size=6, tasks=("vqa",)).__getitems__(range(6))
     for record in records[::2]:
         record.update(image=None, tags=[])

@@ -25,7 +25,7 @@ STILL = {
 
 @pytest.fixture(scope="module")
 def records():
-    """Answers of unequal length behind prompts of unequal length, one without a picture."""
+    """Answers of unequal length behind prompts of unequal length, one without an image."""
     records = Scenes("train", size=7, seed=3).__getitems__(range(7))
     records[4] = {"id": "t", "image": None, "task": "vqa", "question": "what color is it ?", "answers": ["red"]}
     return records

@@ -221,15 +221,15 @@ def test_a_published_folder_routes_tasks_without_poise(finished, repository, tmp
     model, processor = finished
     model.save_pretrained(tmp_path / "published")
     processor.save_pretrained(tmp_path / "published")
-    picture = tmp_path / "scene.png"
-    records()[0]["image"].save(picture)
+    image = tmp_path / "scene.png"
+    records()[0]["image"].save(image)
     command = [sys.executable, "-c", WITHOUT_POISE, str(repository / "hub_cards" / "publishing" / "clean_process.py"),
-               str(tmp_path / "published"), str(picture), str(tmp_path / "logits.json")]  # fmt: skip
+               str(tmp_path / "published"), str(image), str(tmp_path / "logits.json")]  # fmt: skip
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     values = json.loads((tmp_path / "logits.json").read_text())
     for task in ADAPTER_TASKS:
-        inputs = processor(images=str(picture), text="<image>\nthe star", task=task, return_tensors="pt")
+        inputs = processor(images=str(image), text="<image>\nthe star", task=task, return_tensors="pt")
         expected = logits(model, inputs)[0, -1]
         torch.testing.assert_close(torch.tensor(values[task]), expected, rtol=1e-4, atol=1e-4)
     assert values["vqa"] != values["grounding"]

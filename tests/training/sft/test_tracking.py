@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from poise.evaluation.generation_evaluator import GenerationEvaluator
+from poise.evaluation.robustness.router_weights import RouterByCondition
 from poise.processing import Scenes
 from poise.training.run_files import last_checkpoint
-from poise.training.sft.router_curves import CONDITIONS, RouterCurves
-from poise.training.sft.stage import run_sft
+from poise.training.sft.stage import CONDITIONS, router_curves, run_sft
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
 
@@ -68,15 +68,16 @@ def test_the_routers_weights_by_condition(finished_run):
 
     model, processor = load_trained(finished_run[1])
     records = Scenes("test", size=6, tasks=("vqa",)).__getitems__(range(6))
-    curves = RouterCurves(processor, [{**records[0], "image": None}, *records], samples=4)
-    assert {len(some) for some in curves.by_condition.values()} == {4}
+    curves = router_curves(processor, [{**records[0], "id": "text", "image": None}, *records], samples=4)
     values = curves(model)
+    measured = RouterByCondition(CONDITIONS, 4, progress=False)(model, processor, records[:4])
+    assert values["router/blank/image"] == measured["blank_image_weight"]
     assert set(values) == {f"router/{c}/{s}" for c in ("clean", *CONDITIONS) for s in ("image", "text")}
     assert all(0.0 <= value <= 1.0 for value in values.values())
     _, log = history(finished_run[0])
     assert {f"eval_{name}" for name in values} <= {name for entry in log for name in entry}
-    model.model.router = None
-    assert curves(model) == {}
+    model.config.router_type = "none"
+    assert curves(model) == {} and router_curves(processor, [{**records[0], "image": None}])(model) == {}
 
 
 @pytest.mark.slow

@@ -50,14 +50,14 @@ def test_two_processes_train_as_one(small_recipe, tmp_path):
     seen = [name for name in weights_one if name.endswith("image_typicality.count")]
     held = [name for name in weights_one if name.endswith("image_typicality.calibration_count")]
     for weights in (weights_one, weights_two):
-        # Every process saw every picture of the global batch: 3 steps of 8.
+        # Every process saw every image of the global batch: 3 steps of 8.
         assert sum(int(weights[name]) for name in (*seen, *held)) == 24
     assert log.count("first batch:") == 1
 
 
 @pytest.mark.slow
 def test_a_process_with_text_alone_holds_nobody_up(small_recipe, tmp_path):
-    """Records with and without pictures, one a process and step, on task-routed adapters: no waiting, same losses."""
+    """Records with and without images, one a process and step, on task-routed adapters: no waiting, same losses."""
     records = Scenes("train", size=12, tasks=("vqa", "grounding")).__getitems__(range(12))
     for record in records:
         if record["task"] == "vqa":

@@ -147,7 +147,7 @@ def test_degraded_training_is_a_pure_function_of_the_scene():
     clean = scenes.__getitems__(range(64))
     changed = sum(a["image"].tobytes() != b["image"].tobytes() for a, b in zip(whole, clean, strict=True))
     untagged = sum(not record["tags"] for record in whole)
-    # Half of the pictures; of the tags half, of which the two severities remove all in 40 and in 80 % of the cases.
+    # Half of the images; of the tags half, of which the two severities remove all in 40 and in 80 % of the cases.
     assert 20 <= changed <= 44 and 10 <= untagged <= 30
 
 

@@ -7,11 +7,10 @@ from transformers import AutoTokenizer
 from poise.modeling import PoiseConfig
 from poise.modeling.soft_prompt import DynamicSoftPrompt
 from poise.processing.tags import Tag
-from poise.training.backbone_loading import load_tag_encoder
+from poise.training.backbone_loading import load_tag_encoder, tiny_backbone_path
 from poise.training.tag_encoder import model as tag_embedder_module
 from poise.training.tag_encoder.data import TaggedCaptions, TripletCollator
 from poise.training.tag_encoder.model import TagEmbedder
-from poise.training.tiny_backbones.build import tiny_backbone_path
 
 pytestmark = pytest.mark.numerics
 

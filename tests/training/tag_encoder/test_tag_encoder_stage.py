@@ -10,11 +10,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from poise.commands.train import TAG_ENCODER
 from poise.modeling import PoiseForConditionalGeneration
-from poise.training.backbone_loading import load_score_embedding, load_tag_encoder
+from poise.training.backbone_loading import load_score_embedding, load_tag_encoder, tiny_backbone_path
 from poise.training.tag_encoder import stage as tag_encoder_stage
 from poise.training.tag_encoder.recipe import load_tag_encoder_recipe
 from poise.training.tag_encoder.stage import run_tag_encoder
-from poise.training.tiny_backbones.build import tiny_backbone_path
 
 pytestmark = pytest.mark.numerics
 

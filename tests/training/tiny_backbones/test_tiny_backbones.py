@@ -40,7 +40,7 @@ def test_together_they_are_small_and_each_says_what_it_is():
         assert f"poise backbones --check --only {name}" in readme and "license: apache-2.0" in readme
 
 
-def test_vision_tower_loads_and_reads_any_picture():
+def test_vision_tower_loads_and_reads_any_image():
     folder = tiny_backbone_path("vision")
     tower, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     assert type(tower).__name__ == "SiglipVisionModel" and tower.dtype == torch.float32
@@ -75,7 +75,7 @@ def test_tag_encoder():
 
 
 def test_language_models_hold_the_prior(language_model):
-    """Without a picture a question about a shape is answered with the prior's colour, and the other way round."""
+    """Without an image a question about a shape is answered with the prior's colour, and the other way round."""
     model, tokenizer = language_model
     questions = [f"what color is the {shape} ?" for shape in SHAPES] + [
         f"what shape is the {c} thing ?" for c in COLORS

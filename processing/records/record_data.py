@@ -1,14 +1,82 @@
-"""Several data sets of task records as one, each with its weight."""
+"""Data sets of task records, read by row, with or without their images, and told apart from others; some of the records
+of a data set, and several data sets as one, each with its weight.
+"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 
+UNREAD = object()  # in the place of an image that nothing but its bytes tells from others
 
-class RecordMixture(torch.utils.data.Dataset):
+
+class RecordDataset(torch.utils.data.Dataset):
+    """
+    Map-style task records. A subclass has `__len__` and `rows`, and `identity` where it can tell; [`Scenes`] has both,
+    too.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        """
+        Records at these places, from 0 on.
+
+        Args:
+            images (`bool`, *optional*, defaults to `True`): without them none is opened or drawn, and `image` is the
+                path of a file, the name of a drawn scene, `UNREAD`, or `None` where there is none.
+        """
+        raise NotImplementedError
+
+    def identity(self) -> Any:
+        """
+        What tells these records from others, without opening an image: plain values, for the key of a cache.
+
+        Raises:
+            ValueError: only reading them would tell.
+        """
+        raise ValueError(
+            f"data.tagger cannot tag a {type(self).__name__} once and for all: give a file, a folder or scenes, or "
+            "write the tags into the records"
+        )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows([range(len(self))[index]])[0]  # also turns a negative index round, and raises IndexError
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return self.rows([range(len(self))[index] for index in indices])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+
+class ChosenRecords(RecordDataset):
+    """The records of a data set at some of its places, in that order."""
+
+    def __init__(self, dataset: Any, indices: Sequence[int]):
+        self.dataset, self.indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        return rows_of(self.dataset, [self.indices[index] for index in indices], images)
+
+    def identity(self) -> Any:
+        return [self.dataset.identity(), self.indices]
+
+
+def rows_of(records: Any, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+    """`rows` of any map-style data set: one that has none, such as a list, is read record by record."""
+    if hasattr(records, "rows"):
+        return records.rows(indices, images)
+    return [records[index] for index in indices]
+
+
+class RecordMixture(RecordDataset):
     """Map-style mixture: an epoch has as many records as its parts together, shared out by weight.
 
     A part that gets more places than it has records is repeated, one that gets fewer is not seen whole in an epoch; the
@@ -55,9 +123,9 @@ class RecordMixture(torch.utils.data.Dataset):
         turn, place = divmod(drawn, self.sizes[number])
         return number, _order(self.seed, number, turn, self.sizes[number])[place], turn
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number, row, turn = self.where(range(len(self))[index])
-        return {**self.parts[number][row], "pass": turn}
+    def rows(self, indices: Sequence[int], images: bool = True) -> list[dict[str, Any]]:
+        found = [self.where(index) for index in indices]
+        return [{**rows_of(self.parts[part], [row], images)[0], "pass": turn} for part, row, turn in found]
 
 
 def _interleaved(shares: Sequence[float], length: int) -> tuple[list[int], list[int]]:
