@@ -284,7 +284,9 @@ def test_contents_tell_data_sets_apart_without_their_images():
 
 def test_a_password_in_an_address_enters_no_checkpoint(tmp_path):
     trainer = trainer_of(tmp_path, max_steps=2)
-    trainer.recipe = SimpleNamespace(data={"train": "https://user:secret@host/data.jsonl"}, learning_rates=None)
+    trainer.recipe = SimpleNamespace(
+        data={"train": "https://user:secret@host/data.jsonl"}, learning_rates=None, save=lambda path: None
+    )
     trainer.train()
     text = (tmp_path / "checkpoint-2" / SETTINGS_FILE).read_text()
     assert "secret" not in text and "https://host/data.jsonl" in text

@@ -1,7 +1,6 @@
 """`poise interpret` from saved models and a file of records to JSON, images and a page."""
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,6 +8,7 @@ from small_vlms import object_records, small_vlm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from poise.commands.interpret import main, read_window
+from poise.model_loading import short_name
 from poise.processing import write_task_records
 
 
@@ -141,8 +141,6 @@ def test_windows_of_the_command_line():
             read_window(text)
 
 
-def test_the_default_folder_names_the_model(tmp_path, monkeypatch):
-    from poise.commands.interpret import _default_folder
-
-    assert _default_folder("outputs/demo/reliability/model") == Path("outputs/interpret/demo-reliability")
-    assert _default_folder("org/name") == Path("outputs/interpret/org-name")
+def test_default_names_say_which_model():
+    assert short_name("outputs/demo/reliability/model") == "demo-reliability"
+    assert short_name("org/name", "photo 1") == "org-name-photo-1" and short_name("/model") == "model"

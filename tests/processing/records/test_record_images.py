@@ -64,7 +64,7 @@ READERS = {
     "published form": lambda p, image: list(
         converted_records("pope", [{"question_id": 1, "image": image, "text": "?", "label": "no"}], p / "records")
     ),
-    "curation": lambda p, image: RecordStream(written(p / "records/train.jsonl", VQA), 1).picture(
+    "curation": lambda p, image: RecordStream(written(p / "records/train.jsonl", VQA), 1).image(
         {**VQA, "image": image}
     ),
     "preference": lambda p, image: PreferenceRecords(
