@@ -135,7 +135,7 @@ def router_curves(processor: Any, records: Sequence[Any], samples: int = 32) -> 
     `(model) -> {"router/blank/image": 0.02, "router/blank/text": 0.98, ...}`: what the router does while it is trained,
     as mean weights by condition over the first `samples` records with an image; empty for a model without a router.
     """
-    evaluator = RouterByCondition(CONDITIONS, SEVERITY, batch_size=32, progress=False)
+    evaluator = RouterByCondition(degradations=CONDITIONS, severity=SEVERITY, batch_size=32, progress=False)
     each = (records[place] for place in range(len(records)))
     shown = list(islice((record for record in each if isinstance(record["image"], Image.Image)), samples))
 

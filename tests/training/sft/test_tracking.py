@@ -70,7 +70,7 @@ def test_the_routers_weights_by_condition(finished_run):
     records = Scenes("test", size=6, tasks=("vqa",)).__getitems__(range(6))
     curves = router_curves(processor, [{**records[0], "id": "text", "image": None}, *records], samples=4)
     values = curves(model)
-    measured = RouterByCondition(CONDITIONS, 4, progress=False)(model, processor, records[:4])
+    measured = RouterByCondition(degradations=CONDITIONS, severity=4, progress=False)(model, processor, records[:4])
     assert values["router/blank/image"] == measured["blank_image_weight"]
     assert set(values) == {f"router/{c}/{s}" for c in ("clean", *CONDITIONS) for s in ("image", "text")}
     assert all(0.0 <= value <= 1.0 for value in values.values())
