@@ -14,6 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib import pyplot as plt
 
 from .plan import Cell, StudyPlan
@@ -72,7 +73,8 @@ def accuracy(run: Run, name: str, view: str | None = None) -> float:
 def paired_gains(runs: Sequence[Run], cell: Cell, names: Sequence[str], view: str | None = None) -> Estimate | None:
     """What a cell adds to the same model without a router, mean over conditions, paired by seed; `None` if unknown."""
     without = Cell("none", cell.prompt, cell.language_model, cell.training)
-    by_key = {(cell_of(run), run["seed"]): run for run in runs}
+    asked = [run for run in runs if view is None or cell_of(run) != cell or view in run["views"]]
+    by_key = {(cell_of(run), run["seed"]): run for run in asked}
     seeds = sorted(
         {seed for found, seed in by_key if found == cell} & {seed for found, seed in by_key if found == without}
     )
@@ -125,7 +127,9 @@ def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: s
     routed = [cell for cell in cells if cell.router != "none"]
     main = next((cell for cell in routed if cell.router == "reliability"), routed[0] if routed else cells[0])
     sections = ["# Results of the study", _answers(plan, runs, groups, main), _setting(plan, runs, command)]
-    sections += ["## By group of conditions", _group_table(runs, groups, routed)]
+    draw_comparison(runs, groups, routed, beside / "comparison.png")
+    compared = "![gains of each router, and of its parts, by group](results/comparison.png)"
+    sections += ["## By group of conditions", compared, _group_table(runs, groups, routed)]
     draw_gains(plan, runs, main, groups, beside / "gains.png")
     sections += ["## By condition", "![gains by condition](results/gains.png)", _condition_table(runs, groups, main)]
     if conflicts := [condition.name for condition in plan.conditions if condition.name.split()[0] in CONFLICTS]:
@@ -136,9 +140,11 @@ def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: s
     return page
 
 
-def worst_condition(runs: Sequence[Run], cell: Cell, names: Sequence[str]) -> tuple[str, Estimate] | None:
+def worst_condition(
+    runs: Sequence[Run], cell: Cell, names: Sequence[str], view: str | None = None
+) -> tuple[str, Estimate] | None:
     """The condition with the least mean gain."""
-    found = [(name, gain) for name in names if (gain := paired_gains(runs, cell, [name])) is not None]
+    found = [(name, gain) for name in names if (gain := paired_gains(runs, cell, [name], view)) is not None]
     return min(found, key=lambda item: item[1].mean) if found else None
 
 
@@ -219,18 +225,24 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def rows_of_comparison(runs: Sequence[Run], cells: Sequence[Cell]) -> list[tuple[Cell, str, str | None]]:
+    """What stands beside "no router": every routed cell, and as `(cell, title, view)` what else it was asked as."""
+    rows: list[tuple[Cell, str, str | None]] = []
+    for cell in cells:
+        asked = {view: None for run in runs if cell_of(run) == cell for view in run["views"]}
+        rows.append((cell, cell.router, None))
+        rows += [(cell, f"{cell.router}, {view}", view) for view in asked if view not in ("image", "tags")]
+    return rows
+
+
 def _group_table(runs: Sequence[Run], groups: Mapping[str, Sequence[str]], cells: Sequence[Cell]) -> str:
     everything = list(dict.fromkeys(name for names in groups.values() for name in names))
     rows = []
-    for cell in cells:
-        views: list[tuple[str, str | None]] = [(cell.router, None)]
-        asked = {view: None for run in runs if cell_of(run) == cell for view in run["views"]}
-        views += [(f"{cell.router}, {view}", view) for view in asked if view not in ("image", "tags")]
-        for title, view in views:
-            gains = [_signed(paired_gains(runs, cell, names, view)) for names in groups.values()]
-            worst = worst_condition(runs, cell, everything) if view is None else None
-            found = "" if worst is None else f"{worst[0]} {_signed(worst[1])}"
-            rows.append([cell.training, cell.language_model, cell.prompt, title, *gains, found])
+    for cell, title, view in rows_of_comparison(runs, cells):
+        gains = [_signed(paired_gains(runs, cell, names, view)) for names in groups.values()]
+        worst = worst_condition(runs, cell, everything, view)
+        found = "" if worst is None else f"{worst[0]} {_signed(worst[1])}"
+        rows.append([cell.training, cell.language_model, cell.prompt, title, *gains, found])
     return _table(["training", "language model", "prompt", "router", *groups, "worst condition"], rows)
 
 
@@ -305,6 +317,43 @@ def _cost_table(runs: Sequence[Run]) -> str:
                      own[0]["steps"], f"{seconds:.0f}"])  # fmt: skip
     header = ["training", "language model", "prompt", "router", "runs", "trained parameters", "steps", "seconds"]
     return _table(header, rows) + "\n\nSeconds depend on what else the machine did meanwhile; they are no comparison."
+
+
+def draw_comparison(
+    runs: Sequence[Run], groups: Mapping[str, Sequence[str]], cells: Sequence[Cell], path: Path
+) -> None:
+    """PNG: one panel a group of conditions, one bar a row of the table, with its interval."""
+    matplotlib.use("Agg")
+    # One training and one prompt: what differs otherwise is no router.
+    shown = [row for row in rows_of_comparison(runs, cells) if _is_plain(row[0], cells[0])] if cells else []
+    figure, axes = plt.subplots(
+        1,
+        len(groups),
+        figsize=(1.5 * len(groups) + 2, 0.26 * len(shown) + 1.2),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, (title, names) in zip(np.atleast_1d(axes), groups.items(), strict=True):
+        for place, (cell, _, view) in enumerate(shown):
+            gain = paired_gains(runs, cell, names, view)
+            if gain is not None:
+                width = 0 if math.isinf(gain.half_width) else gain.half_width
+                axis.barh(place, gain.mean, xerr=width, color=f"C{place}", error_kw={"lw": 0.8})
+        axis.axvline(0, color="black", lw=0.8)
+        axis.set_title(title.replace(" ", "\n", 1), fontsize=8)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(shown)), [name for _, name, _ in shown])
+    first.invert_yaxis()
+    figure.supxlabel("gain over no router, in accuracy", fontsize=8)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _is_plain(cell: Cell, other: Cell) -> bool:
+    return (cell.prompt, cell.language_model, cell.training) == (other.prompt, other.language_model, other.training)
 
 
 def draw_gains(

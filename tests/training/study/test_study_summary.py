@@ -131,7 +131,7 @@ def test_the_page_answers_in_its_first_ten_lines_and_holds_every_figure(plan, tm
     assert "| hurt images | blur 2 | .80 ± .00 | .70 ± .00 | -.10 ± .00 | .80 | .70 | .70 | 0.50 | 1.00 |" in text
     assert "| tags_replaced 5 | no router | .50 ± .00 | .17 ± .00 | .62 ± .00 |" in text  # .1 of .1 + .5 follow the tag
     assert "1,234" in text and "poise study" in text
-    for name in ("gains.png", "study.json"):
+    for name in ("gains.png", "comparison.png", "study.json"):
         assert (tmp_path / "docs" / "results" / name).stat().st_size > 100
     for line in text.splitlines():
         if line.startswith("!["):
