@@ -12,7 +12,7 @@ import numpy as np
 
 from .metrics.retrieval_recall import retrieval_scores
 from .metrics.zero_shot_classification import zero_shot_scores
-from .whole_files import whole_file
+from .whole_files import save_figure
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,10 @@ def draw_reliability(
 
     Above, how often tags of a score are true, with the diagonal of perfect scores; below, how many there are.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        2, len(curves), figsize=(4.2 * len(curves), 5.2), height_ratios=[3, 1], sharex=True, sharey="row",
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
+    figure = Figure(figsize=(4.2 * len(curves), 5.2), layout="constrained")
+    axes = figure.subplots(2, len(curves), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (name, (scores, truth)) in zip(axes.T, curves.items(), strict=True):
         _draw_curve(upper, lower, reliability_bins(scores, truth, bins), bins)
         error = expected_calibration_error(scores, truth, bins)
@@ -139,9 +134,7 @@ def draw_reliability(
     if title:
         figure.suptitle(title, fontsize=11)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path, dpi=120)
 
 
 def _draw_curve(upper, lower, found: Sequence[ReliabilityBin], bins: int) -> None:

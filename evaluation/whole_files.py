@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -39,3 +40,9 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
     """Writes a text as `whole_file`."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Any, path: str | os.PathLike, dpi: int) -> None:
+    """Draws a figure of matplotlib as `whole_file`."""
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=dpi)

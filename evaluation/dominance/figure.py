@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..intervals import Score
-from ..whole_files import whole_file
+from ..whole_files import save_figure
 from .coalitions import coalition_name, coalitions
 from .report import conditions_of, measured_baselines
 
@@ -47,8 +47,7 @@ def draw_dominance(
     for axis, (draw, *arguments) in zip(axes, panels, strict=False):
         draw(axis, *arguments)
         axis.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=125)
+    save_figure(figure, path, dpi=125)
 
 
 def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..intervals import Score, format_table, is_bound, score_text
 from ..probing.token_groups import RIVALS
-from ..whole_files import whole_file
+from ..whole_files import save_figure
 from .attention_knockout import ALL_LAYERS
 from .logit_lens import LogitLens
 from .token_ablation import OTHER_IMAGE
@@ -134,8 +134,7 @@ def draw_word_heat(lens: LogitLens, word: str, path: str | os.PathLike) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
     figure.colorbar(shown, ax=list(axes), shrink=0.8, label="probability")
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def draw_ablation(
@@ -191,8 +190,7 @@ def draw_ablation(
         axes[-1].legend(
             frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="replaced tokens"
         )
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]], path: str | os.PathLike) -> None:
@@ -236,8 +234,7 @@ def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
         axis.legend(frameon=False, fontsize=8)
     else:
         axis.text(0.5, 0.5, "no answer was right with nothing blocked", ha="center", transform=axis.transAxes)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def _short(window: str) -> str:

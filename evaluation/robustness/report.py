@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ...processing.degradations.degradations import DEGRADATION_STREAMS
 from ..intervals import Score, card_row, format_table, score_text
-from ..whole_files import whole_file
+from ..whole_files import save_figure
 
 Scores = Mapping[str, float]
 TITLES = {"image": "image damaged", "tags": "tags damaged", "question": "question damaged"}
@@ -73,8 +73,7 @@ def draw_robustness(
         panel.set_title(TITLES[stream], loc="left", fontsize=11)
     panels[0].set_ylabel(f"{metric.replace('_', ' ')} (dashed: clean, band: 95 %)")
     _draw_areas(lower.subplots(), scores, names, colors)
-    with whole_file(path) as unfinished:
-        figure.savefig(unfinished, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def _draw_curves(

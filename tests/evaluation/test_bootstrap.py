@@ -5,7 +5,45 @@ import math
 import numpy as np
 import pytest
 
-from poise.evaluation.intervals import bootstrap_interval
+from poise.evaluation.intervals import Score, bootstrap_interval, card_row, estimate, is_bound, score_text
+from poise.evaluation.task_scores import TaskScorer
+
+
+def test_a_score_stands_in_the_flat_dict_as_three_keys():
+    whole, bare = Score(0.512, 0.468, 0.554), Score(0.5)
+    flat = {**whole.flat("accuracy"), **bare.flat("clean")}
+    assert flat == {"accuracy": 0.512, "accuracy_low": 0.468, "accuracy_high": 0.554, "clean": 0.5}
+    assert (Score.read(flat, "accuracy"), Score.read(flat, "clean")) == (whole, bare)
+    assert [name for name in flat if is_bound(name, flat)] == ["accuracy_low", "accuracy_high"]
+    assert not is_bound("tags_low", {"tags_low": 0.1})  # of no score: one by itself
+    assert score_text(flat, "accuracy") == "0.512 [0.47, 0.55]" and score_text(flat, "clean") == "0.500"
+    assert score_text(flat, "accuracy", ".0%") == "51% [47%, 55%]" and score_text(flat, "other") == ""
+    assert (whole.bounds, bare.bounds) == ((0.468, 0.554), (0.5, 0.5))
+    assert bare.errors == [[0.0], [0.0]] and np.allclose(whole.errors, [[0.044], [0.042]])
+    row = {"condition": "blur", "metric": "accuracy", "value": 0.512, "n": 40, "low": 0.468, "high": 0.554}
+    assert card_row({**flat, "samples": 40.0}, "accuracy", "blur", "accuracy", "mine") == {**row, "dataset": "mine"}
+    assert "low" not in card_row({**flat, "asked": 3.0}, "clean", "clean", "accuracy", "mine", count="asked")
+
+
+def test_an_estimate_is_the_statistic_of_all_with_its_interval():
+    def ratio(sums, sizes):
+        return sums[:, 0] / sums[:, 1]
+
+    rows, groups = np.random.default_rng(0).random((30, 2)), [number // 3 for number in range(30)]
+    found = estimate(rows, ratio, groups, seed=2)
+    assert found.value == pytest.approx(rows[:, 0].sum() / rows[:, 1].sum())
+    assert (found.low, found.high) == bootstrap_interval(rows, ratio, groups, seed=2)
+    assert estimate([True, False, True, True]).value == 0.75
+    assert estimate(rows, ratio, resamples=0) == Score(found.value)
+    assert estimate([1.0]) == Score(1.0)  # nothing to resample
+    assert estimate([[1.0, 0.0]] * 5, ratio).low is None  # a resample without a ratio
+
+
+def test_scores_of_a_benchmark_keep_their_interval():
+    row = {"task": "hallusionbench", "answers": ["yes"], "asked": "a", "figure": None}
+    rows = [{**row, "id": str(i), "prediction": said} for i, said in enumerate(["yes", "no", "yes", "no"])]
+    scores = TaskScorer()("hallusionbench", rows).scores
+    assert scores["aAcc"].value == 0.5 and scores["aAcc"].low is not None and scores["qAcc"].low is None
 
 
 def test_width_of_a_mean_is_the_normal_one():

@@ -1,9 +1,7 @@
-"""Bad arguments end in one line that names the argument, the value and the remedy; the contact sheet is drawn."""
+"""Bad arguments end in one line that names the argument, the value and the remedy."""
 
 import pytest
-from PIL import Image
 
-from poise.processing.scenes.contact_sheet import draw_contact_sheet
 from poise.processing.scenes.scenes import Scenes
 
 
@@ -31,10 +29,3 @@ def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         Scenes(**arguments)
     assert "\n" not in str(caught.value)
-
-
-def test_contact_sheet(tmp_path):
-    draw_contact_sheet(Scenes("prior_broken", size=30), 6, tmp_path / "sheet.png", ["noise", "tags_invented", "typos"])
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 1000 and sheet.height > 500
-        assert len(sheet.convert("RGB").getcolors(1 << 24)) > 500
