@@ -1,13 +1,13 @@
 """Taggers: what gives an image its tags. All of them answer `tag_records(records) -> list of tags per record`.
 
 `ZeroShotTagger` asks any CLIP, SigLIP or Poise dual encoder about a vocabulary; `DualEncoderTagger` is the one that
-`poise align` writes, with its vocabulary and calibration beside the weights. (`PrecomputedTags`, in a file of its own,
-looks up what another tagger wrote down.)
+`poise align` writes, with its vocabulary and calibration beside the weights. (`PrecomputedTags`, in
+`records/tagged_records.py`, looks up what another tagger wrote down.)
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,33 @@ def check_tagger(
     for template in templates:
         if not isinstance(template, str) or "{}" not in template:
             raise ValueError(f"templates holds {template!r} without {{}}, the place of the tag's name.")
+    check_limits(threshold, max_tags)
+    if (temperature is None) != (bias is None) or (temperature is not None and temperature <= 0):
+        raise ValueError(f"temperature={temperature}, bias={bias}: give both or neither, the temperature above 0.")
+    return names
+
+
+def check_limits(threshold: float, max_tags: int) -> None:
+    """
+    Raises:
+        ValueError: a threshold outside [0, 1], or no tag at most.
+    """
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold={threshold} must lie in [0, 1].")
     if max_tags < 1:
         raise ValueError(f"max_tags={max_tags} must be 1 or more.")
-    if (temperature is None) != (bias is None) or (temperature is not None and temperature <= 0):
-        raise ValueError(f"temperature={temperature}, bias={bias}: give both or neither, the temperature above 0.")
-    return names
+
+
+def tags_of_records(
+    tag: Callable[[list[Image.Image]], Sequence[list[Tag]]], records: Sequence[Mapping[str, Any]]
+) -> list[list[Tag]]:
+    """What `tag` says of the images of task records, all at once; a record without an image has no tags."""
+    places = [place for place, record in enumerate(records) if record["image"] is not None]
+    tags: list[list[Tag]] = [[] for _ in records]
+    found = tag([open_image(records[place]["image"]) for place in places])
+    for place, own in zip(places, found, strict=True):
+        tags[place] = own
+    return tags
 
 
 class ZeroShotTagger:
@@ -167,12 +187,7 @@ class ZeroShotTagger:
 
     def tag_records(self, records: Sequence[Mapping[str, Any]]) -> list[list[Tag]]:
         """Tags of task records; a record without an image has none."""
-        places = [place for place, record in enumerate(records) if record["image"] is not None]
-        tags: list[list[Tag]] = [[] for _ in records]
-        found = self([open_image(records[place]["image"]) for place in places])
-        for place, tags_of_image in zip(places, found, strict=True):
-            tags[place] = tags_of_image
-        return tags
+        return tags_of_records(self, records)
 
 
 @torch.no_grad()

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from ..image_loading import open_image
-from ..taggers import TAGGER_FILE, DualEncoderTagger, ZeroShotTagger
+from ..taggers import TAGGER_FILE, DualEncoderTagger, ZeroShotTagger, check_limits, tags_of_records
 from ..tags import Tag
 
 ZERO_SHOT_CLASSIFIER, ZERO_SHOT_DETECTOR = "zero-shot classifier", "zero-shot detector"
@@ -94,7 +93,7 @@ class ModelTagger:
 
     def __init__(self, kind: str, find: Callable[[list[Any]], list[list[Found]]], threshold: float = 0.1,
                  max_tags: int = 16):  # fmt: skip
-        _check(threshold, max_tags)
+        check_limits(threshold, max_tags)
         self.kind, self.find, self.threshold, self.max_tags = kind, find, threshold, max_tags
 
     @classmethod
@@ -117,7 +116,7 @@ class ModelTagger:
         """
         from transformers import AutoConfig
 
-        _check(threshold, max_tags)  # before a model is loaded
+        check_limits(threshold, max_tags)  # before a model is loaded
         if (Path(name) / TAGGER_FILE).is_file():
             return cls(
                 ZERO_SHOT_CLASSIFIER, _of_zero_shot(_dual_encoder(name, vocabulary, device)), threshold, max_tags
@@ -150,19 +149,11 @@ class ModelTagger:
 
     def tag_records(self, records: Sequence[Mapping[str, Any]]) -> list[list[Tag]]:
         """Tags of task records; a record without an image has none."""
-        places = [place for place, record in enumerate(records) if record["image"] is not None]
-        tags: list[list[Tag]] = [[] for _ in records]
-        found = self.found([open_image(records[place]["image"]) for place in places])
-        for place, own in zip(places, found, strict=True):
-            tags[place] = [Tag(item.name, item.score) for item in own]
-        return tags
 
+        def tag(images: list[Any]) -> list[list[Tag]]:
+            return [[Tag(item.name, item.score) for item in own] for own in self.found(images)]
 
-def _check(threshold: float, max_tags: int) -> None:
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold={threshold} must lie in [0, 1].")
-    if max_tags < 1:
-        raise ValueError(f"max_tags={max_tags} must be 1 or more.")
+        return tags_of_records(tag, records)
 
 
 def words_of(records: Iterable[Mapping[str, Any]], most: int = 1000) -> list[str]:
