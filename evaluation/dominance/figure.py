@@ -5,18 +5,21 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ..intervals import Score
+from ..score_bars import draw_bars
 from ..whole_files import save_figure
-from .coalitions import coalition_name, coalitions
+from .coalitions import MEASURES, coalition_name, coalitions
 from .report import conditions_of, measured_baselines
 
 Scores = Mapping[str, float]
 COLORS = {"image": "#0072B2", "tags": "#D55E00", "question": "#009E73"}
 _BASELINE_COLORS = {"mean": "#9aa5b1", "swap": "#374151"}
+_BASELINE_NAMES = {"mean": "mean tokens", "swap": "swapped"}
 _BASELINE_LABELS = {"mean": "the rest is mean tokens", "swap": "the rest is another sample's"}
 
 
@@ -55,21 +58,11 @@ def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
     baselines = measured_baselines(scores)
     width = 0.8 / len(baselines)
     for number, baseline in enumerate(baselines):
-        for place, coalition in enumerate(some):
-            whole = len(coalition) == len(players)
-            key = "accuracy" if whole else f"{baseline}_accuracy_{coalition_name(coalition)}"
-            left = place - 0.4 + width * (number + 0.5)
-            axis.bar(
-                left,
-                scores[key],
-                width,
-                color=_BASELINE_COLORS[baseline],
-                yerr=Score.read(scores, key).errors,
-                error_kw={"lw": 1, "ecolor": "#D55E00"},
-                label=_BASELINE_LABELS[baseline] if place == 0 else None,
-            )
-            top = Score.read(scores, key).bounds[1]
-            axis.text(left, top + 0.01, f"{scores[key]:.2f}".lstrip("0"), ha="center", va="bottom", fontsize=7)
+        keys = [f"{baseline}_accuracy_{coalition_name(names)}" for names in some[:-1]] + ["accuracy"]
+        shown = [Score.read(scores, key) for key in keys]
+        places = np.arange(len(some)) - 0.4 + width * (number + 0.5)
+        color, label = _BASELINE_COLORS[baseline], _BASELINE_LABELS[baseline]
+        draw_bars(axis, places, shown, width, color, label, form=".2f", ecolor="#D55E00")
     axis.set_xticks(range(len(some)), [" +\n".join(names) or "nothing" for names in some], fontsize=8)
     axis.set_xlabel("what is right")
     axis.set_ylabel("accuracy (lines: 95 %)")
@@ -80,26 +73,17 @@ def _coalitions(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
 
 
 def _shares(axis: Axes, scores: Scores, players: Sequence[str]) -> None:
-    labels, place = [], 0
-    for baseline in measured_baselines(scores):
-        for measure, said in (("accuracy", "accuracy"), ("log_likelihood", "log-likelihood")):
-            for offset, player in enumerate(players):
-                key = f"{baseline}_{measure}_share_{player}"
-                if key in scores:
-                    axis.bar(
-                        place + (offset - (len(players) - 1) / 2) * 0.26,
-                        scores[key],
-                        0.25,
-                        color=COLORS[player],
-                        yerr=Score.read(scores, key).errors,
-                        error_kw={"lw": 1},
-                    )
-            labels.append(f"{said}\n{ {'mean': 'mean tokens', 'swap': 'swapped'}[baseline] }")
-            place += 1
-    for player in players:
-        axis.bar(0, 0, color=COLORS[player], label=player)
+    groups = [(baseline, measure) for baseline in measured_baselines(scores) for measure in MEASURES]
+    for offset, player in enumerate(players):
+        keys = {place: f"{baseline}_{measure}_share_{player}" for place, (baseline, measure) in enumerate(groups)}
+        shown = {place: Score.read(scores, key) for place, key in keys.items() if key in scores}
+        if shown:
+            places = np.array(list(shown)) + (offset - (len(players) - 1) / 2) * 0.26
+            draw_bars(axis, places, list(shown.values()), 0.25, COLORS[player])
+        axis.bar(0, 0, color=COLORS[player], label=player)  # in the legend, whatever is shown
     axis.axhline(0, color="#666666", lw=0.8)
-    axis.set_xticks(range(place), labels, fontsize=9)
+    labels = [f"{measure.replace('_', '-')}\n{_BASELINE_NAMES[baseline]}" for baseline, measure in groups]
+    axis.set_xticks(range(len(groups)), labels, fontsize=9)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylabel("Shapley share (lines: 95 %)")
     axis.legend(frameon=False, fontsize=9, ncols=len(players), loc="upper right")

@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ..intervals import Score, format_table, is_bound, score_text
 from ..probing.token_groups import RIVALS
+from ..score_bars import draw_bars
 from ..whole_files import save_figure
 from .attention_knockout import ALL_LAYERS
 from .logit_lens import LogitLens
@@ -153,23 +154,10 @@ def draw_ablation(
         )
     for axis, form in zip(axes, shown, strict=False):
         for place, name in enumerate(names):
-            keys = [f"{form}_drop_{name}_{buffer}" for buffer in buffers]
-            heights = np.array([metrics[key] for key in keys])
-            bounds = np.array([Score.read(metrics, key).bounds for key in keys])  # (buffers, 2)
-            errors = np.abs(bounds - heights[:, None]).T  # (2, buffers)
-            left = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * 0.84 / len(names)
-            axis.bar(
-                left,
-                heights,
-                0.84 / len(names),
-                yerr=errors,
-                label=name,
-                color=_COLORS[place],
-                error_kw={"lw": 1},
-                capsize=1.5,
-            )
-            for x, height, top in zip(left, heights, bounds[:, 1], strict=True):
-                axis.text(x, top + 0.015, f"{height:.0%}", ha="center", va="bottom", fontsize=6.5)
+            drops = [Score.read(metrics, f"{form}_drop_{name}_{buffer}") for buffer in buffers]
+            width = 0.84 / len(names)
+            places = np.arange(len(buffers)) + (place - (len(names) - 1) / 2) * width
+            draw_bars(axis, places, drops, width, _COLORS[place], name, form=".0%")
         axis.axhline(PAPER_DROP, color="#666666", lw=1, ls="--", zorder=0)
         title = f"{form}: {metrics[f'{form}_clean']:.0%} of {metrics[f'{form}_samples']:.0f} identified"
         if f"{form}_{OTHER_IMAGE}" in metrics:
@@ -218,8 +206,7 @@ def draw_knockout(metrics: Mapping[str, float], pairs: Sequence[tuple[str, str]]
         if len(windows) > len(labels):
             labels = [_short(name.removeprefix(start)) for name in windows]
             axis.set_xticks(middles[:: max(1, len(middles) // 12)], labels[:: max(1, len(middles) // 12)], fontsize=8)
-        score = Score.read(metrics, f"{start}{ALL_LAYERS}")
-        whole.bar(len(drawn), score.value, 0.75, yerr=score.errors, color=color, error_kw={"lw": 1}, capsize=2)
+        draw_bars(whole, [len(drawn)], [Score.read(metrics, f"{start}{ALL_LAYERS}")], 0.75, color)
         drawn.append(label)
     for some in (axis, whole):
         some.axhline(0, color="#666666", lw=0.8)

@@ -11,6 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from ...processing.degradations.degradations import DEGRADATION_STREAMS
 from ..intervals import Score, card_row, format_table, score_text
+from ..score_bars import draw_bars
 from ..whole_files import save_figure
 
 Scores = Mapping[str, float]
@@ -103,10 +104,7 @@ def _draw_curves(
 def _draw_areas(axis: Axes, scores: Scores, names: Sequence[str], colors: Mapping[str, str]) -> None:
     shown = [name for name in names if f"{name}_area_relative" in scores]
     for place, name in enumerate(shown):
-        score = Score.read(scores, f"{name}_area_relative")
-        axis.bar(place, score.value, 0.7, color=colors[name], yerr=score.errors, error_kw={"lw": 1}, capsize=2)
-        top = max(score.bounds[1], score.value)
-        axis.text(place, top + 0.015, f"{score.value:.0%}", ha="center", va="bottom", fontsize=8)
+        draw_bars(axis, [place], [Score.read(scores, f"{name}_area_relative")], 0.7, colors[name], form=".0%")
     axis.axhline(1, color="#888888", lw=1, ls="--")
     axis.set_xticks(range(len(shown)), [name.replace("_", "\n") for name in shown], fontsize=8.5)
     axis.set_ylabel("area under the curve\nas a share of clean (lines: 95 %)")

@@ -74,6 +74,11 @@ class EvaluationRow:
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"evaluation row {self.condition!r}: low={self.low} is above high={self.high}")
 
+    @property
+    def score(self) -> Score:
+        """The number with its interval."""
+        return Score(self.value, self.low, self.high)
+
 
 @dataclasses.dataclass
 class CardData:

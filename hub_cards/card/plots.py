@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -66,24 +67,11 @@ def _conditions(rows: Sequence[EvaluationRow], heading: str) -> Figure:
     axes = figure.subplots()
     places = range(len(rows))
     axes.barh(places, [row.value for row in rows], height=0.65, color=BAR)
-    known = [
-        (place, row.value, row.low, row.high)
-        for place, row in enumerate(rows)
-        if row.low is not None and row.high is not None
-    ]
+    known = {place: row.score for place, row in enumerate(rows) if row.low is not None and row.high is not None}
     if known:
-        axes.errorbar(
-            [value for _, value, _, _ in known],
-            [place for place, _, _, _ in known],
-            xerr=[
-                [max(0.0, value - low) for _, value, low, _ in known],
-                [max(0.0, high - value) for _, value, _, high in known],
-            ],
-            fmt="none",
-            ecolor=INTERVAL,
-            elinewidth=1,
-            capsize=2.5,
-        )
+        values, errors = [score.value for score in known.values()], [score.errors for score in known.values()]
+        lengths = np.concatenate(errors, axis=1)  # (2, n)
+        axes.errorbar(values, list(known), xerr=lengths, fmt="none", ecolor=INTERVAL, elinewidth=1, capsize=2.5)
     axes.set_yticks(places, [row.condition for row in rows], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(metric + (" (lines: 95 % interval)" if known else ""), parse_math=False)

@@ -115,5 +115,4 @@ def markdown(table: dict[str, Any]) -> Markdown:
 
 def interval(row: EvaluationRow) -> Markdown:
     """A value with its interval: `0.512 [0.47, 0.55]`; without it for one of many severities, whose mean has one."""
-    bare = row.low is None or row.high is None or row.metric.startswith("severity ")
-    return Markdown(f"{row.value:.3f}" + ("" if bare else f" [{row.low:.3f}, {row.high:.3f}]"))
+    return Markdown(f"{row.value:.3f}" if row.metric.startswith("severity ") else row.score.text(".3f"))
