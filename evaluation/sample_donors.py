@@ -6,7 +6,7 @@ Tags that are plausible for an image and not among its own: what a tagger that f
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -26,6 +26,12 @@ def donor_index(index: int, sample_id: str, count: int, what: str, seed: int = 0
     if count < 2:
         raise ValueError(f"records holds {count} sample, but swapping needs another one: give at least 2.")
     return (index + 1 + stable_hash("donor", what, seed, sample_id) % (count - 1)) % count
+
+
+def donor_places(index: int, sample_id: str, count: int, what: str, seed: int = 0) -> Iterator[int]:
+    """The place of [`donor_index`], then those behind it, should that sample have nothing to lend; never `index`."""
+    first = donor_index(index, sample_id, count, what, seed)
+    return (place for step in range(count) if (place := (first + step) % count) != index)
 
 
 def as_map_style(records: Any) -> Any:
@@ -62,11 +68,7 @@ class SwappableRecords(Dataset):
 
     def _donor(self, index: int, source: str, what: str) -> Any:
         """The first record from the picked one on that has something to lend."""
-        start = donor_index(index, source, len(self), what, self.seed)
-        for step in range(len(self)):
-            place = (start + step) % len(self)
-            if place == index:
-                continue
+        for place in donor_places(index, source, len(self), what, self.seed):
             other: Mapping[str, Any] = self.records[place]
             if what == "tags" or other.get(what) is not None:
                 return other.get(what) or []

@@ -15,7 +15,7 @@ from ...processing.degradations.degradations import (
     check_degradation,
     degrade,
 )
-from ..sample_donors import TagPrior, as_map_style, donor_index
+from ..sample_donors import TagPrior, as_map_style, donor_places
 
 CLEAN = "clean"
 
@@ -97,11 +97,8 @@ class DegradedRecords(Dataset):
 
     def _donor(self, number: int, record: Mapping[str, Any], stream: str) -> Any:
         """The image or the tags of another record."""
-        other = donor_index(number, str(record["id"]), len(self.records), stream, self.seed)
-        for step in range(len(self.records)):  # the next one, should the chosen one have none
-            place = (other + step) % len(self.records)
-            found = None if place == number else self._record(place).get(stream)
-            if found:
+        for place in donor_places(number, str(record["id"]), len(self.records), stream, self.seed):
+            if found := self._record(place).get(stream):
                 return found
         raise ValueError(
             f"records has one sample with {stream} only, but this degradation needs another one's: leave it out."
