@@ -5,7 +5,7 @@ Log-likelihood of given answers under a model: for multiple choice, and for weig
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -105,6 +105,7 @@ class GenerationEvaluator(Evaluator):
     depends_on: ClassVar[tuple[str, ...]] = ("task", "max_new_tokens", "max_prompt_length", "generation")
 
     task: str | None = None
+    _: KW_ONLY
     max_new_tokens: int | None = None
     thresholds: Sequence[float] = (0.1, 0.5, 0.75)
     group_by: str | None = None
