@@ -123,7 +123,7 @@ def draw_reliability(
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.2 * len(curves), 5.2), layout="constrained")
-    axes = figure.subplots(2, len(curves), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
+    axes: Any = figure.subplots(2, len(curves), height_ratios=[3, 1], sharex=True, sharey="row", squeeze=False)
     for (upper, lower), (name, (scores, truth)) in zip(axes.T, curves.items(), strict=True):
         _draw_curve(upper, lower, reliability_bins(scores, truth, bins), bins)
         error = expected_calibration_error(scores, truth, bins)

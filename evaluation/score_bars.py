@@ -30,8 +30,9 @@ def draw_bars(
     values = [score.value for score in scores]
     errors = np.concatenate([score.errors for score in scores], axis=1)  # (2, n)
     axis.bar(places, values, width, color=color, label=label, yerr=errors, error_kw={"lw": 1, "capsize": 1.5, **line})
-    for place, score in zip(places, scores, strict=True) if form else ():
+    if form is None:
+        return
+    for place, score in zip(places, scores, strict=True):
         text = format(score.value, form)
-        top = max(score.value, score.bounds[1]) + 0.012
         text = text.removeprefix("0") if text.startswith("0.") else text
-        axis.text(place, top, text, ha="center", va="bottom", fontsize=7)
+        axis.text(place, max(score.value, score.bounds[1]) + 0.012, text, ha="center", va="bottom", fontsize=7)
