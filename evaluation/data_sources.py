@@ -37,7 +37,7 @@ def load_data_source(
         ValueError: a bad setting of the scenes, a source that is none, a bad record, or a limit below 1.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit} must be 1 or more; leave it out for all records.")
+        raise ValueError(f"samples={limit} must be 1 or more; leave it out for all records.")
     if source == SCENES or source.startswith(f"{SCENES}:"):
         drawn = _scenes(source, task)
         return drawn if limit is None or limit >= len(drawn) else ChosenRecords(drawn, range(limit))
@@ -66,7 +66,7 @@ def read_source(source: str) -> RecordSource:
                 "test}, with a space behind each colon."
             ) from None
     name, colon, split = source.rpartition(":")
-    if not colon or Path(source).exists():
+    if not colon or "://" in source or Path(source).exists():
         return RecordSource(source)
     if not name or not split:
         raise ValueError(f"data={source!r} is neither a name nor NAME:SPLIT, such as user/photos:test.")

@@ -9,7 +9,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -115,6 +115,11 @@ class PredictionLog:
     ) -> None:
         if self._file is not None:
             self._file.close()
+        if not self.rows and self._own == self.path:  # nothing to go on from
+            for path in (self.path, self.folder / "run.json"):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else
+                self.folder.rmdir()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Adds rows and hands them to the operating system, so that a killed process does not lose them."""

@@ -4,8 +4,9 @@ Exit codes: 0 done; 1 it failed (bad input, a file that is not there, an interru
 wrong (no such command, option or argument).
 
 Bad input is reported by Poise as `ValueError` and by the system as `OSError`; a missing optional package is an
-`ImportError`. These three end in one line on stderr. Every other exception is a mistake in the program (as is a module
-of Poise itself that cannot be imported), so its traceback is shown. `--debug` shows the traceback of all.
+`ImportError`. These three, and want of memory, end in one line on stderr. Every other exception is a mistake in the
+program (as is a module of Poise itself that cannot be imported), so its traceback is shown. `--debug` shows the
+traceback of all.
 """
 
 import argparse
@@ -28,7 +29,10 @@ from poise.training.redaction import redact, redact_logs, take_token_of_words
 USER_ERRORS = (ValueError, OSError, ImportError)
 _ROOM, _ELSEWHERE = "; make room and start again", "; name a place that can be written to, or change its permissions"
 REMEDIES = {errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: "; raise the limit on file sizes (ulimit -f)",
-            errno.EROFS: _ELSEWHERE, errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE}  # fmt: skip
+            errno.EROFS: _ELSEWHERE, errno.EACCES: _ELSEWHERE, errno.EPERM: _ELSEWHERE,
+            errno.ENOENT: "; check the path", errno.EISDIR: "; name a file", errno.ENOTDIR: "; name a folder",
+            errno.EEXIST: "; name a folder"}  # fmt: skip
+SMALLER = "take smaller batches (--batch-size, in training --per_device_train_batch_size), or a smaller model"
 # logger -> beginnings (after an optional name in backquotes) that are dropped. Each was looked into: the first two say
 # that an optional faster kernel is not installed, the next is said by the run itself, in one line, with what it means;
 # the last that a cast which we rely on takes place.
@@ -210,6 +214,17 @@ def run(command: Command, arguments: list[str], debug: bool) -> int:
             raise
         print(f"poise {command.name}: {one_line(error)}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        print(f"poise {command.name}: out of memory ({one_line(error)[:200]}); {SMALLER}", file=sys.stderr)
+        return 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, numpy, or torch on a CPU or a GPU found no room in memory."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch is not imported here
+    return named or "can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

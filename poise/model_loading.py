@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from poise.evaluation.saved_models import load_whole, loading_errors
+
 
 def load_run(name: str) -> tuple[Any, Any] | None:
     """Model with its adapters merged and processor of a local run, or `None` for anything else."""
@@ -101,8 +103,11 @@ def load_model(
         raise ValueError(f"model={name!r} is a folder without config.json; name the folder of a saved model.")
     if not is_adapter:
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except OSError as error:  # transformers does not say whose files it misses
+            with loading_errors(name):
+                config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:  # transformers does not say whose files it misses or does not know
+            if str(error).startswith(f"model={name!r}"):
+                raise
             raise OSError(
                 f"model={name!r} could not be loaded: name a folder that is there, or a repository of the Hub within "
                 f"reach ({' '.join(str(error).split())[:200]})"
@@ -112,7 +117,8 @@ def load_model(
                 f"model={name!r} is a {config.model_type!r} model, which takes no images; name one that does."
             )
     processor = load_processor(name, None if is_adapter else config, trust_remote_code)
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype=number_format, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"dtype": number_format, "trust_remote_code": trust_remote_code}
+    model = load_whole(AutoModelForImageTextToText, name, **options)
     if not getattr(model, "is_quantized", False):
         model = model.to(place)
     return model.eval(), processor

@@ -290,16 +290,26 @@ def recipe_path(name: str) -> Path:
     raise unknown_name("recipe ", name, sorted(file.stem for file in shipped.glob("*.yaml")))
 
 
+def read_recipe_file(path: Path, known: Sequence[str]) -> Mapping[str, Any]:
+    """What a YAML file holds.
+
+    Raises:
+        ValueError: not YAML, or no mapping of the `known` names.
+    """
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(written or {}, Mapping):
+        raise ValueError(f"recipe {path}: expected {', '.join(known)}, found {type(written).__name__}")
+    return written or {}
+
+
 def _written(name: str | None, known: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
     if name is None:
         return {}
     path = recipe_path(name)
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(written, Mapping):
-        raise ValueError(f"recipe {path}: expected sections {', '.join(known)}, found {type(written).__name__}")
+    written = read_recipe_file(path, list(known))
     for section in written:
         if section not in known:
             raise unknown_name(f"recipe {path}: section ", section, list(known))

@@ -48,6 +48,8 @@ def robustness_table(scores: Scores, degradations: Sequence[str], severities: Se
         f"clean {score_text(scores, 'clean')}, {scores['samples']:.0f} samples; percentages: relative to clean; in "
         "brackets 95 % intervals"
     )
+    if scores["clean"] == 0:
+        title = f"nothing is right with nothing degraded, so this says nothing about robustness\n{title}"
     return f"{title}\n{format_table(headers, rows, left=2)}"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...evaluation.intervals import Score, is_bound
 from ...evaluation.whole_files import write_whole
+from ...processing.records.json_lines import read_json
 
 SCHEMA = 1
 CARD_DATA_FILE = "card_data.json"
@@ -251,10 +252,7 @@ def add_evaluation_file(card_data: CardData, path: str | os.PathLike, router_typ
         OSError: the file cannot be read.
         ValueError: it is none of these.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    content = read_json(Path(path))
     if isinstance(content, list):
         card_data.evaluation += rows_from(content, str(path))
     elif isinstance(content, dict) and isinstance(content.get("metrics"), dict):

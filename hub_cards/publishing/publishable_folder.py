@@ -18,6 +18,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from peft import PeftModel
 from PIL import Image
 
+from ...evaluation.saved_models import loading_errors
 from ...modeling import PoiseConfig
 from ...processing import PoiseProcessor, Scenes
 from ...training.atomic_folders import note_written
@@ -81,7 +82,7 @@ def write_publishable_folder(
         True
     """
     folder = Path(folder)
-    _check_replaceable(folder)
+    check_replaceable(folder)
     base = base_of(model)
     card_data = CardData() if card_data is None else card_data
     recipe = recipe.to_dict() if isinstance(recipe, Recipe) else recipe
@@ -113,7 +114,11 @@ def write_publishable_folder(
     return folder
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: a file, or a folder that holds what was not written for publishing.
+    """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder={str(folder)!r} is a file: name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SAMPLE_FILE).is_file():
@@ -176,7 +181,8 @@ def write_card(folder: Path, card_data: CardData, figures: Mapping[str, Path] | 
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"MODEL {str(folder)!r} holds no config.json: name the folder of a saved model")
-    config = PoiseConfig.from_pretrained(folder)
+    with loading_errors(folder):
+        config = PoiseConfig.from_pretrained(folder)
     variant = "adapter" if (folder / "adapter_config.json").is_file() else "finetune"
     if variant == "finetune" and getattr(config, "quantization_config", None):
         variant = "quantized"

@@ -100,6 +100,7 @@ def upload(
 
     Raises:
         ValueError: a file holds a secret; or `private` and the repository is public already.
+        KeyboardInterrupt: it was stopped; the message says what the repository holds.
         OSError: no or a wrong token, no permission, a conflict, the connection, an answer that is none of a Hub's, or
             files that did not arrive; one line that says what to do.
     """
@@ -127,6 +128,11 @@ def upload(
             # A second pull request would be a nuisance: only an answer that says "not now" is tried again.
             made = _patiently(commit, temporary=(429,) if create_pr else TEMPORARY)
             lacking = missing_files(operations, _patiently(lambda: _tree(api, repository, made.oid, repo_type)))
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(
+            f"{str(stopped) or 'interrupted'} while {repository} was uploaded: it holds all of the commit or none of "
+            f"it; {folder} is complete, and the same command goes on where it was"
+        ) from None
     except _IsPublic:
         raise ValueError(
             f"--private: {repository} exists already and is public; nothing was uploaded. Make it private in its "

@@ -1,6 +1,5 @@
 """The repository of a router on a pretrained VLM: what is new, its code and a card; the VLM stays where its id says."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+
+from ...evaluation.saved_models import saved_config
 
 _NOT_PUBLIC = ("recipe.yaml", "versions.json", "checkpoint_files.json", "README.md")
 _TEXT = """
@@ -40,8 +41,7 @@ _ROUTERS = {
 def vlm_router_of(name: str) -> Path | None:
     """The folder of a [`RoutedVlm`] that `name` means, a run of it or itself; `None` for anything else."""
     for folder in (Path(name) / "model", Path(name)):
-        file = folder / "config.json"
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "poise_vlm_router":
+        if (folder / "config.json").is_file() and saved_config(folder).get("model_type") == "poise_vlm_router":
             return folder
     return None
 
@@ -56,7 +56,7 @@ def write_vlm_router_folder(model: Path, output: Path, repository: str, license:
     Raises:
         ValueError: it stands on a VLM or tag encoder that has no id of the Hub, so nobody else could load it.
     """
-    config: dict[str, Any] = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config = saved_config(model)
     for key in ("vlm", "tag_encoder"):
         _check_id(key, config[key])
     if output.resolve() != model.resolve():

@@ -36,6 +36,19 @@ def check_model_name(name: str) -> None:
         raise ValueError(f"model {name!r} is no folder; name the folder of a saved model or a Hub repository")
 
 
+def check_question(question: str) -> None:
+    """
+    Raises:
+        ValueError: it is empty, or longer than any text of a record may be.
+    """
+    from poise.processing.records.task_record import MAX_CHARACTERS
+
+    if not question.strip():
+        raise ValueError("QUESTION is empty; write what you want to know about the image")
+    if len(question) > MAX_CHARACTERS:
+        raise ValueError(f"QUESTION has {len(question):,} characters, more than {MAX_CHARACTERS:,}; cut it")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poise ask",
@@ -66,8 +79,7 @@ def main(argv: list[str]) -> int:
     from poise.processing.image_loading import open_image
     from poise.processing.tags import parse_tags
 
-    if not arguments.question.strip():
-        raise ValueError("QUESTION is empty; write what you want to know about the image")
+    check_question(arguments.question)
     check_at_least(arguments, 1, "max_new_tokens")
     tags = parse_tags(arguments.tags)
     image = open_image(arguments.image)

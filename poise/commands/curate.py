@@ -65,7 +65,8 @@ def build_judge(arguments: argparse.Namespace) -> Any:
         )
     written = arguments.concepts
     is_list = "," in written and not Path(written).is_file()
-    names = load_vocabulary([part for part in written.split(",") if part.strip()] if is_list else written)
+    parts = [part for part in written.split(",") if part.strip()] if is_list else written
+    names = load_vocabulary(parts, argument="--concepts")
     if arguments.shared is not None:
         return shared_space(arguments.shared, names, (arguments.template,), arguments.device)
     return NamesAgainstCaptions(
@@ -91,17 +92,19 @@ def main(argv: Sequence[str]) -> int:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     chosen_device(arguments.device)
+    if Path(arguments.output).exists() and not Path(arguments.output).is_dir():
+        raise ValueError(f"--output {arguments.output!r} is a file: name a folder")
     stream = RecordStream(arguments.data, arguments.batch_size, arguments.image_folder)
     if next(iter(stream), None) is None:
         raise ValueError(f"--data {arguments.data!r} holds no record with captions, by which concepts are found")
-    folder = Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
     judge = build_judge(arguments)
     candidates = ConceptCandidates(judge.names, capacity, arguments.min_similarity)
     with tqdm(desc="looking through the pool", unit="record", disable=None) as bar:
         for records in stream:
             candidates.add(records, judge(stream, records))
             bar.update(len(records))
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
     kept = candidates.balanced(arguments.keep)
     rows = coverage(candidates, kept, arguments.keep)
     summary = coverage_summary(rows, arguments.keep, candidates.seen)

@@ -133,7 +133,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    check_at_least(arguments, 1, "count")
+    check_at_least(arguments, 1, "count", "max_length")
     folder = Path(arguments.output).parent
     if not folder.is_dir():
         raise ValueError(f"--output {arguments.output!r}: there is no folder {os.fspath(folder)!r}; make it first")
@@ -170,8 +170,11 @@ def _show(arguments: argparse.Namespace) -> int:
     else:
         from transformers import AutoConfig
 
-        processor = PoiseProcessor.from_pretrained(arguments.model)
-        is_encoder_decoder = AutoConfig.from_pretrained(arguments.model).is_encoder_decoder
+        from poise.evaluation.saved_models import loading_errors
+
+        with loading_errors(arguments.model):
+            processor = PoiseProcessor.from_pretrained(arguments.model)
+            is_encoder_decoder = AutoConfig.from_pretrained(arguments.model).is_encoder_decoder
     max_length = arguments.max_length or recipe.data.max_length
     collator = TrainingCollator(processor, max_length, is_encoder_decoder, seed=recipe.seed)
     title = f"{name}: {count} of {len(records):,} records"

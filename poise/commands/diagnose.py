@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from poise.commands.options import add_model_options, calibration_source, chosen_model, end_with
+from poise.commands.options import add_model_options, calibration_source, check_at_least, chosen_model, end_with
 
 PARTS = ("attention", "coalitions", "router")
 
@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
     from poise.model_loading import output_folder
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
+    check_at_least(arguments, 1, "max_new_tokens")
     folder = output_folder(arguments.model, "diagnosis", arguments.output)
     progress = sys.stderr.isatty()
     options: dict[str, Any] = {

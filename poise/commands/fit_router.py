@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from poise.commands.options import add_model_options, chosen_model
@@ -73,11 +76,12 @@ def main(argv: list[str]) -> int:
             reliability = ImageReliability.from_pretrained(folder).eval()
     else:
         reliability, held_out = _fitted(arguments, model, processor, records)
-        reliability.save_pretrained(folder)
         found |= reliability.origin
         if held_out:
             found["flagged"] = _flagged(reliability, model, processor, held_out)
-        (folder / "fit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        with _added_to(folder) as new:
+            reliability.save_pretrained(new)
+            (new / "fit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if images:
         trusts = [reliability.trust(model, processor, image) for image in images]
         found["trust"] = dict(zip(arguments.image, trusts, strict=True))
@@ -123,8 +127,23 @@ def _fit_routed(arguments: argparse.Namespace, model: Any, processor: Any, recor
         raise ValueError(
             f"--data {arguments.data!r} holds no tags: tag it first (poise tag), or leave --tag-encoder out."
         )
-    routed.eval().save_pretrained(folder)
+    with _added_to(folder) as new:
+        routed.eval().save_pretrained(new)
     sys.stderr.write(f"a router fitted to {len(records)} images, {tagged} of them with tags, is in {folder}\n")
+
+
+@contextmanager
+def _added_to(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files then join those of `folder`; none of them does where the writing fails."""
+    from poise.training.atomic_folders import named_when_full
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with named_when_full(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        yield Path(scratch)
+        for path in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            place = folder / path.relative_to(scratch)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
 
 
 def _images(records: Any, indices: Sequence[int], name: str) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from poise.commands.ask import check_model_name
 from poise.commands.options import add_model_options, calibration_source, check_at_least, chosen_model, end_with
 
 STUDIES = ("lens", "ablation", "knockout", "concepts")
@@ -121,9 +122,14 @@ def main(argv: list[str]) -> int:
     from poise.model_loading import short_name
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
-    check_at_least(arguments, 1, "samples", "pictures", "calibration_pictures")
+    counted = ("samples", "pictures", "calibration_pictures", "window", "top_k", "concepts", "batch_size")
+    check_at_least(arguments, 1, *counted)
     windows = None if arguments.layers is None else [read_window(text) for text in arguments.layers]
     folder = Path(arguments.output or f"outputs/interpret/{short_name(arguments.model)}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {str(folder)!r} is a file: name a folder.")
+    for name in (arguments.model, *([] if arguments.before is None else [arguments.before])):
+        check_model_name(name)
     with_tags, progress = arguments.tags == "keep", sys.stderr.isatty()
     records, offered = records_with_objects(load_data_source(arguments.data), arguments.samples)
     form = arguments.form or ("polling" if offered and "vqa" not in offered else "vqa")

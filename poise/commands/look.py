@@ -33,13 +33,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Prints the answer and where the page is. Returns 0; what can go wrong is raised."""
     arguments = build_parser().parse_args(argv)
+    from poise.commands.ask import check_model_name, check_question
     from poise.model_loading import short_name
     from poise.processing.image_loading import open_image
     from poise.processing.tags import parse_tags
 
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
-    if not arguments.question.strip():
-        raise ValueError("QUESTION is empty; write what you want to know about the image")
+    check_question(arguments.question)
     check_at_least(arguments, 1, "max_new_tokens", "cells", "top_k")
     if not 1 <= arguments.severity <= 5:
         raise ValueError(f"--severity is {arguments.severity}; write 1 to 5.")
@@ -47,8 +47,6 @@ def main(argv: list[str]) -> int:
     page = Path(arguments.output or f"outputs/look/{short_name(arguments.model, Path(arguments.image).stem)}.html")
     if page.is_dir():
         raise ValueError(f"--output {str(page)!r} is a folder: name an HTML file.")
-    from poise.commands.ask import check_model_name
-
     check_model_name(arguments.model)
     from transformers.utils import logging
 

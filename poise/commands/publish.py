@@ -62,17 +62,18 @@ def main(argv: Sequence[str]) -> int:
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     from poise.hub_cards.card.backbone_names import base_models
     from poise.hub_cards.card.licenses import look_up_licenses
-    from poise.hub_cards.publishing.publishable_folder import write_publishable_folder
+    from poise.hub_cards.publishing.publishable_folder import check_replaceable, write_publishable_folder
     from poise.hub_cards.publishing.run_folder import RunFolder
     from poise.training.atomic_folders import named_when_full
 
     run = RunFolder.find(arguments.run)
     card_data, recipe, figures = run.everything_for_the_card(arguments.evaluation)
     card_data.license = arguments.license or card_data.license
+    output = Path(arguments.output) if arguments.output else run.root / "published"
+    check_replaceable(output)
     model, processor = run.load(arguments.adapter_only, arguments.merge)
     if not arguments.dry_run:
         card_data.backbone_licenses = look_up_licenses(base_models(model.config.backbones))
-    output = Path(arguments.output) if arguments.output else run.root / "published"
     with named_when_full(output, f"{run.root} is untouched: make room and start again"):
         folder = write_publishable_folder(
             model,

@@ -46,11 +46,13 @@ def main(argv: Sequence[str]) -> int:
     device, folder = chosen_device(arguments.device), Path(arguments.output)
     pairs = load_pairs(arguments.data, None)
     check_batches(pairs, arguments.samples, arguments.batch_size)
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {arguments.output!r} is a file: name a folder")
     vision = {name: VisionStates(name, device) for name in arguments.vision}
     text = {name: TextStates(name, device) for name in arguments.text}
     ranking = rank_encoders(vision, text, pairs, arguments.samples, arguments.batch_size)
     best = best_by_pair(ranking)
+    folder.mkdir(parents=True, exist_ok=True)
     content = {"data": arguments.data, "best": asdict(best[0]), "pairs": [asdict(pair) for pair in ranking]}
     write_whole(folder / TABLE_FILE, json.dumps(content, indent=1) + "\n")
     draw_ranking(ranking, folder / PLOT_FILE)

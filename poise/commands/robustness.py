@@ -1,7 +1,6 @@
 """`poise robustness MODEL`: how the answers hold up while the image, the tags or the question are damaged."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from poise.commands.options import (
     VQA_VIEWS,
     add_decoding_options,
     add_model_options,
+    check_at_least,
     chosen_decoding,
     chosen_model,
     conditions,
@@ -65,8 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read_reference(path: str) -> dict:
     """What `poise robustness` wrote about another model."""
+    from poise.processing.records.json_lines import read_json
+
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(Path(path))
     except (OSError, ValueError) as problem:
         raise ValueError(f"--reference {path!r} cannot be read: give the robustness.json of another run") from problem
     if not isinstance(found, dict) or "scores" not in found:
@@ -84,6 +86,8 @@ def main(argv: list[str]) -> int:
     from poise.evaluation.whole_files import write_whole
     from poise.model_loading import launched, output_folder
 
+    check_at_least(arguments, 1, "max_new_tokens")
+    check_at_least(arguments, 0, "resamples")
     process, device = launched(arguments.device)
     reference = None if arguments.reference is None else read_reference(arguments.reference)
     # Everything that a slip could spoil comes before the model, which may take minutes to load.

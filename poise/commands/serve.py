@@ -36,7 +36,12 @@ def main(argv: list[str]) -> int:
     from poise.commands.ask import check_model_name
 
     check_model_name(arguments.model)
-    serve(arguments.model, arguments.host, arguments.port, arguments.device, arguments.trust_remote_code)
+    if not 0 < arguments.port < 65536:
+        raise ValueError(f"--port is {arguments.port}; it must lie in 1 to 65535")
+    from poise.evaluation.saved_models import loading_errors
+
+    with loading_errors(arguments.model):
+        serve(arguments.model, arguments.host, arguments.port, arguments.device, arguments.trust_remote_code)
     return 0
 
 

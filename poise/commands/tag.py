@@ -56,8 +56,13 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--output {arguments.output!r}: the records are JSON lines; name a .jsonl file")
     check_at_least(arguments, 1, "batch_size")
     from poise.evaluation.data_sources import load_data_source
+    from poise.evaluation.whole_files import failures_named
+    from poise.model_loading import chosen_device
 
+    if arguments.device is not None:
+        chosen_device(arguments.device)
     records = load_data_source(arguments.data, arguments.samples)
+    true = None if arguments.calibrate is None else load_data_source(arguments.calibrate)
     vocabulary = load_vocabulary(arguments.vocabulary, records)
     names = ("data", "tagger", "threshold", "max_tags", "calibrate", "samples")
     settings = {**{name: getattr(arguments, name) for name in names}, "vocabulary": vocabulary, "records": len(records)}
@@ -70,21 +75,24 @@ def main(argv: list[str]) -> int:
 
     process = PartialState(cpu=arguments.device == "cpu")
     shares = Path(f"{output}.shares")
-    if process.is_main_process:
-        _begin(shares, settings, arguments.restart)
-    process.wait_for_everyone()
+    if not arguments.restart:
+        _check_settings(shares, settings)
     device = str(arguments.device or process.device)
     # A calibration stretches scores, so the threshold is applied behind it.
     tagger = ModelTagger.from_pretrained(
         arguments.tagger, vocabulary, 0.0 if arguments.calibrate else arguments.threshold,
         10_000 if arguments.calibrate else arguments.max_tags, device, arguments.trust_remote_code,
     )  # fmt: skip
-    rescale = _calibration(tagger, arguments.calibrate, arguments.batch_size) if arguments.calibrate else None
+    rescale = None if true is None else _calibration(tagger, true, arguments.calibrate, arguments.batch_size)
+    process.wait_for_everyone()  # nobody begins before everybody has compared the settings
+    if process.is_main_process:
+        _begin(shares, settings, arguments.restart)
+    process.wait_for_everyone()
     done = _tagged_rows(shares)
     process.wait_for_everyone()  # nobody writes before everybody has read
     rows = [row for row in range(len(records)) if row not in done][process.process_index :: process.num_processes]
     share = shares / f"{process.process_index}.jsonl"
-    with open(share, "a", encoding="utf-8") as file, tqdm(
+    with failures_named(share), open(share, "a", encoding="utf-8") as file, tqdm(
         total=len(rows), unit="image", desc="tags", disable=not process.is_main_process
     ) as progress:  # fmt: skip
         for start in range(0, len(rows), arguments.batch_size):
@@ -110,14 +118,18 @@ def load_vocabulary(words: str | None, records: Any) -> list[str] | None:
     """
     if words is None:
         return None
+    from poise.processing.records.json_lines import read_text
     from poise.processing.records.model_tagger import COCO_OBJECTS, words_of
+    from poise.processing.tags import check_tag
 
     if words == "coco":
         return list(COCO_OBJECTS)
     if words == "data":
         names = words_of(unopened(records, row) for row in range(len(records)))
     elif Path(words).is_file():
-        names = [line.strip() for line in Path(words).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(Path(words)).splitlines() if line.strip()]
+        for name in names:
+            check_tag(name, "--vocabulary")
     else:
         raise ValueError(f"--vocabulary {words!r} is no file: name one with a name a line, or write `coco` or `data`")
     if not names:
@@ -132,22 +144,32 @@ def unopened(records: Any, row: int) -> Mapping[str, Any]:
     return record if image is None or (isinstance(image, str) and os.path.isfile(image)) else records[row]
 
 
-def _begin(shares: Path, settings: Mapping[str, Any], restart: bool) -> None:
-    """Makes the folder of the shares, or checks that those in it belong to the same settings."""
+def _check_settings(shares: Path, settings: Mapping[str, Any]) -> None:
+    """What a stopped run has tagged must belong to the same settings.
+
+    Raises:
+        ValueError: it belongs to others.
+    """
     file = shares / "settings.json"
+    if not file.is_file():
+        return
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    changed = [name for name, value in settings.items() if earlier.get(name) != value]
+    if changed:
+        raise ValueError(
+            f"--output: {str(shares)!r} holds tags of a stopped run with another {changed[0]}: give its settings "
+            "to go on, or --restart to begin anew"
+        )
+
+
+def _begin(shares: Path, settings: Mapping[str, Any], restart: bool) -> None:
+    """Makes the folder of the shares."""
     if restart:
         shutil.rmtree(shares, ignore_errors=True)
-    if file.is_file():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name, value in settings.items() if earlier.get(name) != value]
-        if changed:
-            raise ValueError(
-                f"--output: {str(shares)!r} holds tags of a stopped run with another {changed[0]}: give its settings "
-                "to go on, or --restart to begin anew"
-            )
-        return
+    from poise.evaluation.whole_files import write_whole
+
     shares.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    write_whole(shares / "settings.json", json.dumps(settings))
 
 
 def _tagged_rows(shares: Path) -> dict[int, list[Any]]:
@@ -171,8 +193,8 @@ def _found(tagger: Any, records: Sequence[Mapping[str, Any]]) -> list[list[Any]]
     return found
 
 
-def _calibration(tagger: Any, data: str, batch_size: int) -> tuple[float, float]:
-    """Temperature and bias for the logit of a score, fitted to records whose own tags are true.
+def _calibration(tagger: Any, records: Any, data: str, batch_size: int) -> tuple[float, float]:
+    """Temperature and bias for the logit of a score, fitted to records (of `data`) whose own tags are true.
 
     Raises:
         ValueError: the records have no tags, or the scores say nothing about them.
@@ -180,9 +202,7 @@ def _calibration(tagger: Any, data: str, batch_size: int) -> tuple[float, float]
     import numpy as np
 
     from poise.evaluation.calibration import fit_temperature
-    from poise.evaluation.data_sources import load_data_source
 
-    records = load_data_source(data)
     logits, truth = [], []
     for start in range(0, len(records), batch_size):
         batch = [records[row] for row in range(start, min(start + batch_size, len(records)))]

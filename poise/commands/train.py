@@ -116,7 +116,7 @@ class Sft(Stage):
 
         try:
             model = yaml.safe_load(recipe_path(config).read_text(encoding="utf-8"))["model"]
-        except (ValueError, yaml.YAMLError, LookupError, TypeError):
+        except (ValueError, yaml.YAMLError, LookupError, TypeError, RecursionError):
             return False  # whatever is wrong with it, the stage itself says so
         return isinstance(model, dict) and "vlm" in model
 

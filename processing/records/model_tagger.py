@@ -122,7 +122,15 @@ class ModelTagger:
                 ZERO_SHOT_CLASSIFIER, _of_zero_shot(_dual_encoder(name, vocabulary, device)), threshold, max_tags
             )
         code = {"trust_remote_code": True} if trust_remote_code else {}
-        kind = kind_of(AutoConfig.from_pretrained(name, **code))
+        try:
+            config = AutoConfig.from_pretrained(name, **code)
+        except (OSError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"tagger={str(name)!r} could not be loaded: name a folder with a model, or a repository of the Hub "
+                f"within reach ({reason})"
+            ) from error
+        kind = kind_of(config)
         if kind in NEEDS_VOCABULARY and not vocabulary:
             raise ValueError(f"tagger={str(name)!r} is a {kind}: give the vocabulary that it looks for.")
         if kind not in NEEDS_VOCABULARY and vocabulary:

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .json_lines import RowError
 from .record_images import coco_file_name
 from .task_record import PLACEHOLDER
 
@@ -22,9 +23,9 @@ def okvqa(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:
             on the Hub, with `answers` as texts or as objects.
         split (`str`, *optional*): not used, the files are one split each.
     """
-    document = [document] if isinstance(document, Mapping) else list(document)  # of a table that holds images, a stream
-    if document and isinstance(document[0], Mapping) and "questions" in {key for part in document for key in part}:
-        yield from _vqa_files(document)
+    files = [document] if isinstance(document, Mapping) else document if isinstance(document, list) else []
+    if files and all(isinstance(part, Mapping) for part in files) and any("questions" in part for part in files):
+        yield from _vqa_files(files)
         return
     for row in document:
         image_id = row.get("image_id", row.get("id_image", row["question_id"]))
@@ -89,18 +90,21 @@ def conversations(document: Any, split: str | None = None) -> Iterator[dict[str,
         split (`str`, *optional*): not used.
 
     Raises:
-        ValueError: turns that do not alternate.
+        RowError: turns that do not alternate, or are none.
     """
     for number, row in enumerate(document):
         name = str(row.get("id", row.get("question_id", number)))
-        turns = [_turn(turn) for turn in row.get("conversations") or row["messages"]]
+        field = "conversations" if row.get("conversations") else "messages"
+        if not isinstance(row[field], Sequence) or isinstance(row[field], str):
+            raise RowError(field, f"{row[field]!r} is no list of turns; mend or leave the row out.")
+        turns = [_turn(turn, f"{field}[{place}]") for place, turn in enumerate(row[field])]
         images = [image for _, _, own in turns for image in own]
         outside = row.get("images") or row.get("image") or []
         images += outside if isinstance(outside, list) else [outside]
         talk = [(role, text) for role, text, _ in turns if role != "system"]
         pairs = list(zip(talk[::2], talk[1::2], strict=False))
         if any((asked, answered) != ("user", "assistant") for (asked, _), (answered, _) in pairs):
-            raise ValueError(f"row {name!r}: questions and answers do not take turns; mend or leave the row out.")
+            raise RowError(field, "questions and answers do not take turns; mend or leave the row out.")
         for place, ((_, question), (_, answer)) in enumerate(pairs):
             record = _record("chat", name, images or None, name, question, [answer])
             yield {**record, "id": name if len(pairs) == 1 else f"{name}-{place}"}
@@ -109,16 +113,24 @@ def conversations(document: Any, split: str | None = None) -> Iterator[dict[str,
 ROLES = {"human": "user", "gpt": "assistant"}  # as LLaVA calls them
 
 
-def _turn(turn: Mapping[str, Any]) -> tuple[str, str, list[Any]]:
+def _turn(turn: Any, field: str) -> tuple[str, str, list[Any]]:
     """(role, text without placeholders, images) of one message."""
+    if not isinstance(turn, Mapping):
+        raise RowError(field, f"{turn!r} is no turn with a role and a text; mend or leave the row out.")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, Sequence) or not all(map(_is_part, parts)):
+        raise RowError(field, f"{content!r} is no text and no list of parts; mend or leave the row out.")
     texts = [part["text"] for part in parts if part.get("type") == "text"]
     images = [next((part[key] for key in ("image", "path", "url") if part.get(key)), None)
               for part in parts if part.get("type") == "image"]  # fmt: skip
     text = " ".join(texts).replace(PLACEHOLDER, "").strip()
     return ROLES.get(str(role), str(role)), text, [image for image in images if image is not None]
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and (part.get("type") != "text" or isinstance(part.get("text"), str))
 
 
 def hallusionbench(document: Any, split: str | None = None) -> Iterator[dict[str, Any]]:

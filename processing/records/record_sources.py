@@ -7,6 +7,7 @@ A source is a name or a mapping, as a recipe writes it:
 
 import csv
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -27,9 +28,9 @@ from .dataset_tables import (
     undecoded_inside,
 )
 from .endless_records import StreamedRows, rows_of_dataset
-from .json_lines import json_lines, parse_json, text_lines
+from .json_lines import PlacedRows, json_lines, parse_json, read_json, text_lines
 from .photo_annotations import SOURCES, records_from_annotations, split_by_photo
-from .published_formats import converted_records, converter_of
+from .published_formats import converter_of, placed_records
 from .record_images import path_inside
 from .task_record import TASKS, TaskRecordError, check_task_record
 from .task_record_files import ONE_IMAGE, TaskRecords, opened_record
@@ -166,9 +167,11 @@ def _file_records(source: RecordSource, file: Path, several_images: bool) -> Tas
     rows: Any = [_renamed(row, source, file) for _, row in numbered]
     form = source.format or _form_of(rows[0])
     if form is not None:
-        rows, folder, places = list(converted_records(form, rows, folder, None)), None, None
+        placed = PlacedRows(rows, [place for place, _ in numbered])
+        pairs = list(placed_records(form, placed, folder, strict=source.strict))
+        places, rows, folder = [place for place, _ in pairs], [record for _, record in pairs], None
     else:
-        places = [f"{file.name} line {number}" for number, _ in numbered]
+        places = [place for place, _ in numbered]
     return TaskRecords(rows, file.name, folder, places=places, several_images=several_images, **_limits(source))
 
 
@@ -176,21 +179,21 @@ def _limits(source: RecordSource) -> dict[str, Any]:
     return {"strict": source.strict, "max_pixels": source.max_pixels or MAX_PIXELS}
 
 
-def _numbered_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, row) of a file; of one JSON document (number in the list, row)."""
+def _numbered_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of a file: `train.jsonl line 3`, or of one JSON document `train.json entry 3`."""
     if file.suffix in (".csv", ".tsv"):
         yield from _csv_rows(file)
         return
     if file.suffix == ".json":
         start = next((line for _, line in text_lines(file)), "")
         if start.lstrip().startswith("["):
-            document = parse_json(file.read_text(encoding="utf-8-sig"), file.name)
-            yield from enumerate(document, start=1)
+            entries = enumerate(read_json(file), start=1)
+            yield from ((f"{file.name} entry {number}", row) for number, row in entries)
             return
-    yield from json_lines(file)
+    yield from ((f"{file.name} line {number}", row) for number, row in json_lines(file))
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a table whose first line names the columns. Lists are cells of JSON; an empty cell is an absent field."""
     with open(file, encoding="utf-8-sig", newline="") as text:
         reader = csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",")
@@ -201,7 +204,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise TaskRecordError(
                         where, "(all)", f"{len(row[None])} cells too many; put texts with commas in quotes."
                     )
-                yield reader.line_num, {name: _cell(name, value, where) for name, value in row.items() if value}
+                yield where, {name: _cell(name, value, where) for name, value in row.items() if value}
         except UnicodeDecodeError as error:
             problem = f"not text in UTF-8 ({error.reason}); save the table in UTF-8."
             raise TaskRecordError(file.name, "(all)", problem) from None
@@ -220,18 +223,23 @@ def _form_of(row: Any) -> str | None:
     return None
 
 
-def published_rows(name: str, split: str, config: str | None = None) -> Iterator[dict[str, Any]]:
+def published_rows(name: str, split: str, config: str | None = None) -> PlacedRows:
     """Rows of a data set on disk or of the Hub, images undecoded, as converters of published forms take them.
 
     Raises:
         ValueError: there is no such data set, or no such split of it.
     """
     folder = _image_folder(RecordSource(name))
-    for row in undecoded(load_table(name, config, split)):
-        for value in row.values():
-            if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
-                undecoded_inside(value, folder)
-        yield row
+    table = undecoded(load_table(name, config, split))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in table:
+            for value in row.values():
+                if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
+                    undecoded_inside(value, folder)
+            yield row
+
+    return PlacedRows(rows(), (f"{name} row {number}" for number in itertools.count()))
 
 
 def stream_records(source: RecordSource, split: str = "train", seed: int = 0) -> StreamedRows:
@@ -292,6 +300,8 @@ def _file_of(source: RecordSource, split: str) -> Path | None:
         return None
     looks_like_a_file = path.suffix in FILE_KINDS or source.name.startswith((".", "/", "~"))
     if path.is_file() or looks_like_a_file or not _HUB_NAME.fullmatch(source.name):
+        if "://" in source.name:
+            raise ValueError(f"data={source.name!r} is an address: download it and name the file.")
         if not path.is_file():
             raise FileNotFoundError(f"data={source.name!r}: there is no such file of task records; check the path.")
         return path
@@ -357,16 +367,18 @@ def _table_records(source: RecordSource, table: Any, several_images: bool) -> Ta
     if inside:
         rows = ({**row, column: ImageOfRow(table, column, n, own)} for n, row in enumerate(light))
     if source.format:
-        records: Any = list(converted_records(source.format, rows, source.image_folder, None))
+        numbered = PlacedRows(rows, (f"{source.name} row {number}" for number in range(len(table))))
+        pairs = list(placed_records(source.format, numbered, source.image_folder, strict=source.strict))
+        places, records = [place for place, _ in pairs], [record for _, record in pairs]
     else:
-        records = [_with_listed_images(_renamed(row, source), source) for row in rows]
+        places, records = None, [_with_listed_images(_renamed(row, source), source) for row in rows]
     numbers = [record["image"].number for record in records] if inside else None
     for record in records if inside else ():
         record["image"] = None
     images = None if numbers is None else ImagesOfRows(table, column, numbers, own)
     folder = None if source.format else source.image_folder or "."  # converted records name files as found from here
     return TaskRecords(
-        records, source.name, folder, image_rows=images, several_images=several_images, **_limits(source)
+        records, source.name, folder, places=places, image_rows=images, several_images=several_images, **_limits(source)
     )
 
 

@@ -70,7 +70,7 @@ def test_the_commands_own_code_is_returned(fake_command, code):
     "error, line",
     [
         (ValueError("router_type='chanel' is unknown;\n  use channel"), "router_type='chanel' is unknown; use channel"),
-        (FileNotFoundError(2, "No such file or directory", "x.yaml"), "x.yaml: No such file or directory"),
+        (FileNotFoundError(2, "No such file", "x.yaml"), "x.yaml: No such file; check the path"),
         (OSError("disk\nfull"), "disk full"),
         (
             ImportError("bitsandbytes is missing; pip install bitsandbytes"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 from poise import command_line
 from poise.processing.processing_poise import PoiseProcessor
@@ -23,6 +24,18 @@ COMMANDS = {
                    "--output", "{out}"],
     "diagnose": ["{model}", *MEASURED, "--only", "attention", "--output", "{out}"],
     "data": ["convert", "photos", "{photos}", "--output", "{out}"],
+    "tag": ["{photos}", "--tagger", "{tagger}", "--output", "{out}.jsonl", "--threshold", "0"],
+    "curate": ["--data", "scenes:test,size=9", "--concepts", "scenes", "--text", "tiny:tag_encoder",
+               "--output", "{out}"],
+    "rank-encoders": ["--text", "tiny:tag_encoder", "--data", "scenes:test,size=9", "--samples", "8",
+                      "--batch-size", "4", "--output", "{out}"],
+    "look": ["{model}", "{photos}/images/dog.png", "what ?", "--max-new-tokens", "2", "--cells", "4",
+             "--output", "{out}/look.html"],
+    "fit-router": ["{model}", "--data", "scenes:test,size=384", "--check", "0", "--output", "{out}"],
+    "interpret": ["{model}", "--data", "scenes:test,size=9", "--only", "lens", "--samples", "2", "--pictures", "1",
+                  "--output", "{out}"],
+    "interpret concepts": ["{model}", "--data", "scenes:test,size=9", "--only", "concepts", "--samples", "2",
+                           "--concepts", "2", "--output", "{out}"],
 }  # fmt: skip
 WHOLE = {"predictions.jsonl", "run.json"}  # which a measurement goes on from, and which may end before they are long
 
@@ -40,14 +53,20 @@ def run(tmp_path_factory, models_by_language):
         part.save_pretrained(folder / "model")
     (folder / "photos" / "images").mkdir(parents=True)
     Image.new("RGB", (40, 30), "red").save(folder / "photos" / "images" / "dog.png")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    names = {0: "dog", 1: "cat"}
+    ViTForImageClassification(ViTConfig(**shape, image_size=32, patch_size=16, id2label=names)).save_pretrained(
+        folder / "tagger"
+    )
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "tagger")
     rows = [{"image": "dog.png", "captions": [f"a red dog, number {n}"]} for n in range(9)]
     (folder / "photos" / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
 
 def words_of(name, run, out):
-    places = {"run": run, "model": run / "model", "out": out, "photos": run / "photos"}
-    return [name, *(word.format(**places) for word in COMMANDS[name])]
+    places = {"run": run, "model": run / "model", "out": out, "photos": run / "photos", "tagger": run / "tagger"}
+    return [name.split()[0], *(word.format(**places) for word in COMMANDS[name])]
 
 
 def left_in(folder):
@@ -111,6 +130,26 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_remedy(name, run, rea
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("poise ")]
     assert f"{read_only}/" in line and "; name a place that can be written to" in line
     assert not list(read_only.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"merge", "publish", "space"}))
+def test_sigterm_while_results_are_written_leaves_none_of_them(name, run, tmp_path, capsys, monkeypatch):
+    """It comes when the first file is about to appear."""
+    times = []
+
+    def stopped(*args, **kwargs):
+        times.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(os, "replace", stopped)
+    words = words_of(name, run, tmp_path / "out")
+    assert command_line.main(words) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("poise ")]
+    assert line == f"poise {words[0]}: stopped by SIGTERM" and times
+    assert not {path for path in left_in(tmp_path) if os.path.basename(path) not in WHOLE}
+    monkeypatch.undo()
+    assert command_line.main(words) == 0  # what is left stands in nobody's way
+    assert left_in(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["merge", "publish"])

@@ -1,7 +1,6 @@
 """The recipe of the alignment stage: what `poise align` does, section by section."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from transformers import TrainingArguments
 from ...modeling import PoiseDualEncoderConfig
 from ...modeling.configuration_dual_encoder import TEXT_PATHS, VISION_PATHS
 from ...modeling.contrastive_losses import CONTRASTIVE_LOSSES
+from ...processing.records.json_lines import read_json, read_text
 from ...processing.scenes.layout import COLORS, SHAPES
 from ...processing.taggers import check_tagger
+from ...processing.tags import check_tag
 from ..feature_cache.cache import STORAGE_DTYPES
 from ..recipe_loading import (
     TRAINING_DEFAULTS,
@@ -151,12 +152,12 @@ class AlignRecipe(StageRecipe):
 load_align_recipe = AlignRecipe.load
 
 
-def load_vocabulary(source: Any) -> list[str]:
+def load_vocabulary(source: Any, argument: str = "tagger.vocabulary") -> list[str]:
     """
     Names of tags: a list, "scenes" (every colour with every shape), or a file: JSON, or one name a line.
 
     Raises:
-        ValueError: no such file, no names, or a name twice.
+        ValueError: no such file, no names, or none of text that can be seen; the message calls it `argument`.
     """
     if source is None:
         return []
@@ -165,12 +166,18 @@ def load_vocabulary(source: Any) -> list[str]:
     if isinstance(source, str):
         path = Path(source)
         if not path.is_file():
-            raise ValueError(f"tagger.vocabulary={source!r} is no file: give a list of names, 'scenes' or a file")
-        text = path.read_text(encoding="utf-8")
-        source = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    names = list(dict.fromkeys(" ".join(str(name).split()) for name in source))
+            raise ValueError(f"{argument}={source!r} is no file: give a list of names, 'scenes' or a file")
+        is_json = path.suffix == ".json"
+        found = read_json(path) if is_json else [line for line in read_text(path).splitlines() if line.strip()]
+        if not isinstance(found, list):
+            raise ValueError(f'{argument}={source!r} is no list of names: write ["dog", "cat"], or a name a line')
+    else:
+        found = source
+    names = list(dict.fromkeys(" ".join(str(name).split()) for name in found))
     if not names:
-        raise ValueError("tagger.vocabulary holds no names: give at least one, or leave it out")
+        raise ValueError(f"{argument}={source!r} holds no names: give at least one, or leave it out")
+    for name in filter(None, names):  # of an empty one the tagger says more
+        check_tag(name, argument)
     return names
 
 

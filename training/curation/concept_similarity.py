@@ -16,6 +16,17 @@ from .record_stream import Record, RecordStream
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+def _at(states: Sequence[torch.Tensor], layer: int) -> torch.Tensor:
+    """The states of a layer, embeddings first.
+
+    Raises:
+        ValueError: the encoder has no such layer.
+    """
+    if not -len(states) <= layer < len(states):
+        raise ValueError(f"layer={layer}: the encoder has the layers 0 to {len(states) - 1}; -1 is the last")
+    return states[layer]
+
+
 class NamesAgainstCaptions:
     """
     Names of concepts against captions in a text encoder's mean token, the phrase of a caption that is nearest.
@@ -31,7 +42,7 @@ class NamesAgainstCaptions:
 
     def __init__(self, names: Sequence[str], encoder: TextStates, template: str = "{}", layer: int = -1):
         self.names, self.encoder, self.layer = list(names), encoder, layer
-        vectors = encoder([template.format(name) for name in self.names])[layer]  # (C, D)
+        vectors = _at(encoder([template.format(name) for name in self.names]), layer)  # (C, D)
         self.centre = vectors.mean(0) if len(self.names) > 1 else torch.zeros_like(vectors[0])  # (D,)
         self.concepts = normalize(vectors - self.centre, dim=-1)  # (C, D)
 
@@ -62,7 +73,7 @@ class PrototypesAgainstImages:
         self.encoder, self.layer = encoder, layer
         images = prototype_files(folder)
         vectors = torch.stack(
-            [encoder([open_image(file) for file in files])[layer].mean(0) for files in images.values()]
+            [_at(encoder([open_image(file) for file in files]), layer).mean(0) for files in images.values()]
         )  # (C, D)
         self.names = list(images)
         self.centre = vectors.mean(0) if len(self.names) > 1 else torch.zeros_like(vectors[0])  # (D,)

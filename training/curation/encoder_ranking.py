@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ...evaluation.whole_files import whole_file
 from ..align.caption_pairs import CaptionPairs
 
 SMALLEST_BATCH = 4  # the estimator divides by n − 3
@@ -204,5 +205,6 @@ def draw_ranking(ranking: Sequence[RankedPair], path: str | Path) -> None:
             here.set_ylabel("vision layer", fontsize=8)
     figure.colorbar(image, ax=axes, shrink=0.7, label="unbiased linear CKA")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=110)
     plt.close(figure)

@@ -1,7 +1,6 @@
 """`poise preference`: prefer what the image shows to what the prior or an invented tag says (DPO, through TRL)."""
 
 import importlib.util
-import json
 import logging
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...evaluation.data_sources import load_data_source
+from ...evaluation.saved_models import saved_config
 from ...processing.scenes.scenes import Scenes
 from ..parameter_groups import highest_rate
 from ..run_files import PREFERENCE_RECIPE_FILE, RECIPE_FILE, same_recipe_checkpoint
@@ -82,7 +82,7 @@ def check_model(name: str) -> Path:
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise ValueError(f"model.folder={name!r} holds no config.json: name the finished model of a fine-tuning run")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = saved_config(folder)
     if config.get("model_type") != "poise":
         raise ValueError(f"model.folder={name!r} holds a {config.get('model_type')!r} model, not a 'poise' one")
     if (config.get("text_config") or {}).get("is_encoder_decoder") or config.get("is_encoder_decoder"):

@@ -19,6 +19,7 @@ import yaml
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from ...evaluation.saved_models import load_whole, loading_errors
 from ...modeling import PoiseConfig, PoiseForConditionalGeneration
 from ...modeling.task_routed_adapters import hook_adapters
 from ...processing import PoiseProcessor
@@ -120,12 +121,14 @@ def load_trained(folder: str | os.PathLike, **kwargs: Any) -> tuple[torch.nn.Mod
         if not (folder / RECIPE_FILE).is_file():
             raise ValueError(f"model={str(folder)!r} is an adapter without {RECIPE_FILE}: its base cannot be built")
         base, _ = assemble(load_recipe(os.fspath(folder / RECIPE_FILE)))
-        model: torch.nn.Module = PeftModel.from_pretrained(base, os.fspath(folder), **kwargs)
+        with loading_errors(folder):
+            model: torch.nn.Module = PeftModel.from_pretrained(base, os.fspath(folder), **kwargs)
     elif (folder / "config.json").is_file():
-        model = PoiseForConditionalGeneration.from_pretrained(folder, **kwargs)
+        model = load_whole(PoiseForConditionalGeneration, folder, **kwargs)
     else:
         raise ValueError(f"model={str(folder)!r} holds no config.json: give a finished model or a checkpoint-N folder")
-    return model.eval(), PoiseProcessor.from_pretrained(folder)
+    with loading_errors(folder):
+        return model.eval(), PoiseProcessor.from_pretrained(folder)
 
 
 BASES = ("dequantized", "full")
@@ -206,15 +209,16 @@ def merged_model(run: str | os.PathLike, base: str = "dequantized") -> tuple[Pre
     if base not in BASES:
         raise ValueError(f"base={base!r} is not known: choose one of {', '.join(BASES)}")
     folder = trained_folder(run)
-    check_sound(folder)
     if not (folder / ADAPTER_FILE).is_file():
-        model: Any = PoiseForConditionalGeneration.from_pretrained(folder)
-        return model.eval(), PoiseProcessor.from_pretrained(folder)
+        loaded: Any = load_trained(folder)
+        return loaded
+    check_sound(folder)
     if not (folder / RECIPE_FILE).is_file():
         raise ValueError(f"RUN {str(folder)!r} is an adapter without {RECIPE_FILE}: its base cannot be built")
     overrides = {"model.quantization": "none"} if base == "full" else {}
     whole, _ = assemble(load_recipe(os.fspath(folder / RECIPE_FILE), overrides))
-    with_adapters = PeftModel.from_pretrained(dequantize(whole), os.fspath(folder))
+    with loading_errors(folder):
+        with_adapters = PeftModel.from_pretrained(dequantize(whole), os.fspath(folder))
     with torch.no_grad():
         merged = with_adapters.merge_and_unload()
     return merged.eval(), PoiseProcessor.from_pretrained(folder)

@@ -10,10 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...evaluation.robustness.conditions import Condition
-from ..recipe_loading import recipe_path
+from ..recipe_loading import check_kind, check_scenes, read_recipe_file, recipe_path
 from ..sft.recipe import Recipe, load_recipe
 
 AXES = {
@@ -117,20 +115,21 @@ def load_plan(name: str, overrides: Mapping[str, Any] | None = None) -> StudyPla
         ValueError: a field is missing or unknown, a grid names what there is not; the message says what there is.
     """
     path = recipe_path(name)
-    written = {**(yaml.safe_load(path.read_text(encoding="utf-8")) or {}), **(overrides or {})}
     known = {field.name for field in fields(StudyPlan)} - {"grids"} | {"grid", "also"}
+    written = {**read_recipe_file(path, sorted(known)), **(overrides or {})}
     for key in written:
         if key not in known:
             raise ValueError(f"{path}: {key!r} is no field of a study: known are {', '.join(sorted(known))}")
     for key in sorted(known - {"also", "overrides", "degraded_with", "held_out"} - set(written)):
         raise ValueError(f"{path}: the field {key!r} is missing; see training/recipes/study.yaml")
+    _check_kinds(written, path)
     grids = [written.pop("grid"), *(written.pop("also", None) or [])]
     seen: set[Cell] = set()
     cells = []
     for grid in grids:
         cells.append(tuple(cell for cell in cells_of(grid, path) if cell not in seen))
         seen.update(cells[-1])
-    conditions = [condition for content in written.pop("conditions") for condition in _conditions(content)]
+    conditions = [condition for content in written.pop("conditions") for condition in _conditions(content, path)]
     plan = StudyPlan(
         grids=tuple(cells),
         conditions=tuple(conditions),
@@ -140,7 +139,30 @@ def load_plan(name: str, overrides: Mapping[str, Any] | None = None) -> StudyPla
         **written,
     )
     _check_numbers(plan, path)
+    for cell in plan.cells:
+        plan.recipe_of(cell, plan.scene_seed)
     return plan
+
+
+def _check_kinds(written: Mapping[str, Any], path: Path) -> None:
+    """That lists are lists, and mappings mappings, before anything is read in them."""
+    mappings = {"grid": written["grid"]} | {f"also[{n}]": grid for n, grid in enumerate(written.get("also") or [])}
+    mappings |= {f"conditions[{n}]": content for n, content in enumerate(_list(written, "conditions", path))}
+    mappings |= {name: written.get(name) or {} for name in ("degraded_with", "overrides")}
+    for name, value in mappings.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}: {name}={value!r} must be a mapping; see training/recipes/study.yaml")
+    for seed in _list(written, "seeds", path):
+        check_kind(f"{path}: seeds", seed, int)
+    _list(written, "held_out", path)
+    check_scenes(written["scenes"], f"{path}: scenes")
+
+
+def _list(written: Mapping[str, Any], name: str, path: Path) -> Sequence[Any]:
+    value = written.get(name) or []
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{path}: {name}={value!r} must be a list; see training/recipes/study.yaml")
+    return value
 
 
 def cells_of(grid: Mapping[str, Sequence[str]], path: Path) -> list[Cell]:
@@ -148,6 +170,8 @@ def cells_of(grid: Mapping[str, Sequence[str]], path: Path) -> list[Cell]:
     for axis, values in grid.items():
         if axis not in AXES:
             raise ValueError(f"{path}: {axis!r} is no axis of the grid: known are {', '.join(AXES)}")
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise ValueError(f"{path}: {axis}={values!r} must be a list, such as [{AXES[axis][0]}]")
         for value in values:
             if value not in AXES[axis]:
                 raise ValueError(f"{path}: {axis}={value!r} is not known: choose among {', '.join(AXES[axis])}")
@@ -155,7 +179,22 @@ def cells_of(grid: Mapping[str, Sequence[str]], path: Path) -> list[Cell]:
     return [Cell(*values) for values in itertools.product(*columns)]
 
 
-def _conditions(content: Mapping[str, Any]) -> list[Condition]:
+def _conditions(content: Mapping[str, Any], path: Path) -> list[Condition]:
+    """The conditions of an entry, all of which can be drawn."""
+    try:
+        conditions = _conditions_of(content)
+        for condition in conditions:
+            condition.scenes(1)
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: the condition {dict(content)} lacks {error}; see training/recipes/study.yaml"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the condition {dict(content)}: {error}") from None
+    return conditions
+
+
+def _conditions_of(content: Mapping[str, Any]) -> list[Condition]:
     """`{name, split, image or tags, severity}` is one; `{image: [names], severities: [2, 4]}` all of these."""
     kinds = {"image": "image_degradation", "tags": "tag_corruption"}
     kind = next((kind for kind in kinds if kind in content), None)

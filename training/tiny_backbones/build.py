@@ -126,6 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.check and arguments.out is None:
         parser.error("--out is missing: name a folder for the backbones, or use --check to measure the shipped ones")
+    if arguments.steps is not None and arguments.steps < 1:
+        parser.error(f"--steps={arguments.steps} trains nothing: use 1 or more")
     if arguments.jobs < 1:
         parser.error(f"--jobs={arguments.jobs} does nothing: use 1 or more")
     if arguments.out is not None and arguments.out.is_file():

@@ -36,6 +36,13 @@ print(json.dumps(results))
 """
 
 
+def test_metrics_that_do_not_exist(tmp_path):
+    with pytest.raises(ValueError, match="'bertscore'"):
+        metrics.metric_path("bertscore")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate.load(str(tmp_path / "nowhere.py"))
+
+
 def test_every_metric_has_a_path():
     assert set(metrics.METRICS) == set(INPUTS)
 

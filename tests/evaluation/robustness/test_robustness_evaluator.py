@@ -58,8 +58,10 @@ def test_relative_to_nothing():
     evaluator = RobustnessEvaluator(degradations=["blur"], severities=[1], progress=False)
     found = evaluator.score(rows_by_hand(clean_0="000", blur_1="100"))
     assert found["blur_1"] > 0 and "blur_1_relative" not in found and "blur_area_relative" not in found
+    assert robustness_table(found, ["blur"], [1]).startswith("nothing is right with nothing degraded, so this says")
     found = evaluator.score(rows_by_hand(clean_0="100", blur_1="100"))
     assert found["blur_1_relative"] == 1 and "blur_1_relative_low" not in found
+    assert robustness_table(found, ["blur"], [1]).startswith("clean 0.333")
     assert all(np.isfinite(value) for value in found.values())
 
 

@@ -5,14 +5,16 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from loopback_hub import READ_TOKEN, WRITE_TOKEN
 from PIL import Image
 from without_poise import without_poise
 
+from poise import command_line
 from poise.commands.publish import main
 from poise.hub_cards.card.data import CARD_DATA_FILE, CardData, EvaluationRow
 from poise.hub_cards.publishing import publishable_folder
@@ -84,6 +86,30 @@ def test_no_token_is_in_anything_that_a_publish_writes(online, run, tmp_path, un
         assert WRITE_TOKEN.encode() not in file.content
     printed = capfd.readouterr()
     assert WRITE_TOKEN not in printed.out + printed.err
+
+
+def test_sigterm_while_the_weights_are_sent_says_what_the_repository_holds(
+    online, run, unchecked, monkeypatch, capsys, tmp_path
+):
+    def stopped(self, repository, operations, **kwargs):
+        self.preupload_lfs_files(repository, [one for one in operations if hasattr(one, "path_or_fileobj")])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    words = ["publish", str(run), "--repo", "user/name"]
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", stopped)
+        assert command_line.main(words) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("poise ")]
+    assert line == (
+        "poise publish: stopped by SIGTERM while user/name was uploaded: it holds all of the commit or none of it; "
+        f"{run / 'published'} is complete, and the same command goes on where it was"
+    )
+    assert online.repositories["user/name"].main == {}
+    assert {path.name for path in run.iterdir()} == {"model", "card_data.json", "published"}
+    online.requests.clear()
+    assert command_line.main(words) == 0
+    assert "model.safetensors" in online.repositories["user/name"].main
+    assert not [path for method, path in online.requests if method == "PUT" and "/lfs/" in path]  # not sent twice
 
 
 def test_dry_run_lists_and_uploads_nothing(online, run, capsys, unchecked):

@@ -78,7 +78,7 @@ def test_models_without_images_are_refused(tmp_path):
     ("words", "text"),
     [
         (["--severity", "7"], "severity=7"),
-        (["--samples", "0"], "limit=0"),
+        (["--samples", "0"], "samples=0"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--calibration", "scenes:nowhere"], "split='nowhere'"),
     ],

@@ -64,7 +64,7 @@ def test_options_reach_the_evaluator(folder, tmp_path):
         (["--data", "scenes:tset"], "tset"),
         (["--data", "scenes:test,size"], "write name=value"),
         (["--data", "scenes:test,colour=3"], "colour"),
-        (["--data", "scenes:test", "--samples", "0"], "limit=0"),
+        (["--data", "scenes:test", "--samples", "0"], "samples=0"),
         (["--data", "scenes:test", "--batch-size", "0"], "batch_size=0"),
         (["--data", "scenes:test", "--task", "multiple_choice", "--samples", "2"], "holds nothing for multiple_choice"),
     ],

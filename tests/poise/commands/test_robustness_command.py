@@ -59,7 +59,7 @@ def test_everything_is_written_beside_the_run(run_folder, records_file, capsys):
     [
         (["--degradations", "smoke"], "degradation='smoke'"),
         (["--severities", "9"], "severity=9"),
-        (["--samples", "0"], "limit=0"),
+        (["--samples", "0"], "samples=0"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--data", "scenes:nowhere"], "split='nowhere' is no split"),
     ],

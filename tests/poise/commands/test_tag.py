@@ -213,13 +213,13 @@ def test_scores_are_calibrated_on_records_with_true_tags(tmp_path):
         image = Image.new("RGB", (4, 4), "red" if number % 2 else "blue")
         rows.append({"id": str(number), "image": image, "task": "caption", "captions": ["x"], "tags": tags})
     write_task_records(rows, tmp_path / "truth.jsonl")
-    rescale = _calibration(Stub(), str(tmp_path / "truth.jsonl"), batch_size=16)
+    rescale = _calibration(Stub(), load_task_records(tmp_path / "truth.jsonl"), "truth.jsonl", 16)
     # Of all decisions at score .65, the cat's, half are true; dogs at .7 are always there, at .6 never.
     scores = {score: _rescaled([["x", score, None]], rescale, 0.0, 1)[0][1] for score in (0.6, 0.65, 0.7)}
     assert scores[0.65] == pytest.approx(0.5, abs=0.02) and scores[0.6] < 0.25 and scores[0.7] > 0.75
     write_task_records([{**row, "tags": []} for row in rows], tmp_path / "bare.jsonl")
     with pytest.raises(ValueError, match="--calibrate .*needs both.*true tags in the tagger's words"):
-        _calibration(Stub(), str(tmp_path / "bare.jsonl"), batch_size=16)
+        _calibration(Stub(), load_task_records(tmp_path / "bare.jsonl"), "bare.jsonl", 16)
 
 
 @pytest.mark.parametrize(

@@ -234,23 +234,6 @@ def test_a_pickle_that_would_run_code_is_not_read(tmp_path):
         read_document(path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("coco-caption", [], "'coco-caption' is not known.*Did you mean 'coco-captions'"),
-        ("coco-captions", "not json", "is not JSON"),
-        ("coco-captions", {"captions": []}, "not of the published form"),
-        ("aokvqa", [{"question": "what ?"}], "not of the published form.*question_id"),
-        ("aokvqa", [], "holds no record"),
-    ],
-)
-def test_bad_documents_are_one_line(tmp_path, images, name, content, message):
-    path = published(tmp_path, "file.json", content)
-    with pytest.raises(ValueError, match=message) as caught:
-        converted(name, path, images=images)
-    assert "\n" not in str(caught.value)
-
-
 def test_a_missing_image_ends_it_unless_it_may_be_left_out(tmp_path, images, caplog):
     (images / "train2014" / NAMES[2][0]).unlink()
     path = published(tmp_path, "captions_val2017.json", COCO)

@@ -57,7 +57,7 @@ READERS = {
     "stream": lambda p, image: streamed(RecordSource(written(p / "records/train.jsonl", {**VQA, "image": image}))),
     "chat": lambda p, image: opened(RecordSource(written(p / "records/train.jsonl", {**CHAT, "image": image}))),
     "parquet": lambda p, image: opened(RecordSource(parquet_of(p, image))),
-    "published rows": lambda p, image: next(published_rows(os.path.dirname(parquet_of(p, image)), "train"))["image"],
+    "published rows": lambda p, image: [*published_rows(os.path.dirname(parquet_of(p, image)), "train")][0]["image"],
     "load_task_records": lambda p, image: load_task_records(
         written(p / "records/train.jsonl", {**VQA, "image": image}), check_images=False
     )[0],
