@@ -38,7 +38,7 @@ def test_everything_is_written_beside_the_run(run_folder, records_file, capsys):
     few = ["--degradations", "blur", "tags_removed", "typos", "--severities", 1, 5, "--max-new-tokens", 3]
     assert run(run_folder / "model", "--data", records_file, "--device", "cpu", *few) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("clean 0.") and "area / clean" in printed and "severity 5" in printed
+    assert "clean 0." in printed and "area / clean" in printed and "severity 5" in printed
     folder = run_folder / "robustness"
     assert (folder / "robustness.txt").read_text() == printed
     with Image.open(folder / "robustness.png") as image:
