@@ -9,6 +9,8 @@ What is there already is not asked again.
 
 import argparse
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,9 @@ def answers(model: str, method: str, arguments: argparse.Namespace) -> dict[str,
     words = ["robustness", model, "--data", arguments.data, "--samples", str(arguments.samples), "--decoding", method]
     words += ["--degradations", *FAILURES, "--severities", str(arguments.severity), "--max-new-tokens", "6"]
     words += ["--resamples", "0", "--batch-size", "32", "--output", str(folder)]
-    if not (folder / "robustness.json").is_file() and poise(words) != 0:
-        raise SystemExit(1)
+    with redirect_stdout(StringIO()):  # its own table
+        if not (folder / "robustness.json").is_file() and poise(words) != 0:
+            raise SystemExit(1)
     found: dict[str, dict[str, float]] = {}
     for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -54,7 +57,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/decoding_bench"), metavar="FOLDER")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    print(f"{'':<28}{'clean':>9}" + "".join(f"{name.removesuffix('_image')[:13]:>15}" for name in FAILURES))
+    print(f"{'':<28}{'clean':>9}" + "".join(f"{name.removesuffix('_image'):>15}" for name in FAILURES))
     for model in arguments.models:
         greedy = answers(model, "greedy", arguments)
         for method in dict.fromkeys(("greedy", *arguments.methods)):
