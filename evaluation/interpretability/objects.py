@@ -16,7 +16,7 @@ from PIL import Image
 
 from ...processing.grounding_text import check_box
 from ...processing.prompts import Prompts
-from ...processing.records.record_data import ChosenRecords
+from ...processing.records.record_data import ChosenRecords, rows_of
 from ...processing.scenes.text import CAPTION_QUESTION, question_text
 from ..metrics.pope import YES, read_yes_no
 from ..metrics.vqa_answers import vqa_accuracy
@@ -118,17 +118,19 @@ def records_with_objects(records: Any, limit: int) -> tuple[Any, tuple[str, ...]
     The first records whose object is known, and the forms of questions that they offer; told without opening images.
 
     Args:
-        records ([`Scenes`] or [`TaskRecords`]): of scenes all count as such.
+        records: a map-style data set; of scenes all count as such.
         limit (`int`): how many at most.
 
     Returns:
         The records, and their forms in the order of `FORMS`. Where no object is known, the first records and no form.
     """
     count = min(limit, len(records))
-    if not hasattr(records, "records") or callable(records.records):  # drawn scenes
+    first = rows_of(records, range(min(1, count)), images=False)
+    if any("scene" in (record.get("metadata") or {}) for record in first):
         return ChosenRecords(records, range(count)), FORMS
-    boxed = [place for place, record in enumerate(records.records) if record.get("bbox")][:limit]
-    facts = [records.records[place] for place in boxed]
+    everything = rows_of(records, range(len(records)), images=False)
+    boxed = [place for place, record in enumerate(everything) if record.get("bbox")][:limit]
+    facts = [everything[place] for place in boxed]
     offered = {"vqa"} if any(record["task"] == "vqa" for record in facts) else set()
     if any(record["task"] == "grounding" or (record.get("metadata") or {}).get("object") for record in facts):
         offered |= {"generative", "polling"}

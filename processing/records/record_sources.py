@@ -151,11 +151,10 @@ def open_records(source: RecordSource, split: str = "train", seed: int = 0, seve
         places = [record["metadata"]["annotation"] for record in parts[split]]
         return TaskRecords(parts[split], path.name, places=places, **_limits(source))
     file = _file_of(source, split)
-    if file is None:
-        return _table_records(source, undecoded(load_table(source.name, source.config, split)), several_images)
-    if file.suffix == ".parquet":
-        return _table_records(source, parquet_table(file), several_images)
-    return _file_records(source, file, several_images)
+    if file is not None and file.suffix != ".parquet":
+        return _file_records(source, file, several_images)
+    table = undecoded(load_table(source.name, source.config, split)) if file is None else parquet_table(file)
+    return _table_records(source, table, several_images)
 
 
 def _file_records(source: RecordSource, file: Path, several_images: bool) -> TaskRecords:

@@ -3,7 +3,7 @@
 import pytest
 from small_vlms import object_records
 
-from poise.evaluation.interpretability.objects import mention, object_probe
+from poise.evaluation.interpretability.objects import FORMS, mention, object_probe, records_with_objects
 from poise.processing import Scenes
 
 
@@ -65,3 +65,16 @@ def test_records_without_a_box_or_an_image():
     assert object_probe({**record, "bbox": None}) is None
     with pytest.raises(ValueError, match="'r0' has a bbox but its image is not opened"):
         object_probe({**record, "image": "photo.jpg"})
+
+
+def test_the_first_records_with_a_box_and_the_forms_that_they_offer():
+    boxed = object_records(4)
+    boxed[1]["bbox"] = None
+    chosen, forms = records_with_objects(boxed, 2)
+    assert [record["id"] for record in chosen] == ["r0", "r2"] and forms == FORMS
+    nameless = [{**record, "metadata": {}} for record in boxed]
+    assert records_with_objects(nameless, 4)[1] == ("vqa",)
+    unknown, forms = records_with_objects([{**record, "bbox": None} for record in boxed], 3)
+    assert [record["id"] for record in unknown] == ["r0", "r1", "r2"] and forms == ()
+    scenes, forms = records_with_objects(Scenes("test", size=4, tasks=("caption",)), 3)
+    assert len(scenes) == 3 and forms == FORMS
