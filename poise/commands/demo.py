@@ -62,15 +62,13 @@ def _child(name: str, work: Callable[..., Any], arguments: tuple, messages: Any)
         messages.put((name, "error", (f"{type(error).__name__}: {error}", traceback.format_exc())))
 
 
-def run_side_by_side(
-    jobs: Mapping[str, tuple[Callable[..., Any], tuple]], at_once: int | None = None
-) -> dict[str, Any]:
+def run_side_by_side(jobs: Mapping[str, tuple[Callable[..., Any], tuple]]) -> dict[str, Any]:
     """
-    Run `work(*arguments, report)` of every job in a process of its own and return the results by name.
+    Run `work(*arguments, report)` of every job in a process of its own, one for each core at a time, and return the
+    results by name.
 
     Args:
         jobs: `{name: (work, arguments)}`; both must pickle; `work` calls `report(stage, done, total)` now and then.
-        at_once (`int`, *optional*): how many run at the same time; by default one for each core.
 
     Raises:
         RuntimeError: a job failed; the others are ended. The message is the job's own, its traceback is logged.
@@ -87,7 +85,7 @@ def run_side_by_side(
     try:
         waiting = list(processes.values())
         while len(results) < len(jobs):
-            while waiting and len(jobs) - len(waiting) - len(results) < (at_once or os.cpu_count() or 1):
+            while waiting and len(jobs) - len(waiting) - len(results) < (os.cpu_count() or 1):
                 waiting.pop(0).start()
             name, kind, content = _next_message(messages, processes, results)
             if kind == "progress":

@@ -14,6 +14,7 @@ from ...modeling.modeling_dual_encoder import encoder_of, text_config_of
 from ...modeling.prefix_tokens import count_prefix_tokens
 from ..backbone_loading import resolve_backbone
 
+MAX_LENGTH = 64  # tokens; longer texts are cut
 RANDOM = "random:"  # before a name: the same architecture without its training, a baseline to compare with
 
 
@@ -68,12 +69,11 @@ class TextStates:
     Args:
         name (`str`): Hub id, folder, `tiny:tag_encoder`; with `random:` before it, untrained.
         device (`str`, *optional*, defaults to `"cpu"`).
-        max_length (`int`, *optional*, defaults to 64): longer texts are cut.
     """
 
-    def __init__(self, name: str, device: str | torch.device = "cpu", max_length: int = 64):
+    def __init__(self, name: str, device: str | torch.device = "cpu"):
         source = resolve_backbone(name.removeprefix(RANDOM))
-        self.name, self.device, self.max_length = name, device, max_length
+        self.name, self.device = name, device
         with _named("text", name):
             self.tokenizer = AutoTokenizer.from_pretrained(source)
             self.model = encoder_of(_load("text", name, text_config_of(source))).to(device).eval()
@@ -84,7 +84,7 @@ class TextStates:
     def __call__(self, texts: Sequence[str]) -> list[torch.Tensor]:
         """Texts → a list over layers (embeddings first) of (B, Dt)."""
         batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, padding_side="right",
+            list(texts), padding=True, truncation=True, max_length=MAX_LENGTH, padding_side="right",
             return_attention_mask=True, return_tensors="pt",  # SigLIP's tokenizers give none unasked
         ).to(self.device)  # fmt: skip
         outputs = self.model(

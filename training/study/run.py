@@ -28,7 +28,6 @@ VIEWS = {"open": (True, True), "image": (True, False), "tags": (False, True)}  #
 # Evidence of the reliability router, each removed from a trained model by itself.
 PARTS = ("typicality", "question", "tags against image", "denial of single tags")
 ENTROPY_GATE = "entropy gate"
-Report = Callable[[str, int, int], None]
 
 
 class StudyInputs:
@@ -81,16 +80,13 @@ class StudyInputs:
         return self.opened[key]
 
 
-def run_cell(
-    plan: StudyPlan, cell: Cell, seed: int, inputs: StudyInputs, report: Report | None = None
-) -> dict[str, Any]:
+def run_cell(plan: StudyPlan, cell: Cell, seed: int, inputs: StudyInputs) -> dict[str, Any]:
     """
     Train one model and measure it.
 
     Args:
         plan ([`StudyPlan`]), cell ([`Cell`]), seed (`int`): which run.
         inputs ([`StudyInputs`]): of the cell's prompt.
-        report (`Callable`, *optional*): told `(stage, done, total)`.
 
     Returns:
         The cell's settings with `seed`, `steps`, `seconds`, trained `parameters`, the mean `loss` of the last tenth of
@@ -100,7 +96,6 @@ def run_cell(
         stream dropout, or only one, of which the better one is what an oracle would choose; for one that does without
         each of `PARTS`; and for an entropy gate in its place.
     """
-    report = report or (lambda stage, done, total: None)
     recipe = plan.recipe_of(cell, seed)
     model, processor = assemble(recipe)
     if recipe.model.align_pictures:
@@ -108,10 +103,9 @@ def run_cell(
     set_seed(seed)
     trained = prepare_for_training(model, recipe)
     started = time.monotonic()
-    losses = train(trained, recipe.learning_rates, inputs.training(cell.training), plan, seed, report)
+    losses = train(trained, recipe.learning_rates, inputs.training(cell.training), plan, seed)
     seconds = time.monotonic() - started
     trained.eval()
-    report("measuring", 0, 1)
 
     def under_all_conditions(answer: "Answer" = likeliest_answers) -> dict[str, Any]:
         return {condition.name: measure(trained, inputs.testing(condition), answer) for condition in plan.conditions}
@@ -192,7 +186,6 @@ def train(
     data: tuple[FeatureCache, FeatureCache],
     plan: StudyPlan,
     seed: int,
-    report: Report,
 ) -> list[float]:
     """Losses of `plan.steps` steps of AdamW with a cosine schedule; the seed draws the order of the samples."""
     model.train()
@@ -216,8 +209,6 @@ def train(
         optimizer.zero_grad()
         schedule.step()
         losses.append(float(loss.detach()))
-        if step % 20 == 0:
-            report("training", step, plan.steps)
     return losses
 
 

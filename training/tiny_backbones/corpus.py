@@ -35,6 +35,7 @@ from ...processing.scenes.text import question_text
 
 CORPUS_SIZE = 2**30  # scenes are functions of their number, so this costs nothing: no document is seen twice
 END = "</s>"
+POOL = 8  # batches that are sorted together
 _SPACE_BEFORE_MARK = re.compile(r" ([?,.:])")
 
 # Kind of document: its share, the task and the prior strength of its scenes.
@@ -154,13 +155,13 @@ def questions_about(record: dict, u: float) -> list[tuple[str, str]]:
     return found
 
 
-def batches(size: int, seed: int = 0, pool: int = 8) -> Iterator[list[Document]]:
+def batches(size: int, seed: int = 0) -> Iterator[list[Document]]:
     """Endless batches of `size` documents, of like length: each pool of batches is sorted, cut and shuffled."""
     generator = np.random.default_rng(seed)
     first = 0
     while True:
-        texts = documents(first, size * pool, seed)
+        texts = documents(first, size * POOL, seed)
         texts.sort(key=lambda document: sum(len(words) for words, _ in document))
-        first += size * pool
-        for part in generator.permutation(pool):
+        first += size * POOL
+        for part in generator.permutation(POOL):
             yield texts[part * size : (part + 1) * size]

@@ -20,6 +20,8 @@ from .pretraining import pretrain
 from .tokenizers import train_text_tokenizer
 
 MAX_LENGTH = 512
+BATCH = 32  # documents
+ASKED = 256  # scenes of the check
 _TOKENIZER_DOCUMENTS = 20_000
 
 
@@ -125,7 +127,7 @@ def as_pair(document: Document) -> tuple[str, str]:
 
 
 def train_language_model(
-    encoder_decoder: bool, steps: int, seed: int = 0, batch_size: int = 32
+    encoder_decoder: bool, steps: int, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A pretrained tiny language model and its tokenizer."""
     torch.manual_seed(seed)
@@ -141,7 +143,7 @@ def train_language_model(
                 nn.init.normal_(module.weight, std=0.06)
 
     def collated() -> Iterator[dict[str, torch.Tensor]]:
-        for texts in batches(batch_size, seed):
+        for texts in batches(BATCH, seed):
             yield collate(tokenizer, texts)
 
     def loss_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -172,7 +174,7 @@ def answers(
     return [text.strip() for text in result]
 
 
-def check_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, count: int = 256) -> dict:
+def check_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict:
     """What the model answers without an image, on scenes whose colours contradict the prior.
 
     Returns:
@@ -181,12 +183,12 @@ def check_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerF
         otherwise; `caption_read_all` answered rightly from a caption with places, over all types of question.
     """
     model.eval()
-    broken = Scenes("prior_broken", size=count, tasks=["vqa"], question_types=["color", "shape"], tag_miss_rate=0.0,
+    broken = Scenes("prior_broken", size=ASKED, tasks=["vqa"], question_types=["color", "shape"], tag_miss_rate=0.0,
                     tag_invention_rate=0.0)  # fmt: skip
-    records = broken.records(np.arange(count), images=False)
+    records = broken.records(np.arange(ASKED), images=False)
     questions = [record["question"] for record in records]
     truth = [record["answers"][0] for record in records]
-    mixed = Scenes("test", size=count, tasks=["vqa"]).records(np.arange(count), images=False)
+    mixed = Scenes("test", size=ASKED, tasks=["vqa"]).records(np.arange(ASKED), images=False)
 
     def share(contexts: list[str], asked: list[str], expected: list[str]) -> float:
         prompts = [prompt_words(question, context) for question, context in zip(asked, contexts, strict=True)]
@@ -197,7 +199,7 @@ def check_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerF
     tags = [tags_in_words(record["tags"]) for record in records]
     places = [f"{record['captions'][3]} ." for record in mixed]
     return {
-        "prior": share([""] * count, questions, [record["metadata"]["prior_answer"] for record in records]),
+        "prior": share([""] * ASKED, questions, [record["metadata"]["prior_answer"] for record in records]),
         "caption_read": share(captions, questions, truth),
         "tags_read": share(tags, questions, truth),
         "caption_read_all": share(

@@ -1,4 +1,6 @@
-"""The loop that pretrains every tiny backbone: AdamW, warm-up, cosine, a progress bar. Seeded; runs on the CPU."""
+"""The loop that pretrains every tiny backbone: AdamW, warm-up, cosine, a progress bar. Seeded; runs on the CPU. And the
+linear probe that tells what a pretrained one knows.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -7,6 +9,8 @@ import torch
 from tqdm.auto import tqdm
 
 Batch = TypeVar("Batch")
+WEIGHT_DECAY = 0.01
+WARMUP = 0.05  # share of the steps
 
 
 def pretrain(
@@ -16,8 +20,6 @@ def pretrain(
     steps: int,
     learning_rate: float,
     name: str,
-    weight_decay: float = 0.01,
-    warmup: float = 0.05,
 ) -> float:
     """Minimizes `loss_of(batch)` over `steps` batches; returns the mean loss of the last 50.
 
@@ -25,17 +27,16 @@ def pretrain(
         modules: what learns; left in evaluation mode.
         loss_of: maps a batch to a scalar loss.
         batches: endless.
-        learning_rate, weight_decay: of AdamW with betas (0.9, 0.98); biases, norms and embeddings do not decay.
-        warmup: share of the steps that the learning rate rises; it falls to zero along a cosine.
+        learning_rate: of AdamW with betas (0.9, 0.98), where warm-up ends; it falls to zero along a cosine.
         name: words before the progress bar.
     """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
-    rise = max(1, round(warmup * steps))
+    rise = max(1, round(WARMUP * steps))
     schedule = torch.optim.lr_scheduler.SequentialLR(
         optimizer,
         [
@@ -61,3 +62,13 @@ def pretrain(
     for module in modules:
         module.eval()
     return sum(recent) / len(recent)
+
+
+def linear_probe(fitted: torch.Tensor, targets: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """
+    What a linear reader with a bias, a ridge regression from features (N, D) to targets (N, C) in closed form, says of
+    other features (M, D): (M, C).
+    """
+    fitted, asked = (torch.nn.functional.pad(x.double(), (0, 1), value=1.0) for x in (fitted, asked))  # (·, D + 1)
+    gram = fitted.T @ fitted + 1e-2 * torch.eye(fitted.shape[1], dtype=fitted.dtype)
+    return asked @ torch.linalg.solve(gram, fitted.T @ targets.double())

@@ -9,10 +9,11 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFa
 from ...processing.scenes.layout import COLORS, SHAPES
 from ...processing.scenes.scenes import Scenes
 from .corpus import CORPUS_SIZE
-from .pretraining import pretrain
+from .pretraining import linear_probe, pretrain
 from .tokenizers import train_tag_tokenizer
 
 MAX_LENGTH = 128
+BATCH = 64
 _TOKENIZER_SCENES = 2_000
 
 
@@ -28,7 +29,7 @@ def tag_texts(scenes: Scenes, first: int, count: int) -> list[str]:
     return texts
 
 
-def train_tag_encoder(steps: int, seed: int = 0, batch_size: int = 64) -> tuple[BertForMaskedLM, BertTokenizerFast]:
+def train_tag_encoder(steps: int, seed: int = 0) -> tuple[BertForMaskedLM, BertTokenizerFast]:
     """The masked language model (its `.bert` is the encoder) and its tokenizer."""
     torch.manual_seed(seed)
     scenes = Scenes("train", size=CORPUS_SIZE, seed=seed + 2, tasks=["caption"])
@@ -54,8 +55,8 @@ def train_tag_encoder(steps: int, seed: int = 0, batch_size: int = 64) -> tuple[
     def batches() -> Iterator[dict[str, torch.Tensor]]:
         first = 0
         while True:
-            yield masked_batch(tokenizer, tag_texts(scenes, first, batch_size), generator)
-            first += batch_size
+            yield masked_batch(tokenizer, tag_texts(scenes, first, BATCH), generator)
+            first += BATCH
 
     pretrain([model], lambda batch: model(**batch).loss, batches(), steps, learning_rate=3e-3, name="tag_encoder")
     return model, tokenizer
@@ -76,9 +77,7 @@ def masked_batch(tokenizer: BertTokenizerFast, texts: list[str], generator: torc
 
 
 @torch.no_grad()
-def check_tag_encoder(
-    encoder: BertModel, tokenizer: BertTokenizerFast, fit_scenes: int = 768, test_scenes: int = 256
-) -> dict:
+def check_tag_encoder(encoder: BertModel, tokenizer: BertTokenizerFast) -> dict:
     """How well a linear reader of the mean token tells which colours and shapes the tags name (with their scores).
 
     Returns:
@@ -87,20 +86,17 @@ def check_tag_encoder(
     """
     encoder.eval()
     features, labels = {}, {}
-    for split, count in (("train", fit_scenes), ("test", test_scenes)):
+    for split, count in (("train", 768), ("test", 256)):
         records = Scenes(split, size=count, seed=7, prior_strength=0.0, tasks=["caption"]).records(range(count), False)
         texts = [", ".join(f"{name} {score:.2f}" for name, score in record["tags"]) for record in records]
         batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         states = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
         mask = batch["attention_mask"][..., None].to(states)  # (N, L, 1)
-        pooled = ((states * mask).sum(dim=1) / mask.sum(dim=1)).double()  # (N, D)
-        features[split] = torch.cat([pooled, torch.ones(count, 1, dtype=torch.float64)], dim=1)
-        words = [set(" ".join(name for name, _ in record["tags"]).split()) for record in records]
-        labels[split] = words
-    x, result = features["train"], {}
-    gram = x.T @ x + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype)
+        features[split] = (states * mask).sum(dim=1) / mask.sum(dim=1)  # (N, D)
+        labels[split] = [set(" ".join(name for name, _ in record["tags"]).split()) for record in records]
+    result = {}
     for kind, names in (("color_probe", COLORS), ("shape_probe", SHAPES)):
         truth = {s: torch.tensor([[n in words for n in names] for words in labels[s]]).double() for s in labels}
-        predicted = features["test"] @ torch.linalg.solve(gram, x.T @ truth["train"])  # (N, 8)
+        predicted = linear_probe(features["train"], truth["train"], features["test"])  # (N, 8)
         result[kind] = ((predicted > 0.5) == (truth["test"] > 0.5)).double().mean().item()
     return result

@@ -16,9 +16,11 @@ from ...processing.scenes.drawing import CELL_SIZE, GRID, IMAGE_SIZE
 from ...processing.scenes.layout import COLORS, SHAPES
 from ...processing.scenes.scenes import Scenes
 from .corpus import CORPUS_SIZE
-from .pretraining import pretrain
+from .pretraining import linear_probe, pretrain
 
 PATCH_SIZE = 8
+BATCH = 64
+PROBE_SCENES = {"train": 768, "test": 256}
 _PATCHES = IMAGE_SIZE // PATCH_SIZE  # a side
 _CELL_OF_PATCH = (
     np.arange(_PATCHES)[:, None] * PATCH_SIZE // CELL_SIZE * GRID + np.arange(_PATCHES) * PATCH_SIZE // CELL_SIZE
@@ -66,7 +68,7 @@ def labelled_patches(scenes: Scenes, indices: np.ndarray) -> tuple[torch.Tensor,
     return pixels, shape, color
 
 
-def train_vision_tower(steps: int, seed: int = 0, batch_size: int = 64) -> tuple[SiglipVisionModel, PatchLabels]:
+def train_vision_tower(steps: int, seed: int = 0) -> tuple[SiglipVisionModel, PatchLabels]:
     """A tower and the linear readers that it was trained with."""
     torch.manual_seed(seed)
     tower = SiglipVisionModel(vision_config())
@@ -76,8 +78,8 @@ def train_vision_tower(steps: int, seed: int = 0, batch_size: int = 64) -> tuple
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         first = 0
         while True:
-            yield labelled_patches(scenes, np.arange(first, first + batch_size))
-            first += batch_size
+            yield labelled_patches(scenes, np.arange(first, first + BATCH))
+            first += BATCH
 
     def loss_of(batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
         pixels, shape, color = batch
@@ -96,7 +98,7 @@ def train_vision_tower(steps: int, seed: int = 0, batch_size: int = 64) -> tuple
     return tower, readers
 
 
-def probe_accuracy(tower: SiglipVisionModel, seed: int = 0, fit_scenes: int = 768, test_scenes: int = 256) -> dict:
+def probe_accuracy(tower: SiglipVisionModel) -> dict:
     """How well a fresh linear reader tells shape and colour of the occupied cells from single frozen patch tokens.
 
     The reader is a ridge regression onto one-hot labels, solved in closed form, fitted on scenes of the train split and
@@ -104,20 +106,18 @@ def probe_accuracy(tower: SiglipVisionModel, seed: int = 0, fit_scenes: int = 76
     """
     tower.eval()
     features, labels = {}, {}
-    for split, count in (("train", fit_scenes), ("test", test_scenes)):
-        scenes = Scenes(split, size=count, seed=seed + 7, prior_strength=0.0, tasks=["caption"])
+    for split, count in PROBE_SCENES.items():
+        scenes = Scenes(split, size=count, seed=7, prior_strength=0.0, tasks=["caption"])
         pixels, shape, color = labelled_patches(scenes, np.arange(count))
         with torch.no_grad():
             parts = [tower(pixel_values=part).last_hidden_state for part in pixels.split(128)]
-        tokens = torch.cat(parts).flatten(0, 1).double()  # (N * 36, D)
-        features[split] = torch.cat([tokens, torch.ones(len(tokens), 1, dtype=tokens.dtype)], dim=1)  # (N * 36, D + 1)
+        features[split] = torch.cat(parts).flatten(0, 1)  # (N * 36, D)
         labels[split] = {"shape": shape.flatten(), "color": color.flatten()}
-    x, result = features["train"], {}
-    gram = x.T @ x + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype)
+    result = {}
     for name, target in labels["train"].items():
-        solution = torch.linalg.solve(gram, x.T @ nn.functional.one_hot(target, 9).double())  # (D + 1, 9)
+        said = linear_probe(features["train"], nn.functional.one_hot(target, 9), features["test"])  # (N * 36, 9)
         truth = labels["test"][name]
-        hits = (features["test"] @ solution).argmax(dim=1) == truth
+        hits = said.argmax(dim=1) == truth
         result[f"{name}_probe"] = hits[truth > 0].double().mean().item()
         if name == "shape":
             result["empty_probe"] = hits[truth == 0].double().mean().item()

@@ -19,16 +19,15 @@ class AnswerCollator:
 
     Args:
         parts: of the model. processor: its own.
-        prompts ([`Prompts`], *optional*): the instructions around captions and expressions.
         seed (`int`, *optional*, defaults to 0): chooses among several captions.
 
     Raises:
         ValueError: a record without an image.
     """
 
-    def __init__(self, parts: ModelParts, processor: Any, prompts: Prompts | None = None, seed: int = 0):
+    def __init__(self, parts: ModelParts, processor: Any, seed: int = 0):
         self.parts, self.processor, self.seed = parts, processor, seed
-        self.prompts, self.epoch = prompts or Prompts(), 0
+        self.epoch = 0
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for record in records:
@@ -38,7 +37,7 @@ class AnswerCollator:
             self.parts,
             self.processor,
             [record["image"] for record in records],
-            [self.prompts.question(record) for record in records],
+            [Prompts().question(record) for record in records],
             [record.get("tags") or [] for record in records],
         )[0]
         tokens, real = padded_answers([self._answer(record) for record in records], "cpu")  # (B, A) each
