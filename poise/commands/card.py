@@ -5,7 +5,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,8 +39,9 @@ def main(argv: Sequence[str]) -> int:
     figures: dict[str, Path] = {}
     if (folder / "config.json").is_file() and (folder / CARD_DATA_FILE).is_file():  # published: it has all by itself
         card_data = CardData.load(folder / CARD_DATA_FILE)
+        router_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("router_type")
         for path in arguments.evaluation:
-            add_evaluation_file(card_data, path, _json(folder / "config.json").get("router_type"))
+            add_evaluation_file(card_data, path, router_type)
         card_data.drop_repetitions()
     else:
         run = RunFolder.find(folder)
@@ -54,7 +54,3 @@ def main(argv: Sequence[str]) -> int:
     write_card(folder, card_data, figures)
     sys.stdout.write(f"{folder / 'README.md'}\n")
     return 0
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

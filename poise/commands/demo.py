@@ -278,6 +278,6 @@ def main(argv: Sequence[str]) -> int:
     seconds = round(time.monotonic() - started, 1)
     training = {router: run.metrics for router, run in runs.items()}
     results = {"rows": rows, "training": training, "seconds": seconds}
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_whole(output / "results.json", json.dumps(results, indent=2) + "\n")
     print(f"\n{table_text(rows)}\n\nmodel:  {published}\nreport: {output / 'report.png'}\ntook {seconds:.0f} s")
     return 0

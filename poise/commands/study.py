@@ -31,10 +31,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def overrides_of(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in ("seeds", "steps", "samples") if getattr(args, name) is not None}
-
-
 def runs_for_report(plan: StudyPlan, folder: Path) -> list[dict[str, Any]]:
     """
     The finished runs of those seeds for which the first grid is complete, so that cells are compared on the same seeds.
@@ -54,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(list(argv))
     if args.jobs < 1:
         raise ValueError(f"--jobs={args.jobs} does nothing: use 1 or more")
-    plan = load_plan(args.config, overrides_of(args))
+    asked = {name: getattr(args, name) for name in ("seeds", "steps", "samples")}
+    plan = load_plan(args.config, {name: value for name, value in asked.items() if value is not None})
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     output = Path(args.output)
     if output.exists() and not output.is_dir():

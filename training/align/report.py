@@ -56,10 +56,6 @@ def _images(pairs: CaptionPairs, rows: Sequence[int]):
         yield pairs.images(list(rows[start : start + _PART]))
 
 
-def _similarities(tagger: ZeroShotTagger, pairs: CaptionPairs, rows: Sequence[int]) -> torch.Tensor:
-    return torch.cat([tagger.similarities(part).cpu() for part in _images(pairs, rows)])  # (N, C)
-
-
 def calibrate(tagger: DualEncoderTagger, pairs: CaptionPairs, rows: Sequence[int]) -> dict[str, float]:
     """
     Fit the tagger's temperature and bias on these images, whose tags are known; returns both.
@@ -75,7 +71,7 @@ def calibrate(tagger: DualEncoderTagger, pairs: CaptionPairs, rows: Sequence[int
             "tagger.vocabulary: none of its names is true of an evaluation image, so scores cannot be calibrated: "
             'give the records tags or metadata["labels"] in the words of the vocabulary'
         )
-    similarities = _similarities(tagger, pairs, rows).numpy()  # (N, C)
+    similarities = torch.cat([tagger.similarities(part).cpu() for part in _images(pairs, rows)]).numpy()  # (N, C)
     tagger.temperature, tagger.bias = fit_temperature(similarities[known], truth[known])
     return {"temperature": tagger.temperature, "bias": tagger.bias, "pictures": int(known.sum())}
 

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 
+from ...evaluation.whole_files import write_whole
 from .plan import Cell, StudyPlan
 
 Run = Mapping[str, Any]
@@ -121,7 +122,7 @@ def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: s
     """
     beside = folder / "results"
     beside.mkdir(parents=True, exist_ok=True)
-    (beside / "study.json").write_text(json.dumps(list(runs), indent=1) + "\n", encoding="utf-8")
+    write_whole(beside / "study.json", json.dumps(list(runs), indent=1) + "\n")
     groups = groups_of(plan, runs)
     cells = list(dict.fromkeys(map(cell_of, runs)))
     routed = [cell for cell in cells if cell.router != "none"]
@@ -136,7 +137,7 @@ def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: s
         sections += ["## Where a tag names the wrong answer", _CONFLICT_WORDS, _conflict_table(runs, conflicts, main)]
     sections += ["## Parameters and time", _cost_table(runs)]
     page = folder / "results.md"
-    page.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    write_whole(page, "\n\n".join(sections) + "\n")
     return page
 
 
