@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..degradations.degradations import NEEDS_DONOR, NEEDS_FOREIGN_TAGS, check_degradation, degrade, nearest_name
+from ..degradations.degradations import (
+    DEGRADATION_STREAMS,
+    NEEDS_DONOR,
+    NEEDS_FOREIGN_TAGS,
+    check_degradation,
+    degrade,
+    nearest_name,
+)
 from ..degradations.stateless_random import random_uniforms, stable_hash
 from .drawing import draw_images, object_boxes
 from .layout import (
@@ -157,10 +164,11 @@ class Scenes(torch.utils.data.Dataset):
         return records
 
     def rows(self, indices: Indices, images: bool = True) -> list[dict]:
-        """The records; without images much faster where nothing is degraded, and `image` is a name of the scene."""
+        """The records; without images `image` is a name of the scene, and where words are sound none is drawn."""
         if images:
             return self.__getitems__(indices)
-        records = self.__getitems__(indices) if self.degradations else self.records(indices, images=False)
+        sound = all(DEGRADATION_STREAMS[name] == "image" for name in self.degradations)
+        records = self.records(indices, images=False) if sound else self.__getitems__(indices)
         name = stable_hash("image", str(self.identity()))
         return [{**record, "image": f"scene {record['metadata']['scene']} of {name}"} for record in records]
 

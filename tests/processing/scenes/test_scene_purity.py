@@ -94,6 +94,20 @@ def test_index_outside(index):
         Scenes(size=40)[index]
 
 
+def test_rows_without_images_are_the_records_with_names_of_their_images():
+    names = set()
+    damages = ({}, {"image_degradation": "blur"}, {"tag_corruption": "tags_removed", "severity": 5})
+    for damage in damages:
+        scenes = Scenes("test", size=9, **damage)
+        bare = scenes.rows([4, 2], images=False)
+        assert all(isinstance(record["image"], str) for record in bare)
+        names |= {record["image"] for record in bare}
+        whole = scenes.rows([4, 2])
+        assert [{**record, "image": None} for record in bare] == [{**record, "image": None} for record in whole]
+        assert whole[0]["image"].tobytes() == scenes[4]["image"].tobytes()
+    assert len(names) == 2 * len(damages)
+
+
 def test_no_scenes_are_an_empty_batch():
     scenes = Scenes(size=4)
     assert scenes.__getitems__([]) == [] and scenes.records([]) == []
