@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FINISHED = ("model", "tag_encoder")  # what stages write at their end
 DAMAGED = "damaged-"
 LOCK_FILE = "run.lock"
+TRACKERS = ("trackio", "tensorboard")  # with an extra of their own
 WAIT_SECONDS = 1.0  # time enough to take a dead owner's lock over
 _LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
           "dataloader_num_workers": 0, "save_total_limit": 1}  # fmt: skip
@@ -298,7 +299,8 @@ def _check_trackers(wanted: Any) -> None:
         if name not in known:
             raise unknown_name("training.report_to: ", name, known)
         if name not in ("none", "all") and name not in get_available_reporting_integrations():
-            raise ImportError(f"training.report_to={name!r} needs {name}: pip install {name}, or set report_to=none")
+            package = f"'poise[{name}]'" if name in TRACKERS else name
+            raise ImportError(f"training.report_to={name!r} needs {name}: pip install {package}, or set report_to=none")
 
 
 def _check_folder(folder: str) -> None:

@@ -120,7 +120,7 @@ def values_of_fields() -> dict[str, Iterable[str]]:
     from poise.processing.degradations.degradations import DEGRADATION_STREAMS
     from poise.training.align.recipe import HEAD_CHOICES
     from poise.training.preference.pairs import KINDS
-    from poise.training.sft.recipe import TRACKERS
+    from poise.training.run_start import TRACKERS
 
     return {
         "router_type": ROUTERS,

@@ -26,7 +26,6 @@ from ..recipe_loading import (
 
 QUANTIZATIONS = ("none", "nf4", "int8")
 CHECKED_MODULES = ("projector", "soft_prompt", "router", "adapters", "tag_encoder", "vision_tower")
-TRACKERS = {"trackio": "trackio", "tensorboard": "tensorboard"}  # `report_to` → package of an optional extra
 # What an evaluation measures, as `training.metric_for_best_model` may name it; those with a slash belong to others.
 METRICS = (
     "loss", "primary_mean", "vqa_accuracy", "caption_cider_d", "caption_rouge_l", "caption_bleu_1", "caption_bleu_2",
@@ -286,13 +285,6 @@ class Recipe(StageRecipe):
                 f"training.metric_for_best_model={metric!r} is not measured: "
                 + (f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(METRICS)}")
             )
-        wanted = training.get("report_to") or []
-        for name in [wanted] if isinstance(wanted, str) else wanted:
-            package = TRACKERS.get(name)
-            if package is not None and importlib.util.find_spec(package) is None:
-                raise ImportError(
-                    f"training.report_to={name!r} needs {package}: pip install 'poise[{name}]', or set report_to=none"
-                )
 
 
 load_recipe = Recipe.load

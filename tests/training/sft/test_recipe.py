@@ -6,6 +6,7 @@ import yaml
 from poise.commands.train import parse_overrides, source_override
 from poise.training.recipe_loading import recipe_path
 from poise.training.sft.recipe import load_recipe
+from poise.training.sft.stage import training_arguments
 
 SHIPPED = ("demo", "photos", "siglip2_smollm2_minilm", "clip_flan_t5_bert")
 
@@ -144,15 +145,18 @@ def test_data_on_the_line_is_a_name_or_a_mapping():
         source_override("{name: a, split: 'test}")
 
 
-def test_an_optional_package_that_is_missing_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
-    for overrides, words in (
-        ({"model.quantization": "nf4"}, "poise.quantization."),
-        ({"report_to": "trackio"}, "poise.trackio."),
-        ({"report_to": ["tensorboard"]}, "poise.tensorboard."),
+def test_an_optional_package_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("poise.training.run_start.get_available_reporting_integrations", list)
+    for wanted, words in (
+        ("trackio", "poise.trackio."),
+        (["tensorboard"], "poise.tensorboard."),
+        ("wandb", "l wandb,"),
     ):
         with pytest.raises(ImportError, match=words):
-            load_recipe("demo", overrides)
+            training_arguments(load_recipe("demo", {"report_to": wanted, "output_dir": str(tmp_path)}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    with pytest.raises(ImportError, match="poise.quantization."):
+        load_recipe("demo", {"model.quantization": "nf4"})
 
 
 def test_a_quantized_language_model_without_adapters_is_refused(tmp_path):
