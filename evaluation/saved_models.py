@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from ..processing.records.json_lines import read_json
 
@@ -38,6 +38,24 @@ def saved_config(folder: str | os.PathLike, argument: str = "model") -> dict[str
     return found
 
 
+def check_saved(folder: str | os.PathLike, argument: str = "model") -> None:
+    """Looks at what a folder holds without reading weights: config.json, and the headers of files of weights.
+
+    Raises:
+        ValueError: one of them is damaged or cut; the message calls the folder `argument`.
+    """
+    if (Path(folder) / "config.json").is_file():
+        saved_config(folder, argument)
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{argument}={os.fspath(folder)!r} is damaged, {path.name} ({error}); {_REMEDY}."
+            ) from None
+
+
 @contextmanager
 def loading_errors(name: str | os.PathLike, argument: str = "model") -> Iterator[None]:
     """
@@ -50,8 +68,7 @@ def loading_errors(name: str | os.PathLike, argument: str = "model") -> Iterator
     Raises:
         ValueError: a damaged file, or weights of other shapes than the model's.
     """
-    if (Path(name) / "config.json").is_file():
-        saved_config(name, argument)
+    check_saved(name, argument)
     try:
         yield
     except _DAMAGES as error:

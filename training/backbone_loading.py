@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
+from ..evaluation.saved_models import check_saved
 from ..modeling.backbones import load_encoder
 
 SUGGESTED = {
@@ -26,8 +27,9 @@ def read_config(key: str, source: str) -> Any:
     The configuration of a checkpoint.
 
     Raises:
-        ValueError: it cannot be read; in one line, with the key that named it.
+        ValueError: it cannot be read, or weights beside it are damaged; in one line, with the key that named it.
     """
+    check_saved(source, key)
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

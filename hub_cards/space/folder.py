@@ -106,11 +106,14 @@ def _write_files(folder: Path, model: str, tagger: str | None, title: str | None
 def check_source(name: str, option: str, needed: str) -> None:
     """
     Raises:
-        ValueError: neither a folder with the file `needed` nor `user/name`.
+        ValueError: neither a folder with the file `needed`, and without damage, nor `user/name`.
     """
+    from ...evaluation.saved_models import check_saved
+
     if Path(name).is_dir():
         if not (Path(name) / needed).is_file():
             raise ValueError(f"{option} {name!r} is a folder without {needed}: name the folder of a saved model")
+        check_saved(name, option)
     elif hub_id(name) is None or name.count("/") != 1:
         raise ValueError(f"{option} {name!r} is no folder and no name of a Hub repository: write user/name")
 

@@ -106,10 +106,13 @@ def tags_by(tagger: str, image: "Image") -> "list[Tag]":
     """
     from transformers.utils import logging
 
+    from poise.evaluation.saved_models import loading_errors
     from poise.processing.taggers import DualEncoderTagger
 
     logging.disable_progress_bar()
-    return DualEncoderTagger.from_pretrained(tagger)([image])[0]
+    with loading_errors(tagger, "tagger"):
+        found = DualEncoderTagger.from_pretrained(tagger)
+    return found([image])[0]
 
 
 def answer(

@@ -107,9 +107,11 @@ def main(argv: list[str]) -> int:
     )
     records = load_data_source(arguments.data, arguments.samples, several_images=arguments.tagger is None)
     if arguments.tagger is not None:
+        from poise.evaluation.saved_models import loading_errors
         from poise.processing.records.tagged_records import TaggedRecords, load_tagger
 
-        records = TaggedRecords(records, load_tagger(arguments.tagger))
+        with loading_errors(arguments.tagger, "tagger"):
+            records = TaggedRecords(records, load_tagger(arguments.tagger))
     model, processor = chosen_model(arguments, device)
     with named_when_full(folder, "make room; the same command goes on behind the answers that are there"):
         metrics = evaluator(model, processor, records)

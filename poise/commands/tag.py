@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--output {arguments.output!r}: the records are JSON lines; name a .jsonl file")
     check_at_least(arguments, 1, "batch_size")
     from poise.evaluation.data_sources import load_data_source
+    from poise.evaluation.saved_models import loading_errors
     from poise.evaluation.whole_files import failures_named
     from poise.model_loading import chosen_device
 
@@ -79,10 +80,11 @@ def main(argv: list[str]) -> int:
         _check_settings(shares, settings)
     device = str(arguments.device or process.device)
     # A calibration stretches scores, so the threshold is applied behind it.
-    tagger = ModelTagger.from_pretrained(
-        arguments.tagger, vocabulary, 0.0 if arguments.calibrate else arguments.threshold,
-        10_000 if arguments.calibrate else arguments.max_tags, device, arguments.trust_remote_code,
-    )  # fmt: skip
+    threshold, max_tags = (0.0, 10_000) if arguments.calibrate else (arguments.threshold, arguments.max_tags)
+    with loading_errors(arguments.tagger, "tagger"):
+        tagger = ModelTagger.from_pretrained(
+            arguments.tagger, vocabulary, threshold, max_tags, device, arguments.trust_remote_code
+        )
     rescale = None if true is None else _calibration(tagger, true, arguments.calibrate, arguments.batch_size)
     process.wait_for_everyone()  # nobody begins before everybody has compared the settings
     if process.is_main_process:
