@@ -16,6 +16,7 @@ import argparse
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from poise.evaluation.data_sources import load_data_source
+from poise.evaluation.intervals import Score
 from poise.evaluation.robustness.evaluator import RobustnessEvaluator
 
 parser = argparse.ArgumentParser()
@@ -33,7 +34,6 @@ scores = evaluator(model, processor, records)
 
 print(f"with the image           {scores['clean']:.2f}")
 for degradation in evaluator.degradations:
-    score, low, high = (scores[f"{degradation}_5{end}"] for end in ("", "_low", "_high"))
-    print(f"{degradation:<24} {score:.2f} [{low:.2f}, {high:.2f}]")
+    print(f"{degradation:<24} {Score.read(scores, f'{degradation}_5').text('.2f')}")
 lost = scores["clean"] - scores["swapped_image_5"]
 print(f"{lost:.2f} of the accuracy comes from the image; the rest is what the words alone are worth.")

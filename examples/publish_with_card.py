@@ -15,6 +15,7 @@ import argparse
 from poise import PoiseForConditionalGeneration, PoiseProcessor
 from poise.evaluation.data_sources import load_data_source
 from poise.evaluation.generation_evaluator import GenerationEvaluator
+from poise.evaluation.intervals import Score
 from poise.hub_cards import CardData, EvaluationRow, push_to_hub, write_publishable_folder
 
 parser = argparse.ArgumentParser()
@@ -31,8 +32,8 @@ scores = GenerationEvaluator(task="vqa")(model, processor, load_data_source(argu
 
 card = CardData(license="apache-2.0")
 name = "vqa_accuracy"
-row = EvaluationRow("clean", name, scores[name], scores.get(f"{name}_low"), scores.get(f"{name}_high"))
-card.evaluation.append(row)
+score = Score.read(scores, name)
+card.evaluation.append(EvaluationRow("clean", name, score.value, score.low, score.high))
 folder = write_publishable_folder(model, processor, arguments.output, card, repository=arguments.repo)
 print(f"{folder} loads without Poise; its card is README.md")
 if arguments.upload:
