@@ -11,6 +11,8 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from poise.evaluation.decoding import without_prompts
+
 # lmms-eval's own settings -> what `generate` calls them; the rest of a task's settings is not ours to read.
 SETTINGS = ("max_new_tokens", "num_beams", "temperature", "top_p", "do_sample")
 MAX_NEW_TOKENS = 128
@@ -120,8 +122,7 @@ class PoiseForLmmsEval(lmms):
             chosen.pop("temperature", None)
             chosen.pop("top_p", None)
         tokens = self.model.generate(**inputs, **chosen)  # (B, T)
-        if not self.model.config.is_encoder_decoder:
-            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        tokens = without_prompts(self.model, inputs["input_ids"], tokens)  # (B, A)
         padding = self.processor.tokenizer.pad_token_id
         counts = (tokens != padding).sum(-1).tolist()
         texts = self.processor.batch_decode(tokens, skip_special_tokens=True)

@@ -139,6 +139,7 @@ def answer(
     """
     from transformers.utils import logging
 
+    from poise.evaluation.decoding import without_prompts
     from poise.model_loading import load_model
 
     logging.disable_progress_bar()
@@ -161,9 +162,8 @@ def answer(
         return_tensors="pt",
     ).to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # (1, T)
-    if not model.config.is_encoder_decoder:  # a decoder-only model repeats the prompt in front of its answer
-        tokens = tokens[:, inputs["input_ids"].shape[1] :]
-    return processor.decode(tokens[0], skip_special_tokens=True).strip()
+    answers = without_prompts(model, inputs["input_ids"], tokens)  # (1, A)
+    return processor.decode(answers[0], skip_special_tokens=True).strip()
 
 
 def warning_about(model: Any, processor: Any, image: "Image", question: str, tags: "list[Tag]") -> str:
