@@ -31,7 +31,10 @@ class ImageRoute(nn.Module):
     All that is new: soft prompt, router, and how the image tokens read the prompt.
 
     `image` [N, P, D], tags ids, mask and scores [N, L], `states` of the tower, L' × [N, P', Dv] or `None` →
-    image tokens [N, P, D] and weights [N, 2] or `None`.
+    image tokens [N, P, D], weights [N, 2] or `None`, and of the weights what is applied to the image, [N] or `None`.
+
+    Until it is trained, a reliability router that was fitted says how far an image can be trusted and leaves it as it
+    is: no null token could stand in for it.
     """
 
     def __init__(self, config, tag_encoder_config):
@@ -41,21 +44,26 @@ class ImageRoute(nn.Module):
         self.soft_prompt = DynamicSoftPrompt(parts)
         self.router = build_router(parts)
         self.reader = PromptReader(config.width, config.reader_width)
+        self.register_buffer("trained", torch.tensor(False))
         # A channel router refills channels from the start; it is let in as training wants it.
         self.opening = nn.Parameter(torch.zeros(())) if config.router_type == "channel" else None
 
     def forward(self, image, tags, tag_encoder, states=None):
         ids, mask, scores = tags
-        weights = None
+        weights = applied = None
         if states is not None:
             weights, kept = self._verdict(states, tags, tag_encoder)  # (N, 2), (N, L) or None
             scores = scores if kept is None else scores * kept
+            if self.training:
+                self.trained.fill_(True)
+            applied = torch.where(self.trained, weights, 1.0)  # (N, 2)
         prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
         if self.router is not None:
-            streams, weights = self.router(Streams(image, prompt, weights))
+            streams, routed_by = self.router(Streams(image, prompt, applied))
+            weights = routed_by if weights is None else weights
             routed, prompt = streams.image.to(image.dtype), streams.text.to(image.dtype)
             image = routed if self.opening is None else image + self.opening.tanh() * (routed - image)  # (N, P, D)
-        return self.reader(image, prompt), weights
+        return self.reader(image, prompt), weights, None if applied is None else applied[:, 0]
 
     def _verdict(self, states, tags, tag_encoder):
         """What a reliability router trusts, see `ReliabilityRouter.judge`; the question does not reach this model."""

@@ -162,25 +162,26 @@ class RoutedVlm(PreTrainedModel):
         states = None
         if self.config.router_type == "reliability":
             states = _states_of_items(features.get("hidden_states"), items, grid)  # n × L' × [1, P', Dv]
-        routed, weights = [None] * len(items), [None] * len(items)
+        routed, weights, applied = ([None] * len(items) for _ in range(3))
         for places in _equal_places(items, states):
             some = torch.stack([items[i] for i in places])  # (N, P, D)
             seen = None
             if states is not None:
                 layers = zip(*(states[i] for i in places), strict=True)
                 seen = [torch.cat(layer) for layer in layers]  # L' × [N, P', Dv]
-            tokens, weight = self.route(
+            tokens, weight, kept = self.route(
                 some.to(self.route_dtype), tuple(rows[places] for rows in tags), self.tag_encoder, seen
             )
             for i, place in enumerate(places):
                 routed[place] = tokens[i].to(pooled[0].dtype)
                 weights[place] = None if weight is None else weight[i]
+                applied[place] = None if kept is None else kept[i]
         self.router_weights = None if weights[0] is None else torch.stack(weights)  # (n, 2)
         features["pooler_output"] = torch.stack(routed) if torch.is_tensor(pooled) else type(pooled)(routed)
         if self.config.router_type == "reliability" and features.get("deepstack_features"):
             # Features that are added in deeper layers say what the tokens say: they fade with them.
             faded = [
-                [part * w[0] for part, w in zip(layer, weights, strict=True)]
+                [part * weight for part, weight in zip(layer, applied, strict=True)]
                 for layer in features["deepstack_features"]
             ]
             features["deepstack_features"] = faded

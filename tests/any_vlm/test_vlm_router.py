@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, Be
 from poise.command_line import main
 from poise.modeling.configuration_vlm_router import VlmRouterConfig
 from poise.modeling.image_reliability import image_inputs
-from poise.modeling.modeling_vlm_router import RoutedVlm
+from poise.modeling.modeling_vlm_router import RoutedVlm, image_owner
 from poise.processing.degradations.image_degradations import IMAGE_DEGRADATIONS
 from poise.processing.scenes.scenes import Scenes
 from poise.processing.tag_tokens import tokenize_tags
@@ -149,6 +149,7 @@ def test_flat_patches_of_two_sizes_are_told_apart():
 def test_deeper_features_fade_with_the_tokens():
     model, inputs = routed("qwen3_vl")
     model.route.router.judge = lambda *evidence: (torch.tensor([[0.25, 1.0]]), None)
+    model.route.trained.fill_(True)
     images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
     with torch.no_grad():
         own = model.vlm.model.get_image_features(**images, return_dict=True).deepstack_features
@@ -251,6 +252,16 @@ def test_statistics_without_training_tell_damage_and_are_saved(folder, tmp_path)
 
     sound, noisy = weights(model)
     assert sound.min() > 0.9 and noisy.max() < 0.5
+    # What was never trained says whom not to trust, and changes nothing.
+    noise = inputs_of(records, "noise")
+    with torch.no_grad():
+        own = image_owner(model.vlm).get_image_features(noise["pixel_values"], return_dict=True).pooler_output
+        routed = model.get_image_features(**noise).pooler_output
+        torch.testing.assert_close(torch.stack(list(routed)), torch.stack(list(own)), rtol=1e-5, atol=1e-6)
+        model.route.trained.fill_(True)
+        routed = model.get_image_features(**noise).pooler_output
+        assert (torch.stack(list(routed)) - torch.stack(list(own))).abs().amax(dim=(1, 2)).min() > 1e-3
+        model.route.trained.fill_(False)
     model.save_pretrained(tmp_path / "router")
     again = weights(RoutedVlm.from_pretrained(tmp_path / "router"))
     torch.testing.assert_close(again, (sound, noisy), rtol=1e-4, atol=1e-5)
