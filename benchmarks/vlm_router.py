@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/vlm_router_bench"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="of the tiny LLaVA (default 600)")
-    parser.add_argument("--router-steps", type=int, default=150, metavar="N", help="of its router (default 150)")
+    parser.add_argument("--router-steps", type=int, default=900, metavar="N", help="of its router (default 900)")
     parser.add_argument("--samples", type=int, default=150, metavar="N", help="questions (default 150)")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
