@@ -122,7 +122,8 @@ def write_results(plan: StudyPlan, runs: Sequence[Run], folder: Path, command: s
     """
     beside = folder / "results"
     beside.mkdir(parents=True, exist_ok=True)
-    write_whole(beside / "study.json", json.dumps(list(runs), indent=1) + "\n")
+    lines = ",\n".join(json.dumps(run) for run in runs)  # a run a line
+    write_whole(beside / "study.json", f"[\n{lines}\n]\n")
     groups = groups_of(plan, runs)
     cells = list(dict.fromkeys(map(cell_of, runs)))
     routed = [cell for cell in cells if cell.router != "none"]
