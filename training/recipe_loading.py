@@ -290,6 +290,19 @@ def recipe_path(name: str) -> Path:
     raise unknown_name("recipe ", name, sorted(file.stem for file in shipped.glob("*.yaml")))
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """A key that stands twice is an error: YAML would keep the last value without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                problem=f"{twice!r} stands twice; keep one", problem_mark=node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe_file(path: Path, known: Sequence[str]) -> Mapping[str, Any]:
     """What a YAML file holds.
 
@@ -297,7 +310,7 @@ def read_recipe_file(path: Path, known: Sequence[str]) -> Mapping[str, Any]:
         ValueError: not YAML, or no mapping of the `known` names.
     """
     try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        written = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"recipe {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(written or {}, Mapping):

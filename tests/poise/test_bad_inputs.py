@@ -330,6 +330,7 @@ RECIPE_FILES = {
     "- 1\n": "recipe recipe.yaml: expected training, model, .. found list",
     "3": "recipe recipe.yaml: expected training, model, .. found int",
     "a: [": "recipe recipe.yaml: not valid YAML",
+    "model:\n  dtype: auto\n  dtype: float32\n": "recipe recipe.yaml: not valid YAML: 'dtype' stands twice; keep one",
     b"a: \xe9": "recipe recipe.yaml: not valid YAML",
     "[" * 3000: "recipe recipe.yaml: not valid YAML",
     "x: !!python/object/apply:os.system [echo]\n": "recipe recipe.yaml: not valid YAML",
