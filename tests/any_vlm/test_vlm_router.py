@@ -146,6 +146,15 @@ def test_flat_patches_of_two_sizes_are_told_apart():
             torch.testing.assert_close(states, own, rtol=1e-4, atol=1e-5)
 
 
+def test_frozen_towers_stay_functions_in_training():
+    model, _ = routed("llava")
+    model.train()
+    assert not model.vlm.get_encoder("image").training and not model.tag_encoder.training
+    assert model.vlm.get_decoder().training and model.route.training
+    model.tag_encoder.requires_grad_(True)
+    assert model.train().tag_encoder.training
+
+
 def test_deeper_features_fade_with_the_tokens():
     model, inputs = routed("qwen3_vl")
     model.route.router.judge = lambda *evidence: (torch.tensor([[0.25, 1.0]]), None)

@@ -38,6 +38,16 @@ def test_state_does_not_depend_on_how_samples_were_batched(sizes):
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3, msg=name)
 
 
+def test_what_is_loaded_gives_the_same_verdict():
+    """Also where the derived numbers come from an earlier state of the statistics."""
+    statistics, strange = observed(stream(1000)), 5 * stream(4, seed=1)
+    loaded = Typicality(DIM, slope=6.0, quantile=0.999)
+    state = statistics.state_dict() | {"centre_scale_threshold": torch.tensor([0.0, 1.0, 0.0])}
+    loaded.load_state_dict(state)
+    assert statistics.beyond(strange).min() > 0
+    torch.testing.assert_close(loaded.eval().beyond(strange), statistics.beyond(strange), rtol=1e-5, atol=1e-5)
+
+
 def test_mean_and_covariance_are_those_of_the_samples():
     rows = stream(1000)
     statistics = observed(rows, 13)
