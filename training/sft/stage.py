@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
 from ...evaluation.generation_evaluator import GenerationEvaluator
+from ...evaluation.intervals import is_bound
 from ...evaluation.robustness.degraded_records import CLEAN
 from ...evaluation.robustness.router_weights import RouterByCondition, has_router
 from ..feature_cache.frozen_towers import cached_records
@@ -126,7 +127,7 @@ def _answer_scorer(evaluation, processor, recipe: Recipe):
 def summary(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Lines that tell how a run ended."""
     for name, value in metrics.items():
-        if isinstance(value, int | float) and not name.endswith(("_low", "_high")):
+        if isinstance(value, int | float) and not is_bound(name, metrics):
             yield f"{name}: {value:.4g}"
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from ...evaluation.data_sources import load_data_source
 from ...evaluation.generation_evaluator import GenerationEvaluator
+from ...evaluation.intervals import is_bound
 from ...evaluation.probing.parts import model_parts
 from ...modeling.modeling_vlm_router import RoutedVlm
 from ...processing.batching.collators import IGNORED
@@ -149,5 +150,5 @@ def summary(metrics: Mapping[str, Any]) -> Iterator[str]:
     for moment in ("before", "after"):
         if moment in metrics:
             scores = {name.removeprefix("eval_"): value for name, value in metrics[moment].items()}
-            shown = [f"{n} {v:.3f}" for n, v in scores.items() if not n.endswith(("_low", "_high", "samples"))]
+            shown = [f"{n} {v:.3f}" for n, v in scores.items() if not is_bound(n, scores) and not n.endswith("samples")]
             yield f"{moment}: " + ", ".join(shown[:4])
