@@ -7,7 +7,9 @@ import torch
 from transformers import AddedToken, BatchFeature
 
 from ..modeling.contrast_inputs import image_token
+from ..processing.backbone_processors import USUAL_QUESTION
 from ..processing.prompts import Prompts, images_of
+from ..processing.questions import tokenize_questions
 from ..processing.records.task_record_files import opened_record
 from ..processing.tag_tokens import tokenize_tags
 from ..processing.tags import check_tags
@@ -82,8 +84,10 @@ class ChatCollator:
         records = [opened_record(record) for record in records]
         inputs = self._prompt_inputs(records)
         if self.tag_tokenizer is not None:
-            tagged = [{"tags": tags} for record in records for _, tags in images_of(record)]
-            inputs.update(tag_inputs(tagged, self.tag_tokenizer))
+            of_images = [
+                {"tags": tags, "question": self.question(record)} for record in records for _, tags in images_of(record)
+            ]
+            inputs.update(router_inputs(of_images, self.tag_tokenizer))
         return inputs, list(records)
 
     def _prompt_inputs(self, records: Sequence[Mapping[str, Any]]) -> Any:
@@ -121,10 +125,11 @@ class ChatCollator:
         return inputs
 
 
-def tag_inputs(records: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, torch.Tensor]:
-    """What a [`RoutedVlm`] reads of the tags of N records: ids, mask and scores (N, L)."""
-    tags = [check_tags(record.get("tags") or []) for record in records]
-    return {name: torch.from_numpy(rows) for name, rows in tokenize_tags(tags, tokenizer, with_scores=False).items()}
+def router_inputs(images: Sequence[Mapping[str, Any]], tokenizer: Any) -> dict[str, torch.Tensor]:
+    """What the router of a [`RoutedVlm`] reads beside N images, of their `tags` and of the `question` about each."""
+    tags = tokenize_tags([check_tags(image["tags"]) for image in images], tokenizer, with_scores=False)
+    questions = tokenize_questions([image["question"] for image in images], tokenizer, USUAL_QUESTION)
+    return {name: torch.from_numpy(rows) for name, rows in (tags | questions).items()}
 
 
 @torch.no_grad()

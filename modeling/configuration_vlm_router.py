@@ -23,7 +23,7 @@ class VlmRouterConfig(PreTrainedConfig):
         tower_width (`int`): size Dv of its vision tower's states.
         tower_layers (`int`): number of them, without the embeddings.
         reader_width (`int`, *optional*, defaults to 64): of the attention by which image tokens read the soft prompt.
-
+        tag_separator_ids (`list[int]`, *optional*): the tag encoder's tokens between tags and around them.
         lora (`dict`, *optional*): `r`, `alpha`, `dropout` and `target_modules` of LoRA adapters in the language model;
             the linear layers of its attention by default.
 
@@ -45,6 +45,7 @@ class VlmRouterConfig(PreTrainedConfig):
     tower_width: int = 0
     tower_layers: int = 0
     reader_width: int = 64
+    tag_separator_ids: list[int] | None = None
     router_type: str = "reliability"
     soft_prompt_length: int = 8
     soft_prompt_pooling: str = "queries"
@@ -72,6 +73,5 @@ class VlmRouterConfig(PreTrainedConfig):
             "vision_config": SimpleNamespace(hidden_size=self.tower_width, num_hidden_layers=self.tower_layers),
             "tag_encoder_config": tag_encoder_config,
             "soft_prompt_type": "dynamic",
-            "tag_separator_ids": None,
         }
         return SimpleNamespace(**{**self.to_dict(), **shapes})

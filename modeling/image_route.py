@@ -30,8 +30,9 @@ class ImageRoute(nn.Module):
     """
     All that is new: soft prompt, router, and how the image tokens read the prompt.
 
-    `image` [N, P, D], tags ids, mask and scores [N, L], `states` of the tower, L' × [N, P', Dv] or `None` →
-    image tokens [N, P, D], weights [N, 2] or `None`, and of the weights what is applied to the image, [N] or `None`.
+    `image` [N, P, D], tags ids, mask and scores [N, L], `states` of the tower, L' × [N, P', Dv] or `None`, question ids
+    and mask [N, Q] or `None` → image tokens [N, P, D], weights [N, 2] or `None`, and of the weights what is applied to
+    the image, [N] or `None`.
 
     Until it is trained, a reliability router that was fitted says how far an image can be trusted and leaves it as it
     is: no null token could stand in for it.
@@ -48,11 +49,11 @@ class ImageRoute(nn.Module):
         # A channel router refills channels from the start; it is let in as training wants it.
         self.opening = nn.Parameter(torch.zeros(())) if config.router_type == "channel" else None
 
-    def forward(self, image, tags, tag_encoder, states=None):
+    def forward(self, image, tags, tag_encoder, states=None, question=None):
         ids, mask, scores = tags
         weights = applied = None
         if states is not None:
-            weights, kept = self._verdict(states, tags, tag_encoder)  # (N, 2), (N, L) or None
+            weights, kept = self._verdict(states, tags, question, tag_encoder)  # (N, 2), (N, L) or None
             scores = scores if kept is None else scores * kept
             if self.training:
                 self.trained.fill_(True)
@@ -65,10 +66,12 @@ class ImageRoute(nn.Module):
             image = routed if self.opening is None else image + self.opening.tanh() * (routed - image)  # (N, P, D)
         return self.reader(image, prompt), weights, None if applied is None else applied[:, 0]
 
-    def _verdict(self, states, tags, tag_encoder):
-        """What a reliability router trusts, see `ReliabilityRouter.judge`; the question does not reach this model."""
+    def _verdict(self, states, tags, question, tag_encoder):
+        """What a reliability router trusts, see `ReliabilityRouter.judge`."""
         ids, mask, scores = tags
-        words = (tag_encoder.get_input_embeddings()(ids).detach().float(), ids, mask, scores)
+        embed = tag_encoder.get_input_embeddings()
+        words = (embed(ids).detach().float(), ids, mask, scores)
+        asked = None if question is None else (embed(question[0]).detach().float(), question[1])
         profile = activation_profile(states).to(ids.device)  # (N, 6·L')
         patches = states[-1].detach().float().to(ids.device)  # (N, P', Dv)
-        return self.router.judge(patches, profile, words, None, torch.ones_like(mask[:, 0]))
+        return self.router.judge(patches, profile, words, asked, torch.ones_like(mask[:, 0]))

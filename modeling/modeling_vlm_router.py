@@ -4,6 +4,8 @@
                                                              ├─ router ─ image tokens read the prompt ─ the VLM's own
     tags + scores ─ tag encoder ─ dynamic soft prompt ───────┘                                           language model
 
+A reliability router also reads the question, to tell whether image and tags still hold what is asked.
+
 Everything happens in what the model's own `get_image_features` returns, so that its positions, masks, deeper features,
 cache, processor and chat template need not be known. The image tokens read the soft prompt by an attention whose output
 starts at zero: a new router leaves every logit what it was, and no placeholder is added to the prompt.
@@ -22,6 +24,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import cached_file, logging
 
+from .backbones import separator_ids
 from .configuration_vlm_router import VlmRouterConfig
 from .image_reliability import tower_states
 from .image_route import ImageRoute
@@ -33,6 +36,7 @@ WEIGHTS = "model.safetensors"
 # Their own `generate` runs the vision tower itself and does not ask `get_image_features`.
 OWN_GENERATE = ("blip-2", "instructblip", "instructblipvideo", "kosmos-2")
 TAGS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
+QUESTION = ("question_input_ids", "question_attention_mask")
 BACKBONES = ("vlm.", "tag_encoder.")  # what is not new, and is not saved
 
 
@@ -41,7 +45,8 @@ class RoutedVlm(PreTrainedModel):
     A pretrained vision-language model with a router and a soft prompt on its image tokens.
 
     Its inputs are those of the model, and per image `tag_input_ids`, `tag_attention_mask` and `tag_scores` [N, L], all
-    or none; its outputs are the model's. `router_weights` [N, 2] holds what the last images were weighed with.
+    or none, and `question_input_ids` and `question_attention_mask` [N, Q], what is asked in the tag encoder's
+    vocabulary; its outputs are the model's. `router_weights` [N, 2] holds what the last images were weighed with.
 
     Examples:
         >>> vlm, tag_encoder = "llava-hf/llava-1.5-7b-hf", "sentence-transformers/all-MiniLM-L6-v2"
@@ -114,6 +119,8 @@ class RoutedVlm(PreTrainedModel):
             )
         if "width" not in fields:
             fields |= _shapes(vlm.eval(), example, source, options)
+        if fields.get("router_type", "reliability") == "reliability" and "tag_separator_ids" not in fields:
+            fields["tag_separator_ids"] = _separators(encoder_source)
         shapes = {"vlm": source, "vlm_type": vlm.config.model_type, "tag_encoder": encoder_source}
         return cls(VlmRouterConfig(**{**shapes, **fields}), vlm, tag_encoder.to(vlm.device)).eval()
 
@@ -131,15 +138,18 @@ class RoutedVlm(PreTrainedModel):
         return self
 
     @contextmanager
-    def routing(self, tags=None):
-        """Within it the model's own `get_image_features` returns routed tokens. `tags`: ids, mask, scores (N, L)."""
+    def routing(self, tags=None, question=None):
+        """
+        Within it the model's own `get_image_features` returns routed tokens. `tags`: ids, mask, scores (N, L),
+        `question`: ids and mask (N, Q).
+        """
         owner = image_owner(self.vlm)
         original = owner.get_image_features
         own = vars(owner).get("get_image_features")
 
         @functools.wraps(original)
         def routed(*args, **kwargs):
-            return self.routed_image_features(original, tags, *args, **kwargs)
+            return self.routed_image_features(original, tags, question, *args, **kwargs)
 
         owner.get_image_features = routed
         try:
@@ -150,7 +160,7 @@ class RoutedVlm(PreTrainedModel):
             else:
                 owner.get_image_features = own
 
-    def routed_image_features(self, original, tags, *args, **kwargs):
+    def routed_image_features(self, original, tags, question, *args, **kwargs):
         """What `original(*args, **kwargs)`, the model's `get_image_features`, returns, with routed tokens."""
         kwargs["return_dict"] = True
         if self.config.router_type == "reliability":
@@ -159,6 +169,8 @@ class RoutedVlm(PreTrainedModel):
         pooled = features["pooler_output"]
         items = list(pooled)  # n × (P_i, D), images or tiles
         tags = _of_items(tags, len(items), items[0].device)
+        if question is not None:
+            question = _of_items(question, len(items), items[0].device)
         states = None
         if self.config.router_type == "reliability":
             states = _states_of_items(features.get("hidden_states"), items, grid)  # n × L' × [1, P', Dv]
@@ -169,8 +181,9 @@ class RoutedVlm(PreTrainedModel):
             if states is not None:
                 layers = zip(*(states[i] for i in places), strict=True)
                 seen = [torch.cat(layer) for layer in layers]  # L' × [N, P', Dv]
+            asked = None if question is None else tuple(rows[places] for rows in question)
             tokens, weight, kept = self.route(
-                some.to(self.route_dtype), tuple(rows[places] for rows in tags), self.tag_encoder, seen
+                some.to(self.route_dtype), tuple(rows[places] for rows in tags), self.tag_encoder, seen, asked
             )
             for i, place in enumerate(places):
                 routed[place] = tokens[i].to(pooled[0].dtype)
@@ -193,10 +206,11 @@ class RoutedVlm(PreTrainedModel):
 
     def observe(self, **inputs):
         """
-        Adds sound images with their tags to the router's statistics; nothing is trained. `eval()` makes verdicts of it.
+        Adds sound images, their tags and questions to the router's statistics; nothing is trained. `eval()` makes
+        verdicts of it.
 
         Args:
-            **inputs: what `get_image_features` takes of some images, and their tags.
+            **inputs: what `get_image_features` takes of some images, and their tags and questions.
         """
         if self.config.router_type != "reliability":
             raise ValueError(f"router_type={self.config.router_type!r} keeps no statistics: take 'reliability'.")
@@ -205,26 +219,24 @@ class RoutedVlm(PreTrainedModel):
             self.get_image_features(**inputs)
 
     def get_image_features(self, *args, **kwargs):
-        """The model's own, routed; see [`RoutedVlm`] for the tags."""
-        tags = _tags_of(kwargs)
-        with self.routing(tags):
+        """The model's own, routed; see [`RoutedVlm`] for tags and questions."""
+        with self.routing(*_read_by_router(kwargs)):
             return image_owner(self.vlm).get_image_features(*args, **kwargs)
 
     def forward(self, *args, **kwargs):
-        """As the model's own, with the tags of each image."""
-        tags = _tags_of(kwargs)
-        with self.routing(tags):
+        """As the model's own, with the tags of each image and what is asked about it."""
+        with self.routing(*_read_by_router(kwargs)):
             return self.vlm(*args, **kwargs)
 
     def generate(self, *args, **kwargs):
-        """As the model's own, with the tags of each image."""
-        tags = _tags_of(kwargs)
+        """As the model's own, with the tags of each image and what is asked about it."""
+        read = _read_by_router(kwargs)
         if self.config.vlm_type in OWN_GENERATE:
             raise ValueError(
                 f"generate of {type(self.vlm).__name__} runs its vision tower around get_image_features: nothing would "
                 "be routed; call forward, or take another family."
             )
-        with self.routing(tags):
+        with self.routing(*read):
             return self.vlm.generate(*args, **kwargs)
 
     def can_generate(self):
@@ -280,6 +292,7 @@ class RoutedVlm(PreTrainedModel):
         fields = {
             name: value for name, value in config.to_diff_dict().items() if name in VlmRouterConfig.__annotations__
         }
+        fields.setdefault("tag_separator_ids", None)  # as its statistics were made
         sources = (fields.pop("vlm"), fields.pop("tag_encoder"))
         model = cls.from_vlm(*sources, **options, **fields)
         weights = load_file(cached_file(pretrained_model_name_or_path, WEIGHTS))
@@ -331,28 +344,47 @@ def _shapes(vlm, example, source, options):
     }
 
 
-def _tags_of(arguments):
-    """Takes the tags of N images out of the arguments of a call: ids, mask and scores (N, L), or `None`."""
-    given = {name: arguments.pop(name, None) for name in TAGS}
+def _separators(tag_encoder):
+    """Separators of tags in a tag encoder's tokenizer, or `None` where there is no tokenizer to ask."""
+    try:
+        return None if tag_encoder is None else separator_ids(tag_encoder)
+    except (OSError, ValueError):
+        logger.warning_once(
+            f"tag_encoder={tag_encoder!r} has no tokenizer within reach: every token counts as a tag of its own; name "
+            "tag_separator_ids (said once)."
+        )
+        return None
+
+
+def _read_by_router(arguments):
+    """
+    Takes what the router reads of N images out of the arguments of a call: tags (ids, mask and scores, (N, L)) and
+    question (ids and mask, (N, Q)), each or `None`.
+    """
+    return _rows_of(arguments, TAGS), _rows_of(arguments, QUESTION)
+
+
+def _rows_of(arguments, names):
+    given = {name: arguments.pop(name, None) for name in names}
     missing = [name for name, rows in given.items() if rows is None]
-    if len(missing) == len(TAGS):
+    if len(missing) == len(names):
         return None
     if missing:
-        raise ValueError(f"{', '.join(missing)} is None, but comes with {', '.join(TAGS)}: pass all, or none.")
-    return given["tag_input_ids"], given["tag_attention_mask"].bool(), given["tag_scores"]
+        raise ValueError(f"{', '.join(missing)} is None, but comes with {', '.join(names)}: pass all, or none.")
+    return tuple(rows.bool() if name.endswith("_mask") else rows for name, rows in given.items())
 
 
-def _of_items(tags, count, device):
-    """Tags (N, L) for `count` items: repeated for the tiles of an image and for beams; none where none are given."""
-    if tags is None or tags[0].shape[1] == 0:  # nobody in the batch has any
+def _of_items(rows, count, device):
+    """Rows (N, L) for `count` items: repeated for the tiles of an image and for beams; none where none are given."""
+    if rows is None or rows[0].shape[1] == 0:  # nobody in the batch has any
         ids = torch.zeros(count, 1, dtype=torch.long, device=device)
         return ids, ids.bool(), ids.float()
-    if count % len(tags[0]):
+    if count % len(rows[0]):
         raise ValueError(
-            f"tag_input_ids has {len(tags[0])} rows for {count} images: give one row per image, all-zero in the "
-            "attention mask for an image without."
+            f"tags or questions of {len(rows[0])} images are given for {count} images: give one row per image, "
+            "all-zero in the attention mask for an image without."
         )
-    return tuple(rows.to(device).repeat_interleave(count // len(rows), dim=0) for rows in tags)
+    return tuple(part.to(device).repeat_interleave(count // len(part), dim=0) for part in rows)
 
 
 def _states_of_items(states, items, grid):

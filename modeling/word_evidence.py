@@ -122,11 +122,14 @@ class WordEvidence(StreamStatistics):
         if int(self.fitted_count) == 0 or len(patches) == 0:
             return
         last = self.neighbour
-        if last is None or last[0].shape[1] != patches.shape[1]:  # a batch of images of another size is a ring
+        if last is None:  # the first batch is a ring
             if len(patches) < 2:
                 return
             last = (patches[-1:], asked[-1:])
-        others, other_asked = torch.cat([last[0], patches[:-1]]), torch.cat([last[1], asked[:-1]])
+        # The best place is what counts: images with fewer places repeat their last one.
+        places = max(last[0].shape[1], patches.shape[1])
+        others = torch.cat([_repeated_to(places, last[0]), _repeated_to(places, patches[:-1])])  # (N, P', Dv)
+        other_asked = torch.cat([last[1], asked[:-1]])  # (N, R)
         own, is_tag, _ = self.shown(patches, tags)  # (N, L) each
         other, _, _ = self.shown(others, tags)  # (N, L)
         score_of_tag = self.score_of_tag(tags)  # (N, L)
@@ -236,3 +239,9 @@ class WordEvidence(StreamStatistics):
         shown = self.question_shown(self.asked_is_shown(patches, asked)) * is_asked  # (N,)
         named = self.question_named(self.asked_is_named(tags, asked)) * is_asked  # (N,)
         return self.tags_shown(evidence), is_tag, tag_of_token, shown, named
+
+
+def _repeated_to(places, patches):
+    """Patches [N, P, Dv] → [N, places, Dv], the last one repeated."""
+    missing = places - patches.shape[1]
+    return patches if missing == 0 else torch.cat([patches, patches[:, -1:].expand(-1, missing, -1)], dim=1)

@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from ...processing.batching.collators import GenerationCollator
-from ...processing.processing_poise import TAG_INPUTS
+from ...processing.processing_poise import QUESTION_INPUTS, TAG_INPUTS
 from ...processing.prompts import Prompts
 from ..chat_collator import ChatCollator
 from .parts import ModelParts, placeholder_ids
@@ -156,7 +156,8 @@ def chat_prompts(
     known = inspect.signature(parts.vlm.forward).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     unread = ("labels", "num_crops", "rows", "cols")  # of training, and notes about tiles
-    kept = {k: v for k, v in inputs.items() if k not in unread and (k in known or takes_all or k in TAG_INPUTS)}
+    routed = (*TAG_INPUTS, *QUESTION_INPUTS)
+    kept = {k: v for k, v in inputs.items() if k not in unread and (k in known or takes_all or k in routed)}
     if images[0] is not None and not any("pixel" in name or "patches" in name for name in kept):
         raise ValueError(
             f"processor={type(processor).__name__} makes {', '.join(inputs)} of an image and a question, which "

@@ -25,8 +25,10 @@ model = AutoModelForImageTextToText.from_pretrained("{repository}", trust_remote
 processor = AutoProcessor.from_pretrained("{vlm}")
 ```
 
-Inputs are those of {vlm}, and per image `tag_input_ids`, `tag_attention_mask` and `tag_scores`, all or none. After a
-call `model.router_weights` holds what each image and its tags were weighed with. With
+Inputs are those of {vlm}, and per image `tag_input_ids`, `tag_attention_mask` and `tag_scores`, all or none, and
+`question_input_ids` and `question_attention_mask`, what is asked in the words of the tag encoder, by which a
+reliability router tells whether the image still shows it. After a call `model.router_weights` holds what each image and
+its tags were weighed with. With
 [Poise](https://pypi.org/project/poise/) installed, `poise ask`, `look`, `evaluate`, `robustness` and `diagnose` take
 `{repository}` like any model.
 """

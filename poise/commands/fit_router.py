@@ -104,23 +104,28 @@ def _fitted(arguments: argparse.Namespace, model: Any, processor: Any, records: 
 
 def _fit_routed(arguments: argparse.Namespace, model: Any, processor: Any, records: Any, folder: Any) -> None:
     """A [`RoutedVlm`] whose router has seen the records' images and tags, saved by the ids of its parts."""
+    import torch
     from tqdm.auto import tqdm
     from transformers import AutoTokenizer
 
-    from poise.evaluation.chat_collator import tag_inputs
+    from poise.evaluation.chat_collator import router_inputs
     from poise.modeling.image_reliability import image_inputs
     from poise.modeling.modeling_vlm_router import RoutedVlm
+    from poise.processing.prompts import Prompts
     from poise.processing.records.task_record_files import opened_record
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.tag_encoder)
     routed = RoutedVlm.from_vlm(model, arguments.tag_encoder)
     routed.config.vlm = arguments.model
     tagged = 0
-    for place in tqdm(range(len(records)), desc="fit", unit="image", disable=not sys.stderr.isatty()):
+    # What an image shows is told from what the one before it shows: questions about one image must not stand together.
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(0)).tolist()
+    for place in tqdm(order, desc="fit", unit="image", disable=not sys.stderr.isatty()):
         record = opened_record(records[place])
         if record["image"] is None:
             continue
-        inputs = {**image_inputs(processor, record["image"]), **tag_inputs([record], tokenizer)}
+        shown = {"tags": record.get("tags") or [], "question": Prompts().question(record)}
+        inputs = {**image_inputs(processor, record["image"]), **router_inputs([shown], tokenizer)}
         routed.observe(**{name: value.to(model.device) for name, value in inputs.items()})
         tagged += bool(record.get("tags"))
     if not tagged:

@@ -13,6 +13,7 @@ from tiny_folders import BACKBONES, llava
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, BertConfig, BertModel
 
 from poise.command_line import main
+from poise.evaluation.chat_collator import router_inputs
 from poise.modeling.configuration_vlm_router import VlmRouterConfig
 from poise.modeling.image_reliability import image_inputs
 from poise.modeling.modeling_vlm_router import RoutedVlm, image_owner
@@ -167,6 +168,47 @@ def test_deeper_features_fade_with_the_tokens():
         torch.testing.assert_close(layer[0], 0.25 * given[0])
 
 
+def test_the_question_reaches_the_router_image_by_image():
+    """In `forward`, in `generate` and in `get_image_features`; every tile of an image has the question of its image."""
+    model, inputs = routed("llava")
+    two = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    tags = {name: torch.cat([value, value]) for name, value in TAGS.items()}
+    question = {
+        "question_input_ids": torch.tensor([[7, 8, 9], [10, 0, 0]]),
+        "question_attention_mask": torch.tensor([[1, 1, 1], [1, 0, 0]]),
+    }
+    judge, seen = model.route.router.judge, []
+
+    def watched(patches, profile, words, asked, is_real):
+        seen.append(asked)
+        return judge(patches, profile, words, asked, is_real)
+
+    model.route.router.judge = watched
+    embedded = model.tag_encoder.get_input_embeddings()(question["question_input_ids"])  # (2, 3, R)
+    images = images_of(two)
+    with torch.no_grad():
+        model(**two, **tags, **question)
+        model.generate(**two, **tags, **question, **GREEDY)
+        model.get_image_features(pixel_values=images["pixel_values"], **tags, **question)
+        model.get_image_features(pixel_values=torch.cat([images["pixel_values"]] * 2), **tags, **question)
+        model(**two, **tags)
+    for words, mask in seen[:3]:
+        torch.testing.assert_close(words, embedded)
+        assert mask.tolist() == [[True, True, True], [True, False, False]]
+    assert seen[3][1].sum(-1).tolist() == [3, 3, 1, 1] and seen[4] is None
+
+
+def test_separators_of_tags_are_those_of_the_tag_encoder(folder):
+    encoder = str(BACKBONES / "tag_encoder")
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    model = RoutedVlm.from_vlm(folder, encoder)
+    tags = tokenize_tags([check_tags([("red square", 0.9), ("star", 0.5)])], tokenizer, with_scores=False)
+    ids, mask = torch.from_numpy(tags["tag_input_ids"]), torch.from_numpy(tags["tag_attention_mask"]).bool()
+    is_word, tag_of_token = model.route.router.word_evidence.tags_of_tokens(ids, mask)
+    assert tokenizer.convert_ids_to_tokens(ids[is_word]) == ["red", "square", "star"]
+    assert len(set(tag_of_token[is_word].tolist())) == 2
+
+
 def test_a_batch_without_any_tag_is_one_without_tags():
     model, inputs = routed("llava")
     opened(model)
@@ -178,10 +220,12 @@ def test_a_batch_without_any_tag_is_one_without_tags():
 def test_tags_for_other_images_and_half_given_tags_are_refused():
     model, inputs = routed("llava")
     three = {name: value.expand(3, -1) for name, value in TAGS.items()}
-    with pytest.raises(ValueError, match="3 rows for 1 images"):
+    with pytest.raises(ValueError, match="of 3 images are given for 1"):
         model(**inputs, **three)
     with pytest.raises(ValueError, match="tag_scores is None"):
         model(**inputs, tag_input_ids=TAGS["tag_input_ids"], tag_attention_mask=TAGS["tag_attention_mask"])
+    with pytest.raises(ValueError, match="question_attention_mask is None"):
+        model(**inputs, question_input_ids=TAGS["tag_input_ids"])
     with pytest.raises(ValueError, match="set them"):
         model.save_pretrained("nowhere")
     with pytest.raises(ValueError, match="router_type"):
@@ -240,8 +284,7 @@ def test_statistics_without_training_tell_damage_and_are_saved(folder, tmp_path)
         if degradation is not None:
             images = [IMAGE_DEGRADATIONS[degradation](image, 5, rng, None) for image in images]
         pixels = torch.cat([image_inputs(processor, image)["pixel_values"] for image in images])
-        tags = tokenize_tags([check_tags(r["tags"]) for r in records], tokenizer, with_scores=False)
-        return {"pixel_values": pixels, **{name: torch.from_numpy(value) for name, value in tags.items()}}
+        return {"pixel_values": pixels, **router_inputs(records, tokenizer)}
 
     drawn = Scenes("train", size=480, tasks=("vqa",))
     before = {name: value.clone() for name, value in model.route.named_parameters()}
@@ -261,6 +304,15 @@ def test_statistics_without_training_tell_damage_and_are_saved(folder, tmp_path)
 
     sound, noisy = weights(model)
     assert sound.min() > 0.9 and noisy.max() < 0.5
+    # An image shows what is asked about it rather than what is asked about the next one.
+    verdicts, evidence = [], model.route.router.word_evidence
+    evidence.register_forward_hook(lambda module, args, out: verdicts.append(out[3]))
+    assert bool(evidence.question_shown.ready)
+    inputs = inputs_of(records)
+    with torch.no_grad():
+        model.get_image_features(**inputs)
+        model.get_image_features(**{k: v.roll(1, 0) if "question" in k else v for k, v in inputs.items()})
+    assert verdicts[0].mean() > verdicts[1].mean() + 0.5
     # What was never trained says whom not to trust, and changes nothing.
     noise = inputs_of(records, "noise")
     with torch.no_grad():

@@ -123,6 +123,21 @@ def test_batches_of_one_sample_are_compared_with_the_one_before():
     assert (true > 0).float().mean() > 0.9 and foreign.mean() < -1
 
 
+def test_images_of_other_sizes_are_compared_all_the_same():
+    """Places that repeat show nothing new: samples of changing size calibrate like those of one."""
+    same, changing = (WordEvidence(VISION, WORD, [SEPARATOR]).train() for _ in range(2))
+    for number in range(600):
+        patches, tags, question, _ = world(1, 1000 + number)
+        mean = patches.mean(1, keepdim=True)  # another place, which shows no word and leaves the mean as it is
+        same.observe(torch.cat([patches, mean], dim=1), tags, question)
+        changing.observe(torch.cat([patches, *[mean] * (1 + number % 3)], dim=1), tags, question)
+    assert bool(changing.tags_shown.ready)
+    for calibration in ("tags_shown", "question_shown", "question_named"):
+        found, expected = (getattr(some.eval(), calibration) for some in (changing, same))
+        # Rounding may move a sample from or to the held-out tenth.
+        torch.testing.assert_close(found.slope_offset, expected.slope_offset, rtol=0.05, atol=0.05)
+
+
 def test_padding_and_other_samples_change_nothing(evidence):
     patches, tags, question, _ = world(8, seed=3)
     together = evidence(patches, tags, question)
