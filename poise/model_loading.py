@@ -91,6 +91,7 @@ def load_model(
     loaded = load_run(name)
     if loaded is not None:
         model, processor = loaded
+        check_chat_template(name, processor)
         model = model.to(place)
         return (model if number_format == "auto" else model.to(number_format)).eval(), processor
     folder = Path(name)
@@ -161,7 +162,27 @@ def load_processor(name: str, config: Any = None, trust_remote_code: bool = Fals
                 f"model={name!r}: its processor marks images by the token {ours}, the model by {theirs}; save the "
                 "processor that belongs to the model."
             )
+    check_chat_template(name, processor)
     return processor
+
+
+def check_chat_template(name: str, processor: Any) -> None:
+    """
+    Raises:
+        ValueError: the chat template is damaged, or has no words for a question about an image.
+    """
+    from jinja2 import TemplateError
+
+    if getattr(processor, "chat_template", None) is None:
+        return
+    question = [{"type": "image"}, {"type": "text", "text": "what is shown ?"}]
+    try:
+        processor.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
+    except (TemplateError, TypeError) as error:
+        raise ValueError(
+            f"model={name!r}: its chat template cannot write a question about an image "
+            f"({' '.join(str(error).split())[:160]}); save the processor that belongs to the model."
+        ) from error
 
 
 # What `poise sft` leaves in the folder of a run.

@@ -9,6 +9,16 @@ from typing import Any, NamedTuple
 DIRECTION_MARKS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
+def invisible_character(name: str) -> str | None:
+    """
+    The first control character, half surrogate pair or mark of direction of a name.
+
+    NUL ends texts in other programs, half a surrogate pair cannot be stored, and marks of direction turn around what a
+    reader sees of a card or a page.
+    """
+    return next((c for c in name if unicodedata.category(c) in ("Cc", "Cs") or c in DIRECTION_MARKS), None)
+
+
 class Tag(NamedTuple):
     """What a tagger says about an image: `name`, and its `score` in [0, 1].
 
@@ -48,9 +58,7 @@ def check_tag(entry: Any, argument: str = "tag") -> Tag:
     name, score = " ".join(name.split()), float(score)
     if not name:
         raise ValueError(f"{argument}={entry!r}: the name is empty; leave the tag out.")
-    # NUL ends texts in other programs, half a surrogate pair cannot be stored, and marks of direction turn around what
-    # a reader sees of a card or a page.
-    unseen = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs") or c in DIRECTION_MARKS), None)
+    unseen = invisible_character(name)
     if unseen is not None:
         raise ValueError(f"{argument}={name!a}: the name holds the invisible character {unseen!a}; remove it.")
     if math.isnan(score) or not 0.0 <= score <= 1.0:

@@ -19,6 +19,7 @@ SUGGESTED = {
     "vision": "a vision tower such as google/siglip2-base-patch16-224",
     "text": "a language model such as HuggingFaceTB/SmolLM2-135M-Instruct",
     "tag_encoder": "a BERT-like encoder such as sentence-transformers/all-MiniLM-L6-v2",
+    "vlm": "an image-text-to-text model such as HuggingFaceTB/SmolVLM-256M-Instruct",
 }
 
 
@@ -39,6 +40,23 @@ def read_config(key: str, source: str) -> Any:
             f"{key}={source!r} cannot be read ({reason}): give a folder with a config.json, or the Hub's name of "
             f"{SUGGESTED.get(part, 'a model')}, and check the connection"
         ) from error
+
+
+def read_tokenizer(key: str, source: str) -> Any:
+    """
+    The tokenizer of a checkpoint.
+
+    Raises:
+        ValueError: there is none, or none whose offsets tell which word a token belongs to.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        part = key.rsplit(".", 1)[-1]
+        raise ValueError(f"{key}={source!r} has no tokenizer that can be read: give {SUGGESTED[part]}") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{key}={source!r} has no fast tokenizer, whose offsets tell which tag a token belongs to")
+    return tokenizer
 
 
 TINY, PACKAGE = "tiny:", "package:"
@@ -92,9 +110,7 @@ def load_tag_encoder(name: str) -> tuple[nn.Module, Any]:
     if not os.path.isdir(source) and (source.startswith((".", "/")) or source.count("/") > 1):
         raise ValueError(f"tag_encoder={name!r} is no folder: name a Hub id, a folder or package:minilm")
     read_config("model.tag_encoder", source)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    if not tokenizer.is_fast:
-        raise ValueError(f"tag_encoder={name!r} has no fast tokenizer, whose offsets tell which tag a token belongs to")
+    tokenizer = read_tokenizer("model.tag_encoder", source)
     encoder = load_encoder("tag_encoder", source, torch.float32)
     if getattr(encoder.config, "is_encoder_decoder", False):
         raise ValueError(f"tag_encoder={name!r} is an encoder-decoder: name a BERT-like encoder")

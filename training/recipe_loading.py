@@ -253,6 +253,9 @@ class StageRecipe:
         for section, content in _written(name, known).items():
             contents[section] = _merged(section, content, contents, known)
         for key, value in (overrides or {}).items():
+            if key == "lora" and key in known and value is None:
+                contents[key] = None
+                continue
             section, field = _home(key, known)
             contents[section] = {**(contents[section] or {}), field: value}
         contents["learning_rates"] = {k: v for k, v in contents.get("learning_rates", {}).items() if v is not None}
@@ -351,6 +354,8 @@ def _home(key: str, known: Mapping[str, Sequence[str]]) -> tuple[str, str]:
             raise unknown_name(f"recipe key in section {section!r}: ", field, known[section])
         return section, field
     homes = [section for section in known if key in known[section]]
+    if key in known:
+        raise ValueError(f"recipe key {key!r} is a section: write --{key}.{known[key][0]} VALUE, or another key of it")
     if not homes:
         raise unknown_name("recipe key ", key, [field for names in known.values() for field in names])
     if len(homes) > 1:

@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ LOCK_FILE = "run.lock"
 TRACKERS = ("trackio", "tensorboard")  # with an extra of their own
 WAIT_SECONDS = 1.0  # time enough to take a dead owner's lock over
 _LEAST = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
-          "dataloader_num_workers": 0, "save_total_limit": 1}  # fmt: skip
+          "dataloader_num_workers": 0, "save_total_limit": 1, "seed": 0, "data_seed": 0}  # fmt: skip
+_MOST = {"seed": 2**32 - 1, "data_seed": 2**32 - 1}
 
 
 @dataclasses.dataclass
@@ -270,6 +272,10 @@ def made_arguments(arguments_class: type, settings: Mapping[str, Any], **more: A
         args = arguments_class(**settings, **more)
     except (TypeError, ValueError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
+    except ImportError as error:  # of deepspeed and the like, whose absence is told in words of several lines
+        missing = re.search(r"'?([\w-]+)[^\s']*'? distribution", str(error))
+        needed = f"the package {missing[1]}: pip install {missing[1]}" if missing else " ".join(str(error).split())
+        raise ValueError(f"training: these settings need {needed}") from error
     if args.fp16 and args.device.type == "cpu":
         raise ValueError("training.fp16=true needs a GPU: on a CPU add --training.fp16 false")
     return args
@@ -287,6 +293,8 @@ def _check_training(settings: Mapping[str, Any]) -> None:
             raise unknown_name(f"training.{name}: ", value, choices)
         if name in _LEAST and value is not None and value < _LEAST[name]:
             raise ValueError(f"training.{name}={value!r} must be at least {_LEAST[name]}")
+        if name in _MOST and value is not None and value > _MOST[name]:
+            raise ValueError(f"training.{name}={value!r} must be at most {_MOST[name]}")
     _check_trackers(settings.get("report_to"))
     if settings.get("output_dir") is not None:
         _check_folder(str(settings["output_dir"]))

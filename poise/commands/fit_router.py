@@ -106,16 +106,17 @@ def _fit_routed(arguments: argparse.Namespace, model: Any, processor: Any, recor
     """A [`RoutedVlm`] whose router has seen the records' images and tags, saved by the ids of its parts."""
     import torch
     from tqdm.auto import tqdm
-    from transformers import AutoTokenizer
 
     from poise.evaluation.chat_collator import router_inputs
     from poise.modeling.image_reliability import image_inputs
     from poise.modeling.modeling_vlm_router import RoutedVlm
     from poise.processing.prompts import Prompts
     from poise.processing.records.task_record_files import opened_record
+    from poise.training.backbone_loading import read_tokenizer, resolve_backbone
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.tag_encoder)
-    routed = RoutedVlm.from_vlm(model, arguments.tag_encoder)
+    encoder = resolve_backbone(arguments.tag_encoder)
+    tokenizer = read_tokenizer("tag_encoder", encoder)
+    routed = RoutedVlm.from_vlm(model, encoder)
     routed.config.vlm = arguments.model
     tagged = 0
     # What an image shows is told from what the one before it shows: questions about one image must not stand together.

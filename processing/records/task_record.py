@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from PIL import Image
 
-from ..tags import check_tags, check_tags_of_images
+from ..tags import check_tags, check_tags_of_images, invisible_character
 
 TASKS = ("caption", "vqa", "grounding")
 PLACEHOLDER = "<image>"  # what chat templates write where an image stands
@@ -110,6 +110,9 @@ def check_task_record(
             where, "id", f"{given['id']!r} is a {type(given['id']).__name__}; give a text or a number."
         )
     checked: dict[str, Any] = {"id": str(given.get("id", default_id or record_digest(given)))}
+    unseen = invisible_character(checked["id"])
+    if unseen is not None:
+        raise TaskRecordError(where, "id", f"{checked['id']!a} holds the invisible character {unseen!a}; remove it.")
     image = checked["image"] = _images(record["image"], where)
     checked["task"] = task
     several = len(image) if isinstance(image, list) else None

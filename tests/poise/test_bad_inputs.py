@@ -81,6 +81,8 @@ RECORDS = [
     ({"caption": ["x"]}, "caption", "did you mean 'captions'"),
     ({"id": {"number": 1}}, "id", "is a dict; give a text or a number"),
     ({"id": ["a"]}, "id", "is a list; give a text or a number"),
+    ({"id": "a\u202eb"}, "id", "'a\\u202eb' holds the invisible character '\\u202e'; remove it"),
+    ({"id": "a\nb"}, "id", "holds the invisible character '\\n'; remove it"),
     ({"image": []}, "image", "an empty list; write null"),
     ({"image": ["dog.png", 3]}, "image[1]", "3 is a int; give a file, a list of files"),
     ({"image": {"url": "x"}}, "image", "is a dict; give a file"),
@@ -285,6 +287,11 @@ RECIPES = {
     "--per_device_train_batch_size two": "='two' must be a whole number",
     "--max_steps many": "training.max_steps='many' must be a whole number",
     "--seed x": "training.seed='x' must be a whole number",
+    "--seed -1": "training.seed=-1 must be at least 0",
+    "--seed 4294967296": "training.seed=4294967296 must be at most 4294967295",
+    "--deepspeed nowhere.json": "training: these settings need the package deepspeed: pip install deepspeed",
+    "--lora 3": "recipe key 'lora' is a section: write --lora.r VALUE, or another key of it",
+    "--lora null": "learning_rates.adapters is given but lora is null",
     "--bf16 maybe": "training.bf16='maybe' must be true or false",
     "--dataloader_num_workers -1": "dataloader_num_workers=-1 must be at least 0",
     "--train_sampling_strategy by_length": "'by_length' is not known: did you mean 'group_by",
@@ -412,6 +419,13 @@ TRAINING_ROWS = [
     *((stage.format(words), RECIPES[words]) for stage in STAGES.values() for words in EVERY_STAGE),
     (STAGES["align"].format("--model.vision nobody/nothing"), "model.vision='nobody/nothing' cannot be read"),
     (STAGES["tag-encoder"].format("--model.tag_encoder nobody/nothing"), "model.tag_encoder='nobody/nothing' cannot be"),
+    (STAGES["tag-encoder"].format("--model.tag_encoder tiny:vision"), "has no tokenizer that can be read: give a BERT-like"),
+    *((f"sft --config vlm_router --data records.jsonl --output_dir out --vlm {name}", said) for name, said in {
+        "nobody/nothing": "model.vlm='nobody/nothing' cannot be read",
+        "tiny:causal_lm": "is a 'llama' model, which answers no questions about images: give an image-text-to-text",
+        "clip": "is a 'clip' model, which answers no questions about images: give an image-text-to-text",
+        "model --tag_encoder tiny:vision": "has no tokenizer that can be read: give a BERT-like encoder",
+        "model --tag_encoder nobody/nothing": "model.tag_encoder='nobody/nothing' cannot be read"}.items()),
     (STAGES["align"].format("--tagger.vocabulary nowhere.txt"), "tagger.vocabulary='nowhere.txt' is no file"),
     (STAGES["align"].format("--tagger.vocabulary latin.txt"), "latin.txt, field '(all)': not text in UTF-8"),
     (STAGES["align"].format("--data records.jsonl"), "drawn scenes, but data.train='records.jsonl' is not: name held-out"),
@@ -457,6 +471,7 @@ MODELS = {
     "config-router": "model='config-router' is damaged (Validation error for field 'router_type' .. got int",
     "config-width": "model='config-width' is damaged (Validation error for field 'soft_prompt_length' .. got str",
     "processor-gone": "model='processor-gone': its processor could not be loaded .. save one beside the model",
+    "template-cut": "model='template-cut': its chat template cannot write a question about an image (Expected an expression",
     "tokenizer-cut": "model='tokenizer-cut': its processor could not be loaded .. save one beside the model",
     "text": "model='text' is a 'llama' model, which takes no images; name one that does",
 }
@@ -715,6 +730,7 @@ def damage(folder):
         "config-list": (config, b"[]"), "config-deep": (config, b"[" * 100_000), "config-empty": (config, b"{}"),
         "config-latin": (config, '{"é": 1}'.encode("latin-1")), "config-nothing": (config, b'{"model_type": "nothing"}'),
         "tokenizer-cut": (folder / "tokenizer.json", b"{"),
+        "template-cut": (folder / "chat_template.jinja", b"{% for message in %}"),
     }  # fmt: skip
     if folder.name in contents:
         path, content = contents[folder.name]

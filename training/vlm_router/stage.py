@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as IMAGE_TEXT_TO_TEXT
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, set_seed
 
 from ...evaluation.data_sources import load_data_source
@@ -16,6 +17,7 @@ from ...evaluation.probing.parts import model_parts
 from ...modeling.modeling_vlm_router import RoutedVlm
 from ...processing.batching.collators import IGNORED
 from ..atomic_folders import finished_folder
+from ..backbone_loading import SUGGESTED, read_config, read_tokenizer, resolve_backbone
 from ..run_files import same_recipe_checkpoint
 from ..run_start import made_arguments, opened_run
 from ..stage_trainer import StageTraining
@@ -82,7 +84,14 @@ def new_model(recipe: VlmRouterRecipe) -> tuple[RoutedVlm, Any]:
     """
     settings = dict(recipe.model)
     remote, dtype = {"trust_remote_code": settings.pop("trust_remote_code")}, settings.pop("dtype")
-    name, encoder = settings.pop("vlm"), settings.pop("tag_encoder")
+    name, encoder = (resolve_backbone(settings.pop(part)) for part in ("vlm", "tag_encoder"))
+    if not remote["trust_remote_code"] and type(config := read_config("model.vlm", name)) not in IMAGE_TEXT_TO_TEXT:
+        raise ValueError(
+            f"model.vlm={name!r} is a {config.model_type!r} model, which answers no questions about images: give "
+            f"{SUGGESTED['vlm']}"
+        )
+    read_config("model.tag_encoder", encoder)
+    read_tokenizer("model.tag_encoder", encoder)
     processor = AutoProcessor.from_pretrained(name, **remote)
     vlm = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **remote)
     tag_encoder = AutoModel.from_pretrained(encoder, dtype=torch.float32)
