@@ -82,13 +82,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/vlm_router_bench"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="of the tiny LLaVA (default 600)")
     parser.add_argument("--router-steps", type=int, default=900, metavar="N", help="of its router (default 900)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of both trainings (default 0)")
     parser.add_argument("--samples", type=int, default=150, metavar="N", help="questions (default 150)")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     folder, encoder = arguments.output, BACKBONES / "tag_encoder"
     vlm = folder / "llava"
     if not (folder / "trained").is_file():
-        torch.manual_seed(0)
+        torch.manual_seed(arguments.seed)
         tiny_llava(vlm, arguments.steps)
         (folder / "trained").write_text("the tiny LLaVA is finished\n", encoding="utf-8")
     data = "scenes:train,size=600,tasks=vqa"
@@ -109,7 +110,8 @@ def main() -> None:
         run("sft", "--config", "vlm_router", "--vlm", vlm, "--tag_encoder", encoder, "--data",
             f"scenes:train,size={8 * arguments.router_steps},tasks=vqa", "--max_steps", arguments.router_steps,
             "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 1, "--use_cpu", "true",
-            "--save_strategy", "no", "--output_dir", folder / "sft", "--overwrite")  # fmt: skip
+            "--save_strategy", "no", "--seed", arguments.seed, "--output_dir", folder / "sft",
+            "--overwrite")  # fmt: skip
     models = {"as it is": vlm, "router, fitted": folder / "fitted", "router, trained": folder / "sft" / "model"}
     found = {name: scores(model, folder / f"robustness-{model.parent.name}-{model.name}", arguments.samples)
              for name, model in models.items()}  # fmt: skip

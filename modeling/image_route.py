@@ -1,5 +1,7 @@
 """What is new on a pretrained vision-language model: a soft prompt, a router, and image tokens that read the prompt."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -35,7 +37,8 @@ class ImageRoute(nn.Module):
     the image, [N] or `None`.
 
     Until it is trained, a reliability router that was fitted says how far an image can be trusted and leaves it as it
-    is: no null token could stand in for it.
+    is: no null token could stand in for it. Once it is, `least` says how probable it must be that the image, and that
+    the list of tags, has failed to be left out: what is left may be worth less than a hurt stream, see `set_least`.
     """
 
     def __init__(self, config, tag_encoder_config):
@@ -46,6 +49,8 @@ class ImageRoute(nn.Module):
         self.router = build_router(parts)
         self.reader = PromptReader(config.width, config.reader_width)
         self.register_buffer("trained", torch.tensor(False))
+        self.register_buffer("least", torch.tensor([0.5, 0.5]))
+        self.forced = None  # weights of image and tags in place of the router's
         # A channel router refills channels from the start; it is let in as training wants it.
         self.opening = nn.Parameter(torch.zeros(())) if config.router_type == "channel" else None
 
@@ -58,6 +63,8 @@ class ImageRoute(nn.Module):
             if self.training:
                 self.trained.fill_(True)
             applied = torch.where(self.trained, weights, 1.0)  # (N, 2)
+            if self.forced is not None:
+                applied = torch.tensor(self.forced).to(weights).expand_as(weights)  # (N, 2)
         prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
         if self.router is not None:
             streams, routed_by = self.router(Streams(image, prompt, applied))
@@ -74,4 +81,29 @@ class ImageRoute(nn.Module):
         asked = None if question is None else (embed(question[0]).detach().float(), question[1])
         profile = activation_profile(states).to(ids.device)  # (N, 6·L')
         patches = states[-1].detach().float().to(ids.device)  # (N, P', Dv)
-        return self.router.judge(patches, profile, words, asked, torch.ones_like(mask[:, 0]))
+        return self.router.judge(patches, profile, words, asked, torch.ones_like(mask[:, 0]), self.least)
+
+    @contextmanager
+    def weighing(self, image, tags):
+        """Within it every image and its tags have these weights, whatever a reliability router finds."""
+        self.forced = (float(image), float(tags))
+        try:
+            yield
+        finally:
+            self.forced = None
+
+    def set_least(self, both, alone, failed):
+        """
+        Leave a stream out where that is expected to pay: where it failed, `alone - failed` is gained, and where it did
+        not, `both - alone` is lost. A stream that looks failed is taken to be only hurt half of the time, and a hurt
+        one to be worth the mean of a sound and a failed one.
+
+        Args:
+            both (`float`): what the model gets right with both streams sound.
+            alone (pair of `float`): without the image, and without the tags.
+            failed (pair of `float`): with an image that has failed, and with tags that have.
+        """
+        for stream in range(2):
+            strange = failed[stream] + (both - failed[stream]) / 4
+            loss, gain = max(both - alone[stream], 0.0), alone[stream] - strange
+            self.least[stream] = max(0.5, loss / (loss + gain)) if gain > 0 else 1.0

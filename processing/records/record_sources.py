@@ -365,9 +365,11 @@ def _table_records(source: RecordSource, table: Any, several_images: bool) -> Ta
     rows: Any = light
     if inside:
         rows = ({**row, column: ImageOfRow(table, column, n, own)} for n, row in enumerate(light))
-    if source.format:
+    form = source.format or (None if source.task or not len(light) else _form_of(light[0]))
+    if form:
         numbered = PlacedRows(rows, (f"{source.name} row {number}" for number in range(len(table))))
-        pairs = list(placed_records(source.format, numbered, source.image_folder, strict=source.strict))
+        named_from = source.image_folder or (own if Path(source.name).exists() else None)
+        pairs = list(placed_records(form, numbered, named_from, strict=source.strict))
         places, records = [place for place, _ in pairs], [record for _, record in pairs]
     else:
         places, records = None, [_with_listed_images(_renamed(row, source), source) for row in rows]
@@ -375,7 +377,7 @@ def _table_records(source: RecordSource, table: Any, several_images: bool) -> Ta
     for record in records if inside else ():
         record["image"] = None
     images = None if numbers is None else ImagesOfRows(table, column, numbers, own)
-    folder = None if source.format else source.image_folder or "."  # converted records name files as found from here
+    folder = None if form else source.image_folder or "."  # converted records name files as found from here
     return TaskRecords(
         records, source.name, folder, places=places, image_rows=images, several_images=several_images, **_limits(source)
     )
@@ -402,6 +404,9 @@ def _table_stream(source: RecordSource, split: str) -> StreamedRows:
         row = _renamed(row, source)
         stem = re.sub(r"\W+", "-", source.name).strip("-")
         where = f"{source.name} row {number}"
+        if _form_of(row):
+            problem = "a conversation, whose questions are records of their own; set streaming to false."
+            raise TaskRecordError(where, "(all)", problem)
         named_in_row = isinstance(row.get("image"), str)
         if isinstance(row.get("image"), Mapping):
             row = {**row, "image": undecoded_inside(row["image"], _image_folder(source))}

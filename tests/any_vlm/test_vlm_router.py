@@ -179,9 +179,9 @@ def test_the_question_reaches_the_router_image_by_image():
     }
     judge, seen = model.route.router.judge, []
 
-    def watched(patches, profile, words, asked, is_real):
-        seen.append(asked)
-        return judge(patches, profile, words, asked, is_real)
+    def watched(*evidence):
+        seen.append(evidence[3])
+        return judge(*evidence)
 
     model.route.router.judge = watched
     embedded = model.tag_encoder.get_input_embeddings()(question["question_input_ids"])  # (2, 3, R)

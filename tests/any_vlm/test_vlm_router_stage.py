@@ -6,9 +6,10 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_folders import BACKBONES, FOLDERS, llava
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from poise.command_line import main
 from poise.evaluation.chat_collator import ChatCollator, chat_log_likelihoods
@@ -18,6 +19,7 @@ from poise.processing.batching.collators import IGNORED
 from poise.processing.prompts import target_text
 from poise.processing.scenes.scenes import Scenes
 from poise.training.vlm_router.answer_collator import AnswerCollator
+from poise.training.vlm_router.decision_costs import measure_decision_costs
 from poise.training.vlm_router.recipe import load_vlm_router_recipe
 
 SCENES = "scenes:train,size=12,tasks=vqa"
@@ -40,6 +42,49 @@ def test_labels_are_the_answers_behind_their_prompts(family, tmp_path):
     expected, counts = chat_log_likelihoods(model, collator, records, [target_text(record) for record in records])
     assert (labels != IGNORED).sum(-1).tolist() == counts
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_a_stream_is_left_out_where_that_pays(tmp_path):
+    """What answers are worth without it decides how sure the router must be; measured on the training data."""
+    torch.manual_seed(0)
+    model = RoutedVlm.from_vlm(llava(tmp_path), str(BACKBONES / "tag_encoder"))
+    processor = AutoProcessor.from_pretrained(model.config.vlm)
+    torch.nn.init.normal_(model.route.reader.out.weight)
+    torch.nn.init.normal_(model.route.router.image_complement.null)
+    model.route.trained.fill_(True)
+    records = [record for record in Scenes("test", size=12, tasks=("vqa",)) if record["tags"]][:5]
+    collator = AnswerCollator(model_parts(model), processor)
+    given = [{**records[0], "tags": []}, *records]  # one that tells nothing about tags
+    model.train()
+    found = measure_decision_costs(model, collator, given)
+    assert model.training and model.route.forced is None
+    tokenizer = AutoTokenizer.from_pretrained(BACKBONES / "tag_encoder")
+    chat = ChatCollator(processor, model.config, tag_tokenizer=tokenizer)
+    others = [*records[1:], records[0]]
+    swapped = {name: [{**r, name: o[name]} for r, o in zip(records, others, strict=True)] for name in ("image", "tags")}
+    blank = [{**record, "image": Image.new("RGB", record["image"].size, (127, 127, 127))} for record in records]
+    model.eval()
+    conditions = {
+        "both": (records, 1, 1), "tags_alone": (records, 0, 1), "image_alone": (records, 1, 0),
+        "image_blank": (blank, 1, 1), "image_of_another": (swapped["image"], 1, 1),
+        "tags_of_another": (swapped["tags"], 1, 1),
+    }  # fmt: skip
+    for name, (asked, *weights) in conditions.items():
+        with model.route.weighing(*weights):
+            likelihoods, _ = chat_log_likelihoods(model, chat, asked, [target_text(record) for record in records])
+        assert found[name] == pytest.approx(torch.tensor(likelihoods).exp().mean().item(), rel=1e-3), name
+    assert found["both"] != pytest.approx(found["tags_alone"], rel=1e-2)
+    assert measure_decision_costs(model, collator, given[:2]) == {}  # nothing to swap with
+
+    route = model.route
+    route.set_least(0.9, (0.5, 0.9), (0.1, 0.9))  # strange images are worth .3: .2 is gained, or .4 lost
+    assert route.least.tolist() == pytest.approx([2 / 3, 1.0])
+    route.set_least(0.9, (0.9, 0.8), (0.5, 0.7))  # nothing is lost; .05 is gained, or .1 lost
+    assert route.least.tolist() == pytest.approx([0.5, 2 / 3])
+    odds = torch.tensor([1.0])  # that both are sound, against one of 3 - 4 that the image has failed
+    evidence = (odds * 0.0, odds * -1.0, odds * 0.0, odds * 0.0, odds > 0)
+    assert route.router.weigh(*evidence)[0].tolist() == [[0.0, 1.0]]
+    assert route.router.weigh(*evidence, torch.tensor([0.8, 0.5]))[0].tolist() == [[1.0, 1.0]]
 
 
 def train(vlm, output, *words):

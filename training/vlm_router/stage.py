@@ -22,6 +22,7 @@ from ..run_files import same_recipe_checkpoint
 from ..run_start import made_arguments, opened_run
 from ..stage_trainer import StageTraining
 from .answer_collator import AnswerCollator
+from .decision_costs import DecisionCosts
 from .recipe import VlmRouterRecipe
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,10 @@ def run_vlm_router(
             recipe=recipe,
             score=_scorer(questions, processor, recipe),
         )
-        metrics = run.train_and_score(trainer)
+        costs = DecisionCosts(trainer.data_collator, records)
+        if recipe.model.router_type == "reliability":
+            trainer.add_callback(costs)
+        metrics = {**run.train_and_score(trainer), "decision_costs": costs.found}
         output = Path(args.output_dir) / "model"
         if trainer.is_world_process_zero():
             with finished_folder(output) as written:
@@ -156,6 +160,12 @@ def check_resumable(checkpoint: str | os.PathLike, recipe: VlmRouterRecipe) -> P
 
 def summary(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Lines that tell how a run ended."""
+    if metrics.get("decision_costs"):
+        worth = {name: f"{value:.3f}" for name, value in metrics["decision_costs"].items()}
+        yield (
+            f"right answers with both streams {worth['both']}, tags alone {worth['tags_alone']}, image alone "
+            f"{worth['image_alone']}: an image is left out where it has failed with probability {worth['least_image']}"
+        )
     for moment in ("before", "after"):
         if moment in metrics:
             scores = {name.removeprefix("eval_"): value for name, value in metrics[moment].items()}

@@ -121,6 +121,22 @@ def parquet_of(folder):
     return path
 
 
+def conversations_of(folder, row, inside):
+    import datasets
+
+    path = folder / "train.parquet"
+    table = datasets.Dataset.from_list([row])
+    if inside == "image":
+        table = table.cast_column("image", datasets.Image())
+    elif inside == "images":  # as TRL has them
+        table = table.cast_column("images", [datasets.Image()])
+    table.to_parquet(path)
+    return path
+
+
+TRL = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A dog."}]
+
+
 def image_folder_of(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "dog.png", "text": "a red dog"}\n')
     return folder
@@ -136,10 +152,20 @@ def image_folder_of(folder):
         (lambda f: written(f, "\ufeff" + json.dumps(GOOD)), ["what ?"]),
         (csv_of, ["what, then ?"]),
         (parquet_of, ["what, then ?"]),
+        (
+            lambda f: conversations_of(f, {**LLAVA, "image": str(f / "dog.png")}, "image"),
+            ["What is it?", "Which colour?"],
+        ),
+        (lambda f: conversations_of(f, LLAVA, None), ["What is it?", "Which colour?"]),
+        (
+            lambda f: conversations_of(f, {"images": [str(f / "dog.png")], "messages": TRL}, "images"),
+            ["What is it?"],
+        ),
         (image_folder_of, [None]),
     ],
-    ids=["llava-json", "llava-lines", "chat-lines", "json-list", "byte-order-mark", "csv", "parquet", "image-folder"],
-)
+    ids=["llava-json", "llava-lines", "chat-lines", "json-list", "byte-order-mark", "csv", "parquet", "llava-parquet",
+         "named-parquet", "chat-parquet", "image-folder"],
+)  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
 def test_forms_that_people_have(folder, write, expected, stream):
     source = RecordSource(str(write(folder)))
