@@ -77,48 +77,42 @@ def scores(model: Path, folder: Path, samples: int) -> dict[str, float]:
     return json.loads((folder / "robustness.json").read_text(encoding="utf-8"))["scores"]
 
 
+def trained_and_asked(folder: Path, seed: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Scores of a tiny LLaVA as it is, with a router that was fitted, and with one that was trained."""
+    encoder, vlm = BACKBONES / "tag_encoder", folder / "llava"
+    if not (folder / "trained").is_file():
+        torch.manual_seed(seed)
+        tiny_llava(vlm, arguments.steps)
+        (folder / "trained").write_text("the tiny LLaVA is finished\n", encoding="utf-8")
+    if not (folder / "fitted" / "config.json").is_file():
+        run("fit-router", vlm, "--data", "scenes:train,size=600,tasks=vqa", "--tag-encoder", encoder,
+            "--output", folder / "fitted", "--device", "cpu")  # fmt: skip
+    if not (folder / "sft" / "model").is_dir():
+        run("sft", "--config", "vlm_router", "--vlm", vlm, "--tag_encoder", encoder, "--data",
+            f"scenes:train,size={8 * arguments.router_steps},tasks=vqa", "--max_steps", arguments.router_steps,
+            "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 1, "--use_cpu", "true",
+            "--save_strategy", "no", "--seed", seed, "--output_dir", folder / "sft", "--overwrite")  # fmt: skip
+    models = {"as it is": vlm, "router, fitted": folder / "fitted", "router, trained": folder / "sft" / "model"}
+    return {name: scores(model, folder / f"robustness-{model.parent.name}-{model.name}", arguments.samples)
+            for name, model in models.items()}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("outputs/vlm_router_bench"), metavar="FOLDER")
     parser.add_argument("--steps", type=int, default=600, metavar="N", help="of the tiny LLaVA (default 600)")
     parser.add_argument("--router-steps", type=int, default=900, metavar="N", help="of its router (default 900)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of both trainings (default 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="of both trainings (default 0)")
     parser.add_argument("--samples", type=int, default=150, metavar="N", help="questions (default 150)")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    folder, encoder = arguments.output, BACKBONES / "tag_encoder"
-    vlm = folder / "llava"
-    if not (folder / "trained").is_file():
-        torch.manual_seed(arguments.seed)
-        tiny_llava(vlm, arguments.steps)
-        (folder / "trained").write_text("the tiny LLaVA is finished\n", encoding="utf-8")
-    data = "scenes:train,size=600,tasks=vqa"
-    if not (folder / "fitted" / "config.json").is_file():
-        run(
-            "fit-router",
-            vlm,
-            "--data",
-            data,
-            "--tag-encoder",
-            encoder,
-            "--output",
-            folder / "fitted",
-            "--device",
-            "cpu",
-        )
-    if not (folder / "sft" / "model").is_dir():
-        run("sft", "--config", "vlm_router", "--vlm", vlm, "--tag_encoder", encoder, "--data",
-            f"scenes:train,size={8 * arguments.router_steps},tasks=vqa", "--max_steps", arguments.router_steps,
-            "--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 1, "--use_cpu", "true",
-            "--save_strategy", "no", "--seed", arguments.seed, "--output_dir", folder / "sft",
-            "--overwrite")  # fmt: skip
-    models = {"as it is": vlm, "router, fitted": folder / "fitted", "router, trained": folder / "sft" / "model"}
-    found = {name: scores(model, folder / f"robustness-{model.parent.name}-{model.name}", arguments.samples)
-             for name, model in models.items()}  # fmt: skip
+    found = [trained_and_asked(arguments.output / f"seed-{n}", n, arguments) for n in arguments.seeds]
     cells = ["clean", *(f"{name}_{severity}" for name in DAMAGE for severity in SEVERITIES)]
-    print(f"{'VQA accuracy':<18}" + "".join(f"{name:>18}" for name in found))
+    print(f"{'VQA accuracy':<18}" + "".join(f"{name:>18}" for name in found[0]) + "   trained - as it is, by seed")
     for cell in cells:
-        print(f"{cell:<18}" + "".join(f"{scores[cell]:>18.3f}" for scores in found.values()))
+        means = [sum(seed[name][cell] for seed in found) / len(found) for name in found[0]]
+        gains = [seed["router, trained"][cell] - seed["as it is"][cell] for seed in found]
+        print(f"{cell:<18}" + "".join(f"{m:>18.3f}" for m in means) + "   " + " ".join(f"{g:+.3f}" for g in gains))
 
 
 if __name__ == "__main__":
