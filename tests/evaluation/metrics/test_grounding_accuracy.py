@@ -60,6 +60,10 @@ def test_metric_takes_boxes():
         (([None], [[0, 0, 1, 1]], [0.0]), r"thresholds=\[0.0\]"),
         (([None], [[0, 0, 1, 1]], [1.5]), "1.5 is no IoU"),
         (([None], [[0, 0, 0, 1]]), r"references\[0\].*positive size"),
+        (([None], [[0, 0, 1, 0]]), r"references\[0\].*positive size"),
+        (([None], [[0, 0, -1, 1]]), r"references\[0\].*positive size"),
+        (([None, None], [[0, 0, 1, 1], [0, 0, 1, -1]]), r"references\[1\].*positive size"),
+        (([None], [[0, 0, 1, 1, 1]]), r"references\[0\].*positive size"),
     ],
 )
 def test_bad_input(arguments, message):
