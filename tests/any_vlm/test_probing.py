@@ -1,5 +1,7 @@
 """Every family is looked into by its own forward pass: nothing that is measured changes what the model computes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from more_families import MORE
@@ -15,8 +17,8 @@ from poise.evaluation.probing.answers import (
     greedy_answers,
 )
 from poise.evaluation.probing.attention_blocking import block_attention
-from poise.evaluation.probing.image_features import Change
-from poise.evaluation.probing.parts import model_parts
+from poise.evaluation.probing.image_features import Change, image_features
+from poise.evaluation.probing.parts import is_encoder_decoder, model_parts
 from poise.evaluation.probing.prompt_batch import PromptBatch
 from poise.evaluation.probing.residual_stream import read_off, residual_stream
 
@@ -170,6 +172,24 @@ def test_the_lens_at_the_last_layer_reads_the_logits(prompts):
     assert not torch.allclose(read, earlier)
     if not prompts.parts.is_encoder_decoder:  # an encoder's states are no logits of the model's own
         assert torch.equal(read, own_logits(prompts)[0])
+
+
+def test_features_for_deeper_layers_are_replaced_with_the_tokens():
+    model, inputs = FAMILIES["qwen3_vl"]()
+    features = image_features(model_parts(model), inputs)
+    before = [part.clone() for layer in features.output["deepstack_features"] for part in layer]
+    changed = features.with_rows(features.rows + 1)
+    after = [part for layer in changed["deepstack_features"] for part in layer]
+    assert len(after) == len(before) > 0
+    for old, new in zip(before, after, strict=True):
+        torch.testing.assert_close(new, old + 1)
+
+
+@pytest.mark.parametrize(("whole", "text"), [(True, False), (False, True), (False, False)])
+def test_either_configuration_makes_an_encoder_decoder(whole, text):
+    config = SimpleNamespace(is_encoder_decoder=whole)
+    config.get_text_config = lambda decoder: SimpleNamespace(is_encoder_decoder=text)
+    assert is_encoder_decoder(SimpleNamespace(config=config)) == (whole or text)
 
 
 def test_a_family_without_image_tokens_says_so_in_one_line():

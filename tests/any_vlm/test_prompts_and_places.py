@@ -37,6 +37,18 @@ def test_the_questions_words_are_found(asked):
         assert processor.tokenizer.decode(words).split() == question.split()
 
 
+def test_tags_are_words_before_the_question(asked):
+    _, processor, prompts = asked
+    tags = [[("blue star", 0.4), ("dog", 0.9)], []]
+    told = read_prompts(prompts.parts, processor, IMAGES, QUESTIONS, tags)
+    words = [told.input_ids[row][told.tag_words[row]] for row in range(2)]
+    assert processor.tokenizer.decode(words[0]).split() == "The image shows: dog, blue star.".split()
+    assert words[1].tolist() == [] and prompts.tag_words is None
+    for row in range(2):  # and the question is what it was
+        asked_words = told.input_ids[row][told.question_words[row]]
+        assert asked_words.tolist() == prompts.input_ids[row][prompts.question_words[row]].tolist()
+
+
 @torch.no_grad()
 def test_an_answer_does_not_depend_on_the_batch(asked):
     _, processor, prompts = asked
@@ -130,15 +142,6 @@ def test_shapes_of_grids():
     assert grid_shape(12, 30, 40) == (3, 4)
     assert grid_shape(16, 28, 28) == (4, 4)
     assert grid_shape(17, 28, 28) is None  # a prime number of tokens is no square
-
-
-def test_tags_are_words_before_the_question():
-    model, processor = folders.model("llava"), folders.processor("llava")
-    prompts = read_prompts(model_parts(model), processor, IMAGES[:1], QUESTIONS[:1], [[("red", 0.5), ("blue", 0.9)]])
-    text = processor.tokenizer.decode(prompts.input_ids[0])
-    assert text.index("blue") < text.index("red") < text.index("what color")
-    words = prompts.input_ids[0][prompts.question_words[0]]
-    assert processor.tokenizer.decode(words) == QUESTIONS[0]  # theirs are no words of the question
 
 
 def test_a_foreign_processor_is_refused_in_one_line():
