@@ -38,7 +38,8 @@ class ImageRoute(nn.Module):
 
     Until it is trained, a reliability router that was fitted says how far an image can be trusted and leaves it as it
     is: no null token could stand in for it. Once it is, `least` says how probable it must be that the image, and that
-    the list of tags, has failed to be left out: what is left may be worth less than a hurt stream, see `set_least`.
+    the list of tags, has failed to be left out: what is left may be worth less than a hurt stream, see `set_least`. The
+    weights that are returned are the verdict all the same.
     """
 
     def __init__(self, config, tag_encoder_config):
@@ -58,13 +59,17 @@ class ImageRoute(nn.Module):
         ids, mask, scores = tags
         weights = applied = None
         if states is not None:
-            weights, kept = self._verdict(states, tags, question, tag_encoder)  # (N, 2), (N, L) or None
+            evidence = self._evidence(states, tags, question, tag_encoder)
+            weights, kept = self.router.judge(*evidence)  # (N, 2), (N, L) or None
             scores = scores if kept is None else scores * kept
             if self.training:
                 self.trained.fill_(True)
-            applied = torch.where(self.trained, weights, 1.0)  # (N, 2)
-            if self.forced is not None:
+            if self.router.training:  # what is dropped at random, or only observed
+                applied = weights  # (N, 2)
+            elif self.forced is not None:
                 applied = torch.tensor(self.forced).to(weights).expand_as(weights)  # (N, 2)
+            else:
+                applied = torch.where(self.trained, self.router.judge(*evidence, self.least)[0], 1.0)  # (N, 2)
         prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
         if self.router is not None:
             streams, routed_by = self.router(Streams(image, prompt, applied))
@@ -73,15 +78,15 @@ class ImageRoute(nn.Module):
             image = routed if self.opening is None else image + self.opening.tanh() * (routed - image)  # (N, P, D)
         return self.reader(image, prompt), weights, None if applied is None else applied[:, 0]
 
-    def _verdict(self, states, tags, question, tag_encoder):
-        """What a reliability router trusts, see `ReliabilityRouter.judge`."""
+    def _evidence(self, states, tags, question, tag_encoder):
+        """What a reliability router judges by, see `ReliabilityRouter.judge`."""
         ids, mask, scores = tags
         embed = tag_encoder.get_input_embeddings()
         words = (embed(ids).detach().float(), ids, mask, scores)
         asked = None if question is None else (embed(question[0]).detach().float(), question[1])
         profile = activation_profile(states).to(ids.device)  # (N, 6·L')
         patches = states[-1].detach().float().to(ids.device)  # (N, P', Dv)
-        return self.router.judge(patches, profile, words, asked, torch.ones_like(mask[:, 0]), self.least)
+        return patches, profile, words, asked, torch.ones_like(mask[:, 0])
 
     @contextmanager
     def weighing(self, image, tags):
@@ -92,18 +97,14 @@ class ImageRoute(nn.Module):
         finally:
             self.forced = None
 
-    def set_least(self, both, alone, failed):
+    def set_least(self, losses, gains):
         """
-        Leave a stream out where that is expected to pay: where it failed, `alone - failed` is gained, and where it did
-        not, `both - alone` is lost. A stream that looks failed is taken to be only hurt half of the time, and a hurt
-        one to be worth the mean of a sound and a failed one.
+        Leave a stream out where that is expected to pay.
 
         Args:
-            both (`float`): what the model gets right with both streams sound.
-            alone (pair of `float`): without the image, and without the tags.
-            failed (pair of `float`): with an image that has failed, and with tags that have.
+            losses, gains (pair of `float`): for the image and for the tags, what answers lose without a stream that has
+                not failed, and what they gain without one that has.
         """
-        for stream in range(2):
-            strange = failed[stream] + (both - failed[stream]) / 4
-            loss, gain = max(both - alone[stream], 0.0), alone[stream] - strange
+        for stream, (loss, gain) in enumerate(zip(losses, gains, strict=True)):
+            loss = max(loss, 0.0)
             self.least[stream] = max(0.5, loss / (loss + gain)) if gain > 0 else 1.0

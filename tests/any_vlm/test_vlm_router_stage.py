@@ -19,7 +19,7 @@ from poise.processing.batching.collators import IGNORED
 from poise.processing.prompts import target_text
 from poise.processing.scenes.scenes import Scenes
 from poise.training.vlm_router.answer_collator import AnswerCollator
-from poise.training.vlm_router.decision_costs import measure_decision_costs
+from poise.training.vlm_router.decision_costs import _least_gain, measure_decision_costs
 from poise.training.vlm_router.recipe import load_vlm_router_recipe
 
 SCENES = "scenes:train,size=12,tasks=vqa"
@@ -75,12 +75,19 @@ def test_a_stream_is_left_out_where_that_pays(tmp_path):
         assert found[name] == pytest.approx(torch.tensor(likelihoods).exp().mean().item(), rel=1e-3), name
     assert found["both"] != pytest.approx(found["tags_alone"], rel=1e-2)
     assert measure_decision_costs(model, collator, given[:2]) == {}  # nothing to swap with
+    # A strange stream is worth (.1 + .1 + .1 + .9) / 4 = .3: .2 is gained, give or take nothing.
+    assert _least_gain(*(torch.full((9,), value) for value in (0.5, 0.9, 0.1))) == pytest.approx(0.2)
+    spread = torch.tensor([0.4, 0.6])  # .2 ± 1.96 · .1414 / √2
+    assert _least_gain(spread, torch.full((2,), 0.9), torch.full((2,), 0.1)) == pytest.approx(0.004, rel=1e-4)
 
     route = model.route
-    route.set_least(0.9, (0.5, 0.9), (0.1, 0.9))  # strange images are worth .3: .2 is gained, or .4 lost
-    assert route.least.tolist() == pytest.approx([2 / 3, 1.0])
-    route.set_least(0.9, (0.9, 0.8), (0.5, 0.7))  # nothing is lost; .05 is gained, or .1 lost
-    assert route.least.tolist() == pytest.approx([0.5, 2 / 3])
+    for losses, gains, least in (
+        ((0.4, 0.4), (0.2, 0.0), (2 / 3, 1.0)),
+        ((-0.1, 0.1), (0.1, 0.3), (0.5, 0.5)),
+        ((0.1, 0.3), (-0.1, 0.1), (1.0, 0.75)),
+    ):
+        route.set_least(losses, gains)
+        assert route.least.tolist() == pytest.approx(least)
     odds = torch.tensor([1.0])  # that both are sound, against one of 3 - 4 that the image has failed
     evidence = (odds * 0.0, odds * -1.0, odds * 0.0, odds * 0.0, odds > 0)
     assert route.router.weigh(*evidence)[0].tolist() == [[0.0, 1.0]]
