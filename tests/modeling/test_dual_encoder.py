@@ -32,6 +32,7 @@ def inputs(tiny_pair_processor):
 
 def test_only_the_head_learns(tiny_dual_encoder, inputs):
     model = tiny_dual_encoder().train()
+    assert model.training and model.head.training and not model.eval().head.training and model.train().training
     assert not model.vision_model.training and not model.text_model.training
     model(**inputs, return_loss=True).loss.backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

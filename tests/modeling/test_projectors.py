@@ -53,9 +53,12 @@ def test_aggregator_reads_every_middle_layer(middle):
     assert not torch.allclose(projector(features), projector(changed), atol=1e-3)
 
 
-@pytest.mark.parametrize("dim", [32, 96, 192, 144])
-def test_aggregator_of_any_width(dim):
-    assert AggregatorProjector(dim, 48, 2)(torch.randn(1, 2, 4, dim)).shape == (1, 4, 48)
+@pytest.mark.parametrize(("dim", "heads"), [(32, 1), (96, 1), (192, 3), (144, 2), (200, 2)])
+def test_aggregator_of_any_width(dim, heads):
+    """A head for every 64 channels, or the next number that divides the width."""
+    projector = AggregatorProjector(dim, 48, 2)
+    assert projector(torch.randn(1, 2, 4, dim)).shape == (1, 4, 48)
+    assert projector.blocks[0].num_heads == heads
 
 
 def test_mlp_has_the_activation_of_the_configuration():

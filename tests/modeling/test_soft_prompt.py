@@ -4,6 +4,8 @@ import pytest
 import torch
 from tiny_models import LANGUAGES, Sample, batch_of, image_inputs, open_model, tiny_model
 
+from poise.modeling.soft_prompt import TokenPooling
+
 pytestmark = pytest.mark.numerics
 
 ENCODINGS = ("text", "embedding", "attention_bias")
@@ -45,6 +47,26 @@ def test_static_is_one_prompt_for_every_image():
     model = open_model(soft_prompt_type="static", soft_prompt_length=3)
     prompt = model.get_image_features(**image_inputs([1, 2], tags=False)).soft_prompt_hidden_states
     assert torch.equal(prompt[0], prompt[1]) and torch.equal(prompt[0], model.model.soft_prompt.prompt)
+
+
+@pytest.mark.parametrize("length", [2, 4, 6])
+def test_tokens_are_the_tags_own_as_far_as_they_are_scored(length):
+    """The first K tag tokens, each with its score's share; the rest of it, and of the places, is the empty vector."""
+    pooling = TokenPooling(length, 3)
+    torch.nn.init.normal_(pooling.empty)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 4, 3, generator=generator)
+    mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    scores = torch.rand(2, 4, generator=generator)
+    pooled = pooling(features, mask, scores.log())
+    assert pooled.shape == (2, length, 3)
+    for image in range(2):
+        for place in range(length):
+            there = place < 4 and bool(mask[image, place])
+            share = float(scores[image, place]) if there else 0.0
+            own = share * features[image, place] if there else 0.0
+            torch.testing.assert_close(pooled[image, place], own + (1 - share) * pooling.empty)
+    torch.testing.assert_close(pooling(features, mask)[:, :2], features[:, :2])  # without scores all of it
 
 
 @pytest.mark.parametrize("pooling,length", POOLINGS)

@@ -223,6 +223,7 @@ def test_answer_positions_are_blocked_only_on_request(kind):
         to_keys = weights * torch.nn.functional.pad(keys, (0, 2))[:, None, None]
         assert (to_keys[:, :, length - 1] == 0).all()
         assert (to_keys[:, :, length:].sum(-1) == 0).all() == wanted
+        assert (weights[:, :, length + 1, length] > 0).all()  # what was answered is no key of the block
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -140,6 +140,9 @@ def test_secrets_that_are_known_by_value(tmp_path, monkeypatch):
     monkeypatch.delenv("REGISTRY_PASSWORD")
     with pytest.raises(ValueError, match="access token"):
         refuse_secrets(tmp_path, "another-horse-staple")
+    refuse_secrets(tmp_path, "another-hor")  # too short to be told from a word
+    with pytest.raises(ValueError, match="access token"):
+        refuse_secrets(tmp_path, "another-hors")
 
 
 def test_what_ships_and_what_is_published_raises_no_alarm():

@@ -7,8 +7,12 @@ import pytest
 from PIL import Image
 
 from poise.command_line import main
-from poise.processing.batching.data_preview import ANSWER, BOX, PLACES
+from poise.processing.batching.collators import TrainingCollator
+from poise.processing.batching.data_preview import ANSWER, BOX, MARGIN, PLACES, draw_preview
 from poise.processing.records.task_record_files import load_task_records
+from poise.processing.scenes.scenes import Scenes
+from poise.training.sft.assembly import processor_of
+from poise.training.sft.recipe import load_recipe
 
 
 def pixels_of(path, color):
@@ -51,6 +55,19 @@ def test_the_sheet_shows_places_answers_and_boxes(tmp_path, capsys):
     assert shown["grounding"][BOX] > 500 and shown["vqa"][BOX] == 0
     assert shown["vqa"][PLACES] > 3000
     assert shown["grounding"][ANSWER] > shown["vqa"][ANSWER] > 1000  # a box is more tokens than a word
+
+
+def test_the_sheets_rows_do_not_overlap(tmp_path):
+    """The third card stands below the first two as it does alone."""
+    records = [Scenes("train", size=40, tasks=("vqa",))[place] for place in range(3)]
+    collator = TrainingCollator(processor_of(load_recipe("demo")))
+    draw_preview(records, collator, tmp_path / "all.png", "title")
+    draw_preview(records[2:], collator, tmp_path / "one.png", "title")
+    sheet, alone = Image.open(tmp_path / "all.png"), Image.open(tmp_path / "one.png")
+    card = alone.crop((MARGIN, 96, alone.width - MARGIN, alone.height - MARGIN))
+    place = (MARGIN, sheet.height - MARGIN - card.height)
+    below = sheet.crop((*place, place[0] + card.width, place[1] + card.height))
+    assert below.tobytes() == card.tobytes()
 
 
 @pytest.mark.parametrize(
