@@ -38,26 +38,40 @@ def tower_states(model, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
     Raises:
         ValueError: the family shows no hidden states of a vision tower.
     """
-    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
-    inputs = {k: v.to(model.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+    inputs = on_model(model, inputs)
     states = None
     for read in _readers(model):
-        parameters = inspect.signature(read).parameters
-        named = {"hidden_states": "pixel_values", "grid_thw": "image_grid_thw"}
-        given = {name: inputs[source] for name in parameters if (source := named.get(name, name)) in inputs}
-        needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-        if set(needed) <= set(given):
+        given = image_arguments(read, inputs)
+        if given is not None:
             with _layer_outputs(model.get_encoder("image")) as outputs:
-                found = read(**given, output_hidden_states=True, return_dict=True)
+                try:
+                    found = read(**given, output_hidden_states=True, return_dict=True)
+                except TypeError:  # where patches are embedded and no tower follows, there is nothing to ask for
+                    continue
             # Not every tower lists its states; the outputs of its layers are the same but for the embeddings.
             states = getattr(found, "hidden_states", None) or outputs
             break
     if not states:
         raise ValueError(
             f"model={type(model).__name__} ({model.config.model_type}) shows no hidden states of a vision tower: "
-            "how far an image can be trusted cannot be told."
+            "how far an image can be trusted cannot be told, nor can router_type='reliability' stand there."
         )
     return [_tokens(layer, _num_patches(model, inputs)) for layer in states]
+
+
+def on_model(model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs on the model's device, floats in its precision."""
+    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+    return {k: v.to(model.dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def image_arguments(read, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Those of `inputs` that a method which reads images takes, or `None` where it needs more than they hold."""
+    parameters = inspect.signature(read).parameters
+    named = {"hidden_states": "pixel_values", "grid_thw": "image_grid_thw"}
+    given = {name: inputs[source] for name in parameters if (source := named.get(name, name)) in inputs}
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return given if set(needed) <= set(given) else None
 
 
 @contextmanager

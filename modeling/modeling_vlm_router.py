@@ -26,7 +26,7 @@ from transformers.utils import cached_file, logging
 
 from .backbones import separator_ids
 from .configuration_vlm_router import VlmRouterConfig
-from .image_reliability import tower_states
+from .image_reliability import image_arguments, on_model, tower_states
 from .image_route import ImageRoute
 from .pretrained_poise import without_pooler
 
@@ -37,6 +37,7 @@ WEIGHTS = "model.safetensors"
 OWN_GENERATE = ("blip-2", "instructblip", "instructblipvideo", "kosmos-2")
 TAGS = ("tag_input_ids", "tag_attention_mask", "tag_scores")
 QUESTION = ("question_input_ids", "question_attention_mask")
+PIXELS = ("pixel_values", "pixel_values_images", "image_patches")
 BACKBONES = ("vlm.", "tag_encoder.")  # what is not new, and is not saved
 
 
@@ -113,12 +114,9 @@ class RoutedVlm(PreTrainedModel):
         if isinstance(tag_encoder, str):
             tag_encoder = AutoModel.from_pretrained(tag_encoder, dtype=torch.float32)
         if image_owner(vlm) is None:
-            raise ValueError(
-                f"vlm={type(vlm).__name__} ({vlm.config.model_type}) fills no placeholders by get_image_features, "
-                "where a router could stand: take another family."
-            )
+            raise _no_place(vlm)
         if "width" not in fields:
-            fields |= _shapes(vlm.eval(), example, source, options)
+            fields |= _shapes(vlm.eval(), example, source, options, fields.get("router_type", "reliability"))
         if fields.get("router_type", "reliability") == "reliability" and "tag_separator_ids" not in fields:
             fields["tag_separator_ids"] = _separators(encoder_source)
         shapes = {"vlm": source, "vlm_type": vlm.config.model_type, "tag_encoder": encoder_source}
@@ -138,17 +136,23 @@ class RoutedVlm(PreTrainedModel):
         return self
 
     @contextmanager
-    def routing(self, tags=None, question=None):
+    def routing(self, tags=None, question=None, images=()):
         """
         Within it the model's own `get_image_features` returns routed tokens. `tags`: ids, mask, scores (N, L),
-        `question`: ids and mask (N, Q).
+        `question`: ids and mask (N, Q). `images`: names of what the model is given of images.
+
+        Raises:
+            ValueError: the model was given images and did not ask `get_image_features` for them.
         """
+        asked = False
         owner = image_owner(self.vlm)
         original = owner.get_image_features
         own = vars(owner).get("get_image_features")
 
         @functools.wraps(original)
         def routed(*args, **kwargs):
+            nonlocal asked
+            asked = True
             return self.routed_image_features(original, tags, question, *args, **kwargs)
 
         owner.get_image_features = routed
@@ -159,6 +163,11 @@ class RoutedVlm(PreTrainedModel):
                 del owner.get_image_features
             else:
                 owner.get_image_features = own
+        if images and not asked:
+            raise ValueError(
+                f"vlm={type(self.vlm).__name__} ({self.vlm.config.model_type}) read {images[0]} without asking "
+                "get_image_features: nothing was routed; take another family."
+            )
 
     def routed_image_features(self, original, tags, question, *args, **kwargs):
         """What `original(*args, **kwargs)`, the model's `get_image_features`, returns, with routed tokens."""
@@ -166,7 +175,8 @@ class RoutedVlm(PreTrainedModel):
         if self.config.router_type == "reliability":
             kwargs["output_hidden_states"] = True
         features, grid = original(*args, **kwargs), kwargs.get("image_grid_thw")
-        pooled = features["pooler_output"]
+        main = _main(features)
+        pooled = features[main]
         items = list(pooled)  # n × (P_i, D), images or tiles
         tags = _of_items(tags, len(items), items[0].device)
         if question is not None:
@@ -190,7 +200,7 @@ class RoutedVlm(PreTrainedModel):
                 weights[place] = None if weight is None else weight[i]
                 applied[place] = None if kept is None else kept[i]
         self.router_weights = None if weights[0] is None else torch.stack(weights)  # (n, 2)
-        features["pooler_output"] = torch.stack(routed) if torch.is_tensor(pooled) else type(pooled)(routed)
+        features[main] = torch.stack(routed) if torch.is_tensor(pooled) else type(pooled)(routed)
         if self.config.router_type == "reliability" and features.get("deepstack_features"):
             # Features that are added in deeper layers say what the tokens say: they fade with them.
             faded = [
@@ -225,7 +235,7 @@ class RoutedVlm(PreTrainedModel):
 
     def forward(self, *args, **kwargs):
         """As the model's own, with the tags of each image and what is asked about it."""
-        with self.routing(*_read_by_router(kwargs)):
+        with self.routing(*_read_by_router(kwargs), _images_in(kwargs)):
             return self.vlm(*args, **kwargs)
 
     def generate(self, *args, **kwargs):
@@ -236,7 +246,7 @@ class RoutedVlm(PreTrainedModel):
                 f"generate of {type(self.vlm).__name__} runs its vision tower around get_image_features: nothing would "
                 "be routed; call forward, or take another family."
             )
-        with self.routing(*read):
+        with self.routing(*read, _images_in(kwargs)):
             return self.vlm.generate(*args, **kwargs)
 
     def can_generate(self):
@@ -311,7 +321,22 @@ def image_owner(vlm):
     """The module whose `get_image_features` fills the placeholders of a model, or `None`."""
     if vlm.config.model_type in ("mllama", "kosmos-2", "kosmos-2.5"):  # their images enter elsewhere
         return None
-    return next((owner for owner in (vlm.base_model, vlm) if hasattr(owner, "get_image_features")), None)
+    # An encoder that reads images itself (T5Gemma 2) is asked by its own forward, past the model's method.
+    encoder = [vlm.get_encoder()] if vlm.config.is_encoder_decoder else []
+    return next((owner for owner in (*encoder, vlm.base_model, vlm) if hasattr(owner, "get_image_features")), None)
+
+
+def _main(features):
+    """Which field of what `get_image_features` returned becomes the image tokens, or `None`."""
+    # Llama 4 projects the tower's states, and Fuyu's one linear layer makes nothing but them.
+    return next((name for name in ("pooler_output", "last_hidden_state") if features.get(name) is not None), None)
+
+
+def _no_place(vlm):
+    return ValueError(
+        f"vlm={type(vlm).__name__} ({vlm.config.model_type}) fills no placeholders by get_image_features, where a "
+        "router could stand: take another family."
+    )
 
 
 def attention_layers(vlm):
@@ -327,7 +352,7 @@ def attention_layers(vlm):
     return rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, names))})"
 
 
-def _shapes(vlm, example, source, options):
+def _shapes(vlm, example, source, options, router_type):
     """Width of image tokens and shape of the tower's states, read off one image."""
     if example is None:
         from PIL import Image
@@ -336,12 +361,19 @@ def _shapes(vlm, example, source, options):
 
         processor = AutoProcessor.from_pretrained(source, **options)
         example = image_inputs(processor, Image.new("RGB", (224, 224), (127, 127, 127)))
+    read = image_owner(vlm).get_image_features
+    given = image_arguments(read, on_model(vlm, example))
+    width = vlm.get_input_embeddings().weight.shape[1]
+    if given is not None:
+        with torch.no_grad():
+            features = read(**given, return_dict=True)
+        if _main(features) is None:
+            raise _no_place(vlm)
+        width = features[_main(features)][0].shape[-1]
+    if router_type != "reliability":
+        return {"width": width}
     states = tower_states(vlm, example)
-    return {
-        "width": vlm.get_input_embeddings().weight.shape[1],
-        "tower_width": states[-1].shape[-1],
-        "tower_layers": len(states) - 1,
-    }
+    return {"width": width, "tower_width": states[-1].shape[-1], "tower_layers": len(states) - 1}
 
 
 def _separators(tag_encoder):
@@ -362,6 +394,11 @@ def _read_by_router(arguments):
     question (ids and mask, (N, Q)), each or `None`.
     """
     return _rows_of(arguments, TAGS), _rows_of(arguments, QUESTION)
+
+
+def _images_in(arguments):
+    """Names of pixels among the arguments of a call."""
+    return [name for name in PIXELS if arguments.get(name) is not None]
 
 
 def _rows_of(arguments, names):
@@ -397,6 +434,7 @@ def _states_of_items(states, items, grid):
     layers = []
     for layer in states:
         layer = layer.flatten(2).mT if layer.ndim == 4 else layer
+        layer = layer[0] if layer.ndim == 3 and len(layer) == 1 < count else layer
         if layer.ndim == 2:  # the patches of all images in one row
             sizes = grid.prod(-1) if grid is not None else torch.tensor([item.shape[0] for item in items])
             sizes = (sizes * layer.shape[0] // sizes.sum()).tolist()

@@ -25,4 +25,4 @@ NO_IMAGE_TOKENS = {
 }
 
 # Modules whose outputs are queries with no place on the image, by their classes' names.
-QUERY_MODULES = ("QFormer", "Perceiver", "Resampler", "AriaProjector")
+QUERY_MODULES = ("QFormer", "Perceiver", "Resampler", "AriaProjector", "DeepseekOcr2Vision")

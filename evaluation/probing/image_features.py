@@ -38,9 +38,11 @@ class ImageFeatures:
         self.output = output
         values = [output]
         if isinstance(output, Mapping):
-            # Fuyu's vision tower is one linear layer, whose output it calls hidden states.
-            self._main = "pooler_output" if output.get("pooler_output") is not None else "last_hidden_state"
-            values = [output[self._main]]
+            # Fuyu's vision tower is one linear layer, whose output it calls hidden states; Granite 4 Vision's tokens
+            # enter in deeper layers alone.
+            given = [name for name in ("pooler_output", "last_hidden_state") if output.get(name) is not None]
+            self._main = given[:1]
+            values = [output[name] for name in self._main]
             for name in _DEEPER:
                 values.extend(output.get(name) or ())
         self._values = values
@@ -61,8 +63,9 @@ class ImageFeatures:
         if not isinstance(self.output, Mapping):
             return values[0]
         output: Any = copy.copy(self.output)
-        rest = values[1:]
-        output[self._main] = values[0]
+        rest = values
+        for name in self._main:
+            output[name], rest = rest[0], rest[1:]
         for name in _DEEPER:
             if count := len(self.output.get(name) or ()):
                 output[name], rest = rest[:count], rest[count:]
@@ -70,9 +73,11 @@ class ImageFeatures:
 
 
 def _rows(value: Any) -> torch.Tensor:
-    """(N, P, D), (N, D) or a list of either as (N', D)."""
+    """(N, P, D), (N, D) or a list of either as (N', D); (number of a layer, one of these) as these."""
     if isinstance(value, torch.Tensor):
         return value.reshape(-1, value.shape[-1])
+    if isinstance(value[0], int):
+        return _rows(value[1])
     return torch.cat([_rows(some) for some in value])
 
 
@@ -80,6 +85,8 @@ def _like(value: Any, rows: torch.Tensor) -> Any:
     """`rows` (N', D) in the shape of `value`."""
     if isinstance(value, torch.Tensor):
         return rows.reshape(value.shape).to(value.dtype)
+    if isinstance(value[0], int):
+        return (value[0], _like(value[1], rows))
     sizes = [_rows(some).shape[0] for some in value]
     return type(value)(_like(some, part) for some, part in zip(value, rows.split(sizes), strict=True))
 

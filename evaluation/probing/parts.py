@@ -3,6 +3,7 @@
 Written against transformers' interface; `families.py` holds what it does not tell.
 """
 
+import inspect
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -210,6 +211,8 @@ def _attention(layer: nn.Module, cross: bool = False) -> nn.Module | None:
         if re.search(r"Attention|Attn", type(module).__name__)
         and not _NO_ATTENTION_WEIGHTS.search(type(module).__name__)
         and bool(_CROSS.search(f"{name} {type(module).__name__}")) == cross
+        # Inkling 2 calls what joins its layers' outputs an attention, too.
+        and {"mask", "attention_mask"} & set(inspect.signature(module.forward).parameters)
     ]
     names = [name for name, _ in found]
     for name, module in found:
