@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from poise.evaluation.model_errors import UnsupportedProbe
@@ -22,13 +23,20 @@ from poise.evaluation.probing.parts import model_parts
 from poise.evaluation.probing.prompt_batch import PromptBatch
 from poise.evaluation.probing.residual_stream import read_off, residual_stream
 from poise.evaluation.probing.token_grids import is_query_module
+from poise.modeling.modeling_vlm_router import OWN_GENERATE, RoutedVlm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "any_vlm"))
 from more_families import MORE  # noqa: E402
+from recent_families import RECENT  # noqa: E402
 from shrunk_families import SHRUNK, build  # noqa: E402
 from tiny_families import FAMILIES  # noqa: E402
 
 ANSWER = [[11, 12, 13]]
+TAGS = {
+    "tag_input_ids": torch.tensor([[3, 4, 5]]),
+    "tag_attention_mask": torch.tensor([[1, 1, 0]]),
+    "tag_scores": torch.tensor([[0.9, 0.5, 0.0]]),
+}
 
 
 def answers(prompts: PromptBatch) -> bool:
@@ -80,8 +88,30 @@ def grid(prompts: PromptBatch) -> bool:
     return True
 
 
+def router(prompts: PromptBatch) -> bool:
+    """A reliability router changes nothing at first; then tags do, in answers too, and what is new alone learns."""
+    words = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+    images = {name: value for name, value in prompts.inputs.items() if name not in words}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    encoder = BertModel(BertConfig(**sizes, vocab_size=50))
+    try:
+        model = RoutedVlm.from_vlm(prompts.parts.vlm, encoder, example=images)
+    except ValueError as error:
+        raise UnsupportedProbe(str(error)) from error
+    inputs = {**prompts.inputs, **TAGS, **decoder_of(prompts)}
+    own = prompts.parts.model(**prompts.inputs, **decoder_of(prompts)).logits
+    same = torch.equal(model(**inputs).logits, own) and model.router_weights is not None
+    torch.nn.init.normal_(model.route.reader.out.weight)
+    moved = not torch.allclose(model(**inputs).logits, own, atol=1e-4)
+    with torch.enable_grad():
+        model.train()(**inputs).logits.float().square().mean().backward()
+    learns = all((some.grad is not None) == model.is_new(name) for name, some in model.named_parameters())
+    return same and moved and learns and answers(PromptBatch(model_parts(model.eval()), {**prompts.inputs, **TAGS}))
+
+
+# The router is the last: it freezes the model.
 PROBES = {"answers": answers, "ablation": ablation, "patches": grid, "lens": lens, "attention": attention,
-          "knockout": knockout}  # fmt: skip
+          "knockout": knockout, "router": router}  # fmt: skip
 
 
 def decoder_of(prompts: PromptBatch) -> dict[str, torch.Tensor]:
@@ -91,16 +121,17 @@ def decoder_of(prompts: PromptBatch) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def row_of(name: str) -> list[str]:
     torch.manual_seed(0)
-    made = {**FAMILIES, **MORE}
+    made = {**FAMILIES, **MORE, **RECENT}
     model, inputs = made[name]() if name in made else build(name)
     inputs.pop("decoder_input_ids", None)
     prompts = PromptBatch(model_parts(model.eval()), inputs)
-    cells = []
+    cells, why = [], ""
     for probe in PROBES.values():
         try:
             cells.append("yes" if probe(prompts) else "WRONG")
-        except UnsupportedProbe:
+        except UnsupportedProbe as error:
             cells.append("no")
+            why = str(error)
     left = [number for number, module in enumerate(prompts.parts.attentions) if module is None]
     notes = [NO_IMAGE_TOKENS.get(prompts.parts.family, "")]
     if cells[list(PROBES).index("patches")] == "no" and prompts.parts.has_image_tokens:
@@ -109,13 +140,18 @@ def row_of(name: str) -> list[str]:
         notes.append("the encoder is read; attention is the decoder's to it")
     if left:
         notes.append(f"{len(left)} of {len(prompts.parts.attentions)} layers without self-attention weights")
+    if cells[-1] == "no" and prompts.parts.has_image_tokens:
+        no_tower = "shows no hidden states" in why
+        notes.append("no vision tower, so no reliability router" if no_tower else "its image enters in several layers")
+    if prompts.parts.family in OWN_GENERATE and cells[-1] == "yes":
+        notes.append("its `generate` goes around the router")
     return [name, *cells, "; ".join(note for note in notes if note)]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="NAME", help="default: all")
-    names = parser.parse_args().families or [*FAMILIES, *MORE, *SHRUNK]
+    names = parser.parse_args().families or [*FAMILIES, *MORE, *SHRUNK, *RECENT]
     logging.set_verbosity_error()
     print("| family | " + " | ".join(PROBES) + " | |")
     print("|---|" + "---|" * len(PROBES) + "---|")

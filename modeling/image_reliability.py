@@ -43,7 +43,7 @@ def tower_states(model, inputs: Mapping[str, Any]) -> list[torch.Tensor]:
     for read in _readers(model):
         given = image_arguments(read, inputs)
         if given is not None:
-            with _layer_outputs(model.get_encoder("image")) as outputs:
+            with layer_outputs(model.get_encoder("image")) as outputs:
                 try:
                     found = read(**given, output_hidden_states=True, return_dict=True)
                 except TypeError:  # where patches are embedded and no tower follows, there is nothing to ask for
@@ -75,7 +75,7 @@ def image_arguments(read, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _layer_outputs(tower):
+def layer_outputs(tower):
     """Collects what the layers of a tower return meanwhile, [N, P, Dv] each, in their order."""
     lists = [module for module in tower.modules() if isinstance(module, nn.ModuleList) and len(module) > 1]
     outputs, hooks = [], []

@@ -26,7 +26,7 @@ from transformers.utils import cached_file, logging
 
 from .backbones import separator_ids
 from .configuration_vlm_router import VlmRouterConfig
-from .image_reliability import image_arguments, on_model, tower_states
+from .image_reliability import image_arguments, layer_outputs, on_model, tower_states
 from .image_route import ImageRoute
 from .pretrained_poise import without_pooler
 
@@ -174,7 +174,9 @@ class RoutedVlm(PreTrainedModel):
         kwargs["return_dict"] = True
         if self.config.router_type == "reliability":
             kwargs["output_hidden_states"] = True
-        features, grid = original(*args, **kwargs), kwargs.get("image_grid_thw")
+        with layer_outputs(self.vlm.get_encoder("image")) as outputs:
+            features = original(*args, **kwargs)
+        grid = kwargs.get("image_grid_thw")
         main = _main(features)
         pooled = features[main]
         items = list(pooled)  # n × (P_i, D), images or tiles
@@ -183,7 +185,7 @@ class RoutedVlm(PreTrainedModel):
             question = _of_items(question, len(items), items[0].device)
         states = None
         if self.config.router_type == "reliability":
-            states = _states_of_items(features.get("hidden_states"), items, grid)  # n × L' × [1, P', Dv]
+            states = _states_of_items(features.get("hidden_states") or outputs, items, grid)  # n × L' × [1, P', Dv]
         routed, weights, applied = ([None] * len(items) for _ in range(3))
         for places in _equal_places(items, states):
             some = torch.stack([items[i] for i in places])  # (N, P, D)

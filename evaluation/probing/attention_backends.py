@@ -17,6 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils import logging
 
+from ..model_errors import UnsupportedProbe
 from .parts import ModelParts
 
 logger = logging.get_logger(__name__)
@@ -68,6 +69,12 @@ def _attention_in_blocks(
         outputs.append(output)  # (B, q, H, E)
         if counted is not None:
             queries, sums = counted
+            if weights.shape[-1] != sums.shape[-1]:
+                raise UnsupportedProbe(
+                    f"model with {type(module).__name__} has no attention to its prompt alone: its image lies among "
+                    f"the {weights.shape[-1]} positions that it attends to, the prompt has {sums.shape[-1]}; take "
+                    "another model for it."
+                )
             share = queries[..., rows].float()  # (G, B, q)
             sums += torch.einsum("bhqk,gbq->gbk", weights.float(), share) / weights.shape[1]  # (G, B, K)
             _Sums.seen.add(module)

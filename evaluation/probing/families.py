@@ -18,10 +18,15 @@ NO_IMAGE_TOKENS = {
     "kosmos-2": "its text model merges the image itself, so `get_image_features` is not what it reads",
     "kosmos-2.5": "its text model merges the image itself, so `get_image_features` is not what it reads",
     "git": "its image is put before the text inside the model, so no placeholder holds it",
-    "pix2struct": "its question is drawn into the image, so no place of a sequence holds it",
     "udop": "its image is added to the words that stand on it, so no place of the sequence holds it",
+}
+
+# What has no question that a language model reads word by word: nothing of it can be looked into.
+NO_PROMPT = {
+    "pix2struct": "its question is drawn into the image",
     "vision-encoder-decoder": "it reads no question",
     "evolla": "it reads proteins, no images",
+    "diffusion_gemma": "it writes blocks of words by diffusion, not one after another",
 }
 
 # Modules whose outputs are queries with no place on the image, by their classes' names.

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
 from ..model_errors import UnsupportedProbe, inner_vlm
-from .families import GENERATES_BY_FORWARD, NO_IMAGE_TOKENS
+from .families import GENERATES_BY_FORWARD, NO_IMAGE_TOKENS, NO_PROMPT
 
 _LAYERS = ("layers", "h", "blocks", "block", "decoder_layers", "layer")
 _FINAL_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "layer_norm")
@@ -109,12 +109,19 @@ def model_parts(model: nn.Module) -> ModelParts:
         model: any image-text-to-text model of transformers, a Poise model included, inside PEFT or not.
 
     Raises:
-        ValueError: no text layers are found in it.
+        ValueError: no text layers are found in it, or it reads no image or no question.
     """
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(inner, PreTrainedModel):
         raise ValueError(f"model={type(inner).__name__} is no transformers model: load one with from_pretrained.")
     vlm = inner_vlm(inner)
+    why = NO_PROMPT.get(vlm.config.model_type)
+    if why is None and not _reads_images(vlm):  # as text models that AutoModelForImageTextToText loads, too
+        why = "its forward takes no image"
+    if why is not None:
+        raise UnsupportedProbe(
+            f"model={type(inner).__name__} ({vlm.config.model_type}) cannot be looked into: {why}; take another model."
+        )
     decoder = _innermost(vlm, "get_decoder")
     reader = decoder
     if is_encoder_decoder(vlm):
@@ -147,6 +154,13 @@ def model_parts(model: nn.Module) -> ModelParts:
         image_owner=inner if routed else owner,
         image_method="routed_image_features" if routed else "get_image_features",
         image_token_id=image_token_id(vlm.config),
+    )
+
+
+def _reads_images(model: Any) -> bool:
+    takes = inspect.signature(model.forward).parameters
+    return hasattr(model.base_model, "get_image_features") or any(
+        re.search("pixel|image|patch", name) for name in takes
     )
 
 

@@ -19,9 +19,9 @@ from poise.evaluation.probing.parts import model_parts
 
 SHRUNK = (
     "aria blip cohere2_vision cosmos3_edge cosmos3_omni deepseek_vl exaone4_5 git glm46v glm_ocr glm4v_moe got_ocr2 "
-    "granite_docling hyperclovax_vision_v2 lfm3_vl lighton_ocr llava_next_video minicpm_ocr minicpmv4_6 minicpmv4_7 "
-    "molmo2 ovis2 paddleocr_vl qianfan_ocr qwen2_5_omni_thinker qwen3_5_moe qwen3_omni_moe_thinker qwen3_vl_moe "
-    "step3p7 t5gemma2 video_llama_3 vipllava"
+    "glmga granite_docling hyperclovax_vision_v2 lfm3_vl lighton_ocr llava_next_video minicpm_ocr minicpmv4_6 "
+    "minicpmv4_7 molmo2 ovis2 paddleocr_vl qianfan_ocr qwen2_5_omni_thinker qwen3_5_moe qwen3_omni_moe_thinker "
+    "qwen3_vl_moe step3p7 t5gemma2 video_llama_3 vipllava"
 ).split()
 
 _IDS = {"image_token_id": IMG, "image_token_index": IMG, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -137,12 +137,20 @@ def image_inputs_of(model):
     return inputs | ({"image_sizes": torch.tensor([[side, side]])} if "image_sizes" in takes else {})
 
 
-@torch.no_grad()
 def inputs_of(model):
-    inputs, takes, count = image_inputs_of(model), inspect.signature(model.forward).parameters, 1
-    owner = model_parts(model).image_owner
-    if owner is not None:
-        count = len(ImageFeatures(owner.get_image_features(**inputs, return_dict=True)).rows)
+    return with_words(model, image_inputs_of(model))
+
+
+@torch.no_grad()
+def with_words(model, inputs):
+    """Words around as many placeholders as the model fills with an image."""
+    takes, count, parts = inspect.signature(model.forward).parameters, 1, model_parts(model)
+    if parts.image_owner is not None:
+        count = len(ImageFeatures(parts.image_owner.get_image_features(**inputs, return_dict=True)).rows)
+    elif "image_embeds_position_mask" in inputs:
+        count = int(inputs["image_embeds_position_mask"].sum())
+    elif "bbox" in inputs:  # of every word
+        count = 0
     words = ids(count)
     types = {name: (words == IMG).long() for name in ("token_type_ids", "mm_token_type_ids") if name in takes}
     return {"input_ids": words, **inputs, **types}

@@ -147,6 +147,42 @@ def test_flat_patches_of_two_sizes_are_told_apart():
             torch.testing.assert_close(states, own, rtol=1e-4, atol=1e-5)
 
 
+def test_images_in_one_row_of_a_tower_are_told_apart():
+    """Pixtral's tower reads all images of a batch as one sequence."""
+    model, inputs = routed("mistral3")
+    opened(model)
+    pixels = torch.cat([inputs["pixel_values"], torch.randn(1, 3, 56, 56)])
+    sizes, tags = inputs["image_sizes"].expand(2, -1), {name: value.expand(2, -1) for name, value in TAGS.items()}
+    with torch.no_grad():
+        together = model.get_image_features(pixels, image_sizes=sizes, **tags).pooler_output
+        profiles = model.router_weights
+        for i in range(2):
+            alone = model.get_image_features(pixels[i : i + 1], image_sizes=sizes[:1], **TAGS).pooler_output
+            torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-5)
+    assert profiles.shape == (2, 2)
+
+
+def test_a_model_that_does_not_ask_for_image_features_is_refused(monkeypatch):
+    """Otherwise nothing would be routed, and nobody told."""
+    model, inputs = routed("llava")
+    own = model.vlm.model.get_image_features
+    monkeypatch.setattr(type(model.vlm.model), "forward", around(type(model.vlm.model).forward, own))
+    with torch.no_grad(), pytest.raises(ValueError, match="pixel_values without asking get_image_features"):
+        model(**inputs, **TAGS)
+    model(input_ids=inputs["input_ids"][:, :2])  # no image, nothing to route
+
+
+def around(forward, own):
+    """A forward pass that asks the method of its class, past what stands in its place."""
+
+    def changed(self, *args, pixel_values=None, **kwargs):
+        if pixel_values is None:
+            return forward(self, *args, **kwargs)
+        return forward(self, *args, mm_encoder_outputs={"image": own(pixel_values, return_dict=True)}, **kwargs)
+
+    return changed
+
+
 def test_frozen_towers_stay_functions_in_training():
     model, _ = routed("llava")
     model.train()
