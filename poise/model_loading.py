@@ -157,7 +157,9 @@ def load_processor(name: str, config: Any = None, trust_remote_code: bool = Fals
         )
     if config is not None:
         ours, theirs = (getattr(some, "image_token_id", None) for some in (processor, config))
-        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+        # Gemma 3 and Llama 4 ask for an image by one token, and fill its places with another of the special ones.
+        special = getattr(getattr(processor, "tokenizer", None), "added_tokens_decoder", {})
+        if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs and theirs not in special:
             raise ValueError(
                 f"model={name!r}: its processor marks images by the token {ours}, the model by {theirs}; save the "
                 "processor that belongs to the model."

@@ -149,7 +149,8 @@ family(
     "qwen4_exp", patches, **SIDES, vision_config={**QWEN_TOWER, "num_position_embeddings": 16},
     text_config=text("qwen4_exp_text", RP, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
                      linear_value_head_dim=8, moe_intermediate_size=32, shared_expert_intermediate_size=32,
-                     num_experts=4, num_experts_per_tok=2, hc_count=2, hc_lowrank=8, indexer_n_heads=2, indexer_kv_heads=1,
+                     num_experts=4, num_experts_per_tok=2, hc_count=2, hc_lowrank=8, indexer_n_heads=2,
+                     indexer_kv_heads=1,
                      indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=2,
                      layer_types=["linear_attention", "indexed_attention", "indexed_attention"]),
 )  # fmt: skip

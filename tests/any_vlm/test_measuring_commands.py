@@ -40,7 +40,7 @@ def models(tmp_path_factory):
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.mark.parametrize("name", ["idefics3", "blip2_opt", "mllama"])
+@pytest.mark.parametrize("name", ["idefics3", "gemma3", "blip2_opt", "mllama"])
 def test_diagnose(name, models, records, capsys):
     code, output = run("diagnose", name, models, records, "--max-new-tokens", 2)
     assert code == 0

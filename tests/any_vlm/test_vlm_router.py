@@ -178,7 +178,8 @@ def around(forward, own):
     def changed(self, *args, pixel_values=None, **kwargs):
         if pixel_values is None:
             return forward(self, *args, **kwargs)
-        return forward(self, *args, mm_encoder_outputs={"image": own(pixel_values, return_dict=True)}, **kwargs)
+        kwargs["mm_encoder_outputs"] = {"image": own(pixel_values, return_dict=True)}
+        return forward(self, *args, **kwargs)
 
     return changed
 
