@@ -1,5 +1,6 @@
 """A router and a soft prompt on pretrained models of every family: nothing changes at first, what is new learns."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -160,6 +161,22 @@ def test_images_in_one_row_of_a_tower_are_told_apart():
             alone = model.get_image_features(pixels[i : i + 1], image_sizes=sizes[:1], **TAGS).pooler_output
             torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-5)
     assert profiles.shape == (2, 2)
+
+
+def test_a_tower_that_lists_no_states_is_read_layer_by_layer(monkeypatch):
+    vlm, inputs = FAMILIES["llava"]()
+    own = type(vlm.model).get_image_features
+
+    @functools.wraps(own)
+    def bare(self, *args, **kwargs):
+        features = own(self, *args, **kwargs)
+        return type(features)(**{name: value for name, value in features.items() if name != "hidden_states"})
+
+    monkeypatch.setattr(type(vlm.model), "get_image_features", bare)
+    model = RoutedVlm.from_vlm(vlm, tag_encoder(), example=images_of(inputs))
+    with torch.no_grad():
+        model(**inputs, **TAGS)
+    assert model.config.tower_layers + 1 == 2 and model.router_weights.shape == (1, 2)
 
 
 def test_a_model_that_does_not_ask_for_image_features_is_refused(monkeypatch):
