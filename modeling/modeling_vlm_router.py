@@ -369,7 +369,7 @@ def _shapes(vlm, example, source, options, router_type):
     if given is not None:
         with torch.no_grad():
             features = read(**given, return_dict=True)
-        # Inkling lays the tokens of all images in one row: which are whose cannot be told.
+        # Tokens of all images in one row: which are whose could not be told.
         if _main(features) is None or features[_main(features)][0].ndim != 2:
             raise _no_place(vlm)
         width = features[_main(features)][0].shape[-1]
