@@ -10,6 +10,7 @@ from folders import small_image
 from more_families import MORE
 from tiny_families import FAMILIES, IMG
 
+from poise.evaluation.probing import token_grids as tg
 from poise.evaluation.probing.answers import answer_log_probabilities, greedy_answers
 from poise.evaluation.probing.parts import model_parts
 from poise.evaluation.probing.prompt_batch import PromptBatch
@@ -137,6 +138,12 @@ def test_padding_is_measured_too():
     square = LlavaImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, do_pad=True)
     (region,) = tile_regions(square, IMAGES[1])
     np.testing.assert_allclose(region, (0, -15, 60, 45), atol=1.5)
+
+
+def test_where_nothing_tells_the_place_it_is_the_whole_image(monkeypatch):
+    monkeypatch.setattr(tg, "_exact_region", lambda *given: None)
+    monkeypatch.setattr(tg, "tile_regions", lambda *given: None)
+    assert tg.ImageGrids(None).regions(IMAGES[1]) == [(0.0, 0.0, 60.0, 30.0)]
 
 
 def test_shapes_of_grids():

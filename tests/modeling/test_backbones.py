@@ -1,5 +1,7 @@
 """`from_backbones`: every tower, language model and tag encoder, from folders as the Hub has them."""
 
+import json
+
 import pytest
 import torch
 from backbone_folders import TOKENIZER_SIZE
@@ -7,6 +9,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, Au
 from transformers import logging as transformers_logging
 
 from poise.modeling import PoiseForConditionalGeneration
+from poise.modeling.backbones import processor_image_size
 
 # Name: image side, tokens before the patches, patches.
 TOWERS = {
@@ -70,6 +73,21 @@ def test_tower_at_another_size_stretches_its_positions(name, backbones):
     model = build(backbones.arguments(name), vision_image_size=40)
     assert model.config.num_image_tokens == 25
     assert torch.isfinite(ask(model)).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "side"),
+    [
+        ({"size": 30}, 30),
+        ({"size": {"height": 30, "width": 30}}, 30),
+        ({"size": {"height": 40, "width": 30}}, None),
+        ({"size": {"shortest_edge": 40}, "crop_size": {"height": 30, "width": 30}, "do_center_crop": True}, 30),
+        ({"size": {"height": 40, "width": 40}, "crop_size": {"height": 30, "width": 30}}, 40),
+    ],
+)
+def test_the_side_that_an_image_processor_produces(settings, side, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert processor_image_size(str(tmp_path)) == side
 
 
 @pytest.mark.parametrize("name", ["clip", "dinov2_registers"])

@@ -1,6 +1,7 @@
 """The callback that collects while training."""
 
 import json
+import platform
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from poise.hub_cards.card.data import CARD_DATA_FILE, CardData
 from poise.hub_cards.card.training_data import datasets_of
-from poise.hub_cards.publishing.card_collector import CardCollector
+from poise.hub_cards.publishing.card_collector import CardCollector, hardware
 
 RECIPE = {
     "model": {"vision": "tiny:vision", "text": "/home/somebody/model"},
@@ -45,6 +46,13 @@ def train(folder, steps, resume=None, **options):
     data = [{"x": torch.ones(1), "labels": torch.ones(1)}] * 16
     Trainer(Line(), arguments, train_dataset=data, callbacks=[collector]).train(resume_from_checkpoint=resume)
     return CardData.load(folder / CARD_DATA_FILE)
+
+
+@pytest.mark.parametrize(("threads", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_hardware_is_told_without_the_machines_name(threads, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert hardware() == f"CPU ({platform.machine()}, {words})"
 
 
 def test_collects_what_the_card_says_about_training(tmp_path):

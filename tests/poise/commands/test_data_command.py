@@ -1,6 +1,7 @@
 """`poise data convert` and `poise data show`."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from poise.command_line import main
 from poise.processing.batching.collators import TrainingCollator
-from poise.processing.batching.data_preview import ANSWER, BOX, MARGIN, PLACES, draw_preview
+from poise.processing.batching.data_preview import ANSWER, BOX, MARGIN, PLACES, _flow, draw_preview
 from poise.processing.records.task_record_files import load_task_records
 from poise.processing.scenes.scenes import Scenes
 from poise.training.sft.assembly import processor_of
@@ -68,6 +69,17 @@ def test_the_sheets_rows_do_not_overlap(tmp_path):
     place = (MARGIN, sheet.height - MARGIN - card.height)
     below = sheet.crop((*place, place[0] + card.width, place[1] + card.height))
     assert below.tobytes() == card.tobytes()
+
+
+def test_the_answer_of_a_card_begins_a_line_of_its_own():
+    """Chips of 8 + 10 a letter, 3 apart; a line is 27 high and ends 22 below its top."""
+    draw = SimpleNamespace(textlength=lambda text, font: 10 * len(text))
+    chips = [("ab", "", False), ("abc", "", False), ("ab", "", False), ("a", "", True), ("a", "", True)]
+    places, end = _flow(draw, chips, SimpleNamespace(token=None), 5, 80, 100)
+    assert places == [(5, 100, 28), (36, 100, 38), (5, 127, 28), (5, 154, 18), (26, 154, 18)]
+    assert end == 154 + 22
+    assert _flow(draw, chips[3:], SimpleNamespace(token=None), 5, 80, 100)[0][0] == (5, 100, 18)
+    assert _flow(draw, [("a" * 20, "", False)], SimpleNamespace(token=None), 5, 80, 100)[0] == [(5, 100, 75)]
 
 
 @pytest.mark.parametrize(
