@@ -87,7 +87,8 @@ class ChatCollator:
             of_images = [
                 {"tags": tags, "question": self.question(record)} for record in records for _, tags in images_of(record)
             ]
-            inputs.update(router_inputs(of_images, self.tag_tokenizer))
+            if of_images:  # tokenizers refuse an empty list
+                inputs.update(router_inputs(of_images, self.tag_tokenizer))
         return inputs, list(records)
 
     def _prompt_inputs(self, records: Sequence[Mapping[str, Any]]) -> Any:

@@ -22,6 +22,30 @@ from .typicality import MIN_CALIBRATION, Typicality
 
 DISTRUSTED = 0.5  # the weight at the threshold, beyond which a share of 1 − quantile of sound images lies
 MAX_PREFIX_TOKENS = 8  # class token and registers; more than that are no prefix
+_CARD = """---
+{{ card_data }}
+---
+
+# How far an image can be trusted
+
+Statistics of the vision tower of {{ model or "a model" }} (`{{ model_type }}`){% if images %} over {{ images }} sound
+images of {{ data }}{% endif %}. They tell whether a new image is like those; the model itself is not in here, and is
+not changed. With Poise:
+
+```bash
+poise fit-router {{ model or "MODEL" }} --output {{ folder or "FOLDER" }} --image photo.jpg
+```
+
+Near 1 the image is like the sound ones; below 0.5 it is not, and an answer about it should not be relied on.
+{% if flagged %}
+
+| held-out images | called unlike the sound ones |
+|---|---|
+{%- for name, share in flagged.items() %}
+| {{ name }} | {{ "%.2f" | format(share) }} |
+{%- endfor %}
+{% endif %}
+"""
 
 
 @torch.no_grad()
@@ -129,7 +153,7 @@ def image_inputs(processor, image) -> dict[str, Any]:
     return dict(getattr(processor, "image_processor", processor)(images=[image], return_tensors="pt"))
 
 
-class ImageReliability(nn.Module, PyTorchModelHubMixin):
+class ImageReliability(nn.Module, PyTorchModelHubMixin, model_card_template=_CARD, tags=["poise"]):
     """
     Statistics of one model's vision tower over sound images, and the verdict on a new one.
 
@@ -190,6 +214,10 @@ class ImageReliability(nn.Module, PyTorchModelHubMixin):
                 f"give about {12 * MIN_CALIBRATION} or more."
             )
         return reliability.eval()
+
+    def generate_model_card(self, *args, **facts):
+        """With `model`, `folder` and `flagged`, where they are given as `model_card_kwargs`."""
+        return super().generate_model_card(*args, **{**self.origin, "model_type": self.model_type, **facts})
 
     @torch.no_grad()
     def forward(self, profiles: torch.Tensor) -> torch.Tensor:

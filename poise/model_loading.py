@@ -6,18 +6,25 @@ from typing import Any
 
 import torch
 
-from poise.evaluation.saved_models import load_whole, loading_errors
+from poise.evaluation.saved_models import load_whole, loading_errors, saved_config
+from poise.training.atomic_folders import MANIFEST
 
 
-def load_run(name: str) -> tuple[Any, Any] | None:
-    """Model with its adapters merged and processor of a local run, or `None` for anything else."""
+def load_run(name: str) -> tuple[Any, Any] | str:
+    """Model with its adapters merged and processor of a local run; else the folder or id that transformers loads."""
     folder = Path(name)
     plain = (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file()
     if plain or not folder.is_dir():  # a plain model needs nothing of training, and PEFT takes seconds to import
-        return None
-    from poise.training.sft.checkpoints import is_run, merged_model
+        return name
+    from poise.training.sft.checkpoints import is_run, merged_model, trained_folder
 
-    return merged_model(name) if is_run(name) else None
+    if not is_run(name):
+        return name
+    trained = trained_folder(name)
+    adapters = (trained / "adapter_config.json").is_file()
+    if not adapters and saved_config(trained).get("model_type") == "poise_vlm_router":
+        return str(trained)
+    return merged_model(name)
 
 
 def chosen_device(name: str | None = None) -> torch.device:
@@ -88,8 +95,11 @@ def load_model(
     )
 
     place, number_format = chosen_device(device), chosen_dtype(dtype)
+    check_no_statistics(name)
     loaded = load_run(name)
-    if loaded is not None:
+    if isinstance(loaded, str):
+        name = loaded
+    else:
         model, processor = loaded
         check_chat_template(name, processor)
         model = model.to(place)
@@ -123,6 +133,19 @@ def load_model(
     if not getattr(model, "is_quantized", False):
         model = model.to(place)
     return model.eval(), processor
+
+
+def check_no_statistics(name: str) -> None:
+    """
+    Raises:
+        ValueError: the folder holds what `poise fit-router` wrote, which is no model.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file() and "profile_size" in saved_config(folder):
+        raise ValueError(
+            f"model={name!r} holds statistics of poise fit-router, which judge images for another model: "
+            f"poise fit-router VLM --output {name} --image FILE"
+        )
 
 
 def load_processor(name: str, config: Any = None, trust_remote_code: bool = False) -> Any:
@@ -187,8 +210,8 @@ def check_chat_template(name: str, processor: Any) -> None:
         ) from error
 
 
-# What `poise sft` leaves in the folder of a run.
-_MARKS = ("card_data.json", "recipe.yaml")
+# What stages of training leave beside a finished model, and in it.
+_MARKS = ("card_data.json", "recipe.yaml", f"model/{MANIFEST}")
 _MODELS = ("config.json", "adapter_config.json")
 
 

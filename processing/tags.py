@@ -125,10 +125,11 @@ def _is_number(text: str) -> bool:
 def parse_tags(text: str) -> list[Tag]:
     """Reads tags as they are typed on a command line, `"dog:0.97,ball:0.6"`, sorted by falling score.
 
-    A name may hold colons, but no comma. An empty text is no tags.
+    A name alone has score 1; one with colons needs a score behind it, and none may hold a comma. An empty text is no
+    tags.
 
     Raises:
-        ValueError: a part has no score, the score is no number, or it is not a valid tag.
+        ValueError: the score is no number, or it is not a valid tag.
 
     Examples:
         >>> parse_tags("dog:0.97,ball:0.6")
@@ -137,10 +138,8 @@ def parse_tags(text: str) -> list[Tag]:
     parsed = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, colon, score = part.rpartition(":")
-        if not colon:
-            raise ValueError(f'tags={text!r}: {part!r} has no score; write name:score, such as "dog:0.97,ball:0.6".')
         try:
-            parsed.append((name, float(score)))
+            parsed.append((name, float(score)) if colon else (part, 1.0))
         except ValueError:
             raise ValueError(f"tags={text!r}: the score of {part!r} is no number; write name:score.") from None
     return check_tags(parsed)

@@ -174,9 +174,14 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return tuple(typing.get_origin(kind) or kind for kind in kinds)
 
 
+def without_slash(value: Any) -> Any:
+    """A folder's name without a slash at its end, so that it is the same however it was typed; all else as it is."""
+    return os.path.normpath(value) if isinstance(value, str) and value.endswith("/") and Path(value).is_dir() else value
+
+
 def _converted(value: Any, annotation: Any) -> Any:
     """A value as its field wants it: whole numbers are floats, paths are names, tuples are lists."""
-    kinds = _kinds(annotation)
+    kinds, value = _kinds(annotation), without_slash(value)
     if float in kinds and int not in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, os.PathLike):

@@ -43,6 +43,7 @@ _MEANINGS = {
 }  # fmt: skip
 _NOT_TRAINED_ON = ("evaluation", "max_new_tokens", "feature")
 CHUNK = 1000  # records
+FINISHED = ("model", "tag_encoder")  # what stages write at their end
 
 
 def versions() -> dict[str, str]:
@@ -156,6 +157,12 @@ def _newest_sound(run: Path, command: str) -> Path:
         damaged.append(f"{folder} is damaged, {damage}")
     if damaged:
         raise ValueError(f"resume={str(run)!r} holds no sound checkpoint: {'; '.join(damaged)}. Start anew")
+    finished = next((name for name in FINISHED if (run / name).is_dir()), None)
+    if finished is not None:
+        raise ValueError(
+            f"resume={str(run)!r} is a finished run ({finished}) that saved no checkpoint (training.save_strategy): "
+            "there is nothing to go on with; train anew with --overwrite, or into another folder with --output_dir"
+        )
     raise ValueError(
         f"resume={str(run)!r} holds no complete checkpoint: give a checkpoint-N folder that {command} wrote, or start "
         "without --resume"

@@ -30,11 +30,10 @@ from transformers.integrations.integration_utils import (
 from .atomic_folders import clear_aside, damage_of, remove
 from .recipe_loading import check_kind, unknown_name
 from .redaction import take_hub_token
-from .run_files import checkpoints
+from .run_files import FINISHED, checkpoints
 
 logger = logging.getLogger(__name__)
 
-FINISHED = ("model", "tag_encoder")  # what stages write at their end
 DAMAGED = "damaged-"
 LOCK_FILE = "run.lock"
 TRACKERS = ("trackio", "tensorboard")  # with an extra of their own

@@ -41,13 +41,17 @@ def dominant(coalitions: Scores, players: Sequence[str]) -> str:
     The question is asked about something: it is compared only where there are no tags.
     """
     base = baseline_of(coalitions)
-    rivals = [name for name in players if name != "question"] if "tags" in players else list(players)
+    rivals = _rivals(players)
     scores = {name: Score.read(coalitions, f"{base}_accuracy_value_{name}") for name in rivals}
     if not any(score.bounds[0] > 0 for score in scores.values()):
         return "none"
     first, second = sorted(rivals, key=lambda name: -scores[name].value)[:2]
     apart = scores[first].bounds[0] > scores[second].bounds[1]
     return first if apart and scores[first].value > _MUCH_MORE * scores[second].value else "balanced"
+
+
+def _rivals(players: Sequence[str]) -> list[str]:
+    return [name for name in players if name != "question" or "tags" not in players]
 
 
 def _of_coalitions(scores: Scores, players: Sequence[str]) -> list[str]:
@@ -60,7 +64,7 @@ def _of_coalitions(scores: Scores, players: Sequence[str]) -> list[str]:
     ]
     behind = f" (share of what the input adds to accuracy: {', '.join(shares)})" if shares else ""
     head = {
-        "none": "Neither image nor words make the answers better than wrong ones do",
+        "none": f"Neither {' nor '.join(_rivals(players))} make the answers better than wrong ones do",
         "balanced": "No modality dominates the answers",
     }.get(chosen, f"The {chosen} {'dominate' if chosen == 'tags' else 'dominates'} the answers")
     sentences = [f"{head}{behind}."]

@@ -88,7 +88,7 @@ class Look:
         circumstances: [`Circumstance`]s.
         trust: of the image by the model's reliability router, 0 … 1; `None` without one.
         depths: names of the depths that the lens was read at. lens: its views.
-        notes: what this family cannot be asked, one line each.
+        notes: what this family cannot be asked, and why, one line for each reason.
     """
 
     model: str
@@ -142,15 +142,16 @@ def look(
     image = image.convert("RGB")
     prompts = read_prompts(parts, processor, [image], [question], [list(tags)])
     tokens = greedy_answers(prompts, max_new_tokens=max_new_tokens)[0]
-    notes: list[str] = []
-    grids = _or_note(notes, lambda: token_grids(prompts, 0, image, processor.image_processor)) or []
+    notes: dict[str, list[str]] = {}
+    places = "places of the image tokens, so no effect and no logit lens"
+    grids = _or_note(notes, places, lambda: token_grids(prompts, 0, image, processor.image_processor)) or []
     asked = _Asked(parts, processor, prompts, tokens, image, question, list(tags), max_new_tokens)
     words, spans = asked.words()
     each = asked.token_log_probabilities(prompts)  # (A,)
     empty = np.zeros((len(words), 0, 0))
     attention, effect, group_attention = empty, empty, np.zeros((len(words), 0))
     if tokens:
-        received = _or_note(notes, lambda: attention_on_prompt(prompts, [tokens], each=True))
+        received = _or_note(notes, "attention", lambda: attention_on_prompt(prompts, [tokens], each=True))
         if received is not None:
             received = received[:, :, 0].nanmean(1).cpu()  # (A, T)
             by_word = torch.stack([received[start:stop].mean(0) for start, stop in spans])  # (W, T)
@@ -159,11 +160,12 @@ def look(
                 on_image = by_word[:, prompts.image[0].cpu()].numpy()  # (W, P)
                 attention = np.stack([painted(grids, row, image.size) for row in on_image])
         if grids:
-            effects = _or_note(notes, lambda: _effects(asked, grids, each, spans, cells, progress))
+            effects = _or_note(notes, "effect", lambda: _effects(asked, grids, each, spans, cells, progress))
             effect = empty if effects is None else effects
     depths, lens = [], []
     if grids:
-        depths, lens = _or_note(notes, lambda: _lens(prompts, processor, grids, image, top_k)) or (depths, lens)
+        read = _or_note(notes, "logit lens", lambda: _lens(prompts, processor, grids, image, top_k))
+        depths, lens = read or (depths, lens)
     return Look(
         model=name or type(parts.model).__name__,
         question=question,
@@ -178,18 +180,17 @@ def look(
         circumstances=_circumstances(asked, each, severity, notes),
         depths=depths,
         lens=lens,
-        notes=notes,
+        notes=[f"{', '.join(skipped)}: {reason}" for reason, skipped in notes.items()],
         trust=image_trust(model, processor, image, question, tags),
     )
 
 
-def _or_note(notes: list[str], ask: Callable[[], Any]) -> Any:
-    """What `ask` finds, or `None` and a note of why this family cannot be asked."""
+def _or_note(notes: dict[str, list[str]], name: str, ask: Callable[[], Any]) -> Any:
+    """What `ask` finds, or `None` and a note of why this family cannot be asked for what has that name."""
     try:
         return ask()
     except ValueError as error:
-        if str(error) not in notes:
-            notes.append(str(error))
+        notes.setdefault(str(error), []).append(name)
         return None
 
 
@@ -237,7 +238,7 @@ class _Asked:
         return Circumstance(name, answer_text(self.processor, tokens), kept, image)
 
 
-def _circumstances(asked: _Asked, before: np.ndarray, severity: int, notes: list[str]) -> list[Circumstance]:
+def _circumstances(asked: _Asked, before: np.ndarray, severity: int, notes: dict[str, list[str]]) -> list[Circumstance]:
     """The question without the image, without its words, and before degraded images."""
     found = []
 
@@ -246,7 +247,7 @@ def _circumstances(asked: _Asked, before: np.ndarray, severity: int, notes: list
             prompts = read_prompts(asked.parts, asked.processor, [image], [question], [tags])
             return asked.again(name, before, prompts, image)
 
-        circumstance = _or_note(notes, answered)
+        circumstance = _or_note(notes, f"the answer {name}" if name.startswith("without") else name, answered)
         if circumstance is not None:
             found.append(circumstance)
 

@@ -58,7 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved model or a run, or a Hub repository")
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask")
-    parser.add_argument("--tags", default="", metavar="NAME:SCORE,...", help="what a tagger saw, scores from 0 to 1")
+    parser.add_argument(
+        "--tags", default="", metavar="NAME[:SCORE],...", help="what a tagger saw, scores from 0 to 1 (default 1)"
+    )
     parser.add_argument("--tagger", metavar="FOLDER", help="let this dual encoder tag the image (see poise align)")
     parser.add_argument(
         "--task", metavar="NAME", help="vqa, caption or grounding, for a model with task-routed adapters"

@@ -80,14 +80,16 @@ def main(argv: list[str]) -> int:
         if held_out:
             found["flagged"] = _flagged(reliability, model, processor, held_out)
         with _added_to(folder) as new:
-            reliability.save_pretrained(new)
+            card = {"model": arguments.model, "folder": str(folder), "flagged": found.get("flagged")}
+            reliability.save_pretrained(new, model_card_kwargs=card)
             (new / "fit.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if images:
         trusts = [reliability.trust(model, processor, image) for image in images]
         found["trust"] = dict(zip(arguments.image, trusts, strict=True))
     sys.stdout.write(json.dumps(found, indent=2) + "\n" if arguments.json else _report(found))
     if records is not None:
-        sys.stderr.write(f"statistics are in {folder}\n")
+        judge = f"poise fit-router {arguments.model} --output {folder} --image FILE"
+        sys.stderr.write(f"statistics are in {folder}; they judge a new image by\n{judge}\n")
     return 0
 
 
@@ -96,9 +98,16 @@ def _fitted(arguments: argparse.Namespace, model: Any, processor: Any, records: 
     from poise.modeling.image_reliability import ImageReliability
 
     fitted_to = max(0, len(records) - arguments.check)
+    split = f"{len(records)} records: {fitted_to} to fit to, {len(records) - fitted_to} held out by --check"
+    sys.stderr.write(f"{split}; one pass of the vision tower over each\n")
     origin = {"data": arguments.data, "images": fitted_to}
     images = _images(records, range(fitted_to), "fit")
-    reliability = ImageReliability.fitted(model, processor, images, origin=origin)
+    try:
+        reliability = ImageReliability.fitted(model, processor, images, origin=origin)
+    except ValueError as error:
+        if "too few" in str(error):
+            raise ValueError(f"--data {arguments.data!r} has {split}; {error}") from error
+        raise
     return reliability, list(_images(records, range(fitted_to, len(records)), "held out"))
 
 

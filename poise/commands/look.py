@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder of a saved model or a run, or a Hub repository")
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("question", metavar="QUESTION", help="what to ask")
-    parser.add_argument("--tags", default="", metavar="NAME:SCORE,...", help="what a tagger saw, scores from 0 to 1")
+    parser.add_argument(
+        "--tags", default="", metavar="NAME[:SCORE],...", help="what a tagger saw, scores from 0 to 1 (default 1)"
+    )
     parser.add_argument("--output", metavar="FILE", help="the page (default: outputs/look/MODEL-IMAGE.html)")
     parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="longest answer (default 32)")
     parser.add_argument(

@@ -55,17 +55,28 @@ def main(argv: Sequence[str]) -> int:
     if arguments.decoding:
         return _publish_decoding(arguments)
     from poise.hub_cards.publishing.vlm_router_folder import vlm_router_of
+    from poise.model_loading import check_no_statistics
 
+    check_no_statistics(arguments.run)
     routed = vlm_router_of(arguments.run)
     if routed is not None:
         return _publish_vlm_router(arguments, routed)
     # Everything that a slip could spoil comes before the model, which may take minutes to load.
     from poise.hub_cards.card.backbone_names import base_models
     from poise.hub_cards.card.licenses import look_up_licenses
-    from poise.hub_cards.publishing.publishable_folder import check_replaceable, write_publishable_folder
+    from poise.hub_cards.publishing.publishable_folder import (
+        SAMPLE_FILE,
+        check_replaceable,
+        write_publishable_folder,
+    )
     from poise.hub_cards.publishing.run_folder import RunFolder
     from poise.training.atomic_folders import named_when_full
 
+    if arguments.output is None and (Path(arguments.run) / SAMPLE_FILE).is_file():
+        raise ValueError(
+            f"RUN {arguments.run!r} is a published folder already: name the run that it was made of, or upload it as "
+            f"it is (hf upload {arguments.repo} {arguments.run})"
+        )
     run = RunFolder.find(arguments.run)
     card_data, recipe, figures = run.everything_for_the_card(arguments.evaluation)
     card_data.license = arguments.license or card_data.license
@@ -86,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
             max_shard_size=arguments.max_shard_size,
             figures=figures,
         )
-    return _uploaded(arguments, folder)
+    return _uploaded(arguments, folder, "it was loaded without Poise, and answered its sample; ")
 
 
 def _publish_decoding(arguments: argparse.Namespace) -> int:
@@ -103,14 +114,14 @@ def _publish_vlm_router(arguments: argparse.Namespace, model: Path) -> int:
     return _uploaded(arguments, write_vlm_router_folder(model, folder, arguments.repo, arguments.license))
 
 
-def _uploaded(arguments: argparse.Namespace, folder: Path) -> int:
-    """Uploads a folder, or lists it with --dry-run."""
+def _uploaded(arguments: argparse.Namespace, folder: Path, checked: str = "") -> int:
+    """Uploads a folder, or lists it with --dry-run and says how it was `checked`."""
     from poise.hub_cards.publishing.secret_scan import refuse_secrets
     from poise.hub_cards.publishing.upload import upload
 
     if arguments.dry_run:
         refuse_secrets(folder)
-        sys.stdout.write(listing(folder) + "\n")
+        sys.stdout.write(f"{listing(folder)}\n{checked}nothing was uploaded: leave out --dry-run to publish it\n")
         return 0
     published = upload(folder, arguments.repo, arguments.private, arguments.create_pr, arguments.message)
     sys.stdout.write(published.url + ("" if published.changed else " (nothing had changed)") + "\n")

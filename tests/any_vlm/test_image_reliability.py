@@ -132,6 +132,21 @@ def test_the_command_asks_for_what_it_needs(tmp_path, capsys):
         assert part in capsys.readouterr().err
 
 
+def test_statistics_are_no_model(tmp_path, capsys):
+    ImageReliability(6, "llava", origin={"data": "photos", "images": 400}).save_pretrained(tmp_path / "trust")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    for line in (["look", "FOLDER", str(tmp_path / "image.png"), "what ?"], ["publish", "FOLDER", "--repo", "a/b"]):
+        assert main([str(tmp_path / "trust") if word == "FOLDER" else word for word in line]) == 1
+        assert "statistics of poise fit-router" in capsys.readouterr().err
+    ImageReliability(6, "llava", origin={"data": "photos", "images": 400}).save_pretrained(
+        tmp_path / "whole", model_card_kwargs={"model": "user/vlm", "flagged": {"sound": 0.0, "noise_5": 1.0}}
+    )
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "poise fit-router user/vlm" in card and "|---|---|\n| sound | 0.00 |\n| noise_5 | 1.00 |\n" in card
+    card = (tmp_path / "trust" / "README.md").read_text()
+    assert "400 sound images of photos" in card and "--image" in card and "More Information" not in card
+
+
 def test_too_few_images_give_no_verdict():
     class Pixels:
         def __call__(self, images, return_tensors):

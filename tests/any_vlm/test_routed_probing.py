@@ -16,6 +16,7 @@ from poise.evaluation.probing.prompt_batch import PromptBatch
 from poise.evaluation.robustness.router_weights import image_trust
 from poise.modeling.modeling_vlm_router import RoutedVlm
 from poise.processing.scenes.scenes import Scenes
+from poise.training.atomic_folders import finished_folder
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl"])
@@ -97,3 +98,17 @@ def test_an_image_that_the_router_distrusts_is_warned_of(tmp_path, monkeypatch, 
     words = ["--output", str(page), "--cells", "2", "--max-new-tokens", "1"]
     assert main(["look", *line[1:4], "--tags", "red star:0.9", *words]) == 0
     assert "router trusts the image to 25 %" in page.read_text().replace("\u2009", " ").replace("\u00a0", " ")
+
+
+def test_the_run_of_a_router_is_named_like_any_run_and_asked_without_an_image(tmp_path, capsys):
+    vlm, run = llava(tmp_path / "vlm"), tmp_path / "run"
+    with finished_folder(run / "model") as written:
+        RoutedVlm.from_vlm(vlm, str(BACKBONES / "tag_encoder"), router_type="gate").save_pretrained(written)
+        AutoProcessor.from_pretrained(vlm).save_pretrained(written)
+    Scenes("test", size=1)[0]["image"].save(tmp_path / "image.png")
+    page = tmp_path / "look.html"
+    line = ["look", str(run), str(tmp_path / "image.png"), "what color ?", "--tags", "red star", "--output", str(page)]
+    assert main([*line, "--cells", "2", "--max-new-tokens", "1"]) == 0
+    assert "not asked: " not in capsys.readouterr().err and "without the image" in page.read_text()
+    for name in (run, run / "model"):
+        assert model_loading.output_folder(str(name), "diagnosis") == run / "diagnosis"

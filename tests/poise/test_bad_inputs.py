@@ -57,7 +57,6 @@ IMAGE_ROWS = [
 # ---- tags ------------------------------------------------------------------------------------------------------------
 
 TAGS = {
-    "dog": "'dog' has no score; write name:score",
     "dog:high": "the score of 'dog:high' is no number; write name:score",
     "dog:2": "the score must lie in [0, 1]; turn logits into probabilities",
     "dog:-1": "the score must lie in [0, 1]",

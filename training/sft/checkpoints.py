@@ -24,6 +24,7 @@ from ...modeling import PoiseConfig, PoiseForConditionalGeneration
 from ...modeling.task_routed_adapters import hook_adapters
 from ...processing import PoiseProcessor
 from ..atomic_folders import finished_folder
+from ..recipe_loading import without_slash
 from ..run_files import (
     RECIPE_FILE,
     base_of,
@@ -70,7 +71,7 @@ def _check_same_architecture(folder: Path, recipe: Recipe) -> None:
         kinds = {**(recipe.lora or {}), "lora": bool(recipe.lora)}
         wanted.update({f"lora.{key}": value for key, value in kinds.items()})
     for key, value in wanted.items():
-        if key in found and found[key] != value:
+        if key in found and without_slash(found[key]) != value:
             raise ValueError(
                 f"resume={str(folder)!r} was trained with {key}={found[key]!r}, the recipe says {value!r}: use the "
                 f"recipe.yaml beside the checkpoint, or start without --resume"

@@ -35,6 +35,12 @@ def test_who_dominates(values, width, expected):
     assert dominant(coalition_scores(*values, width=width), PLAYERS) == expected
 
 
+def test_where_no_input_helps_those_that_are_compared_are_named():
+    for players, named in ((PLAYERS, "image nor tags"), (("image", "question"), "image nor question")):
+        scores = coalition_scores(0.0, 0.0, 0.0, swap_accuracy_image=0.4, swap_accuracy_question=0.4)
+        assert verdict(scores, None, None, players)[0].startswith(f"Neither {named} make the answers better")
+
+
 def test_image_against_question_where_there_are_no_tags():
     assert dominant(coalition_scores(0.1, 0.0, 0.6), ("image", "question")) == "question"
 
