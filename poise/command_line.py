@@ -110,7 +110,7 @@ COMMANDS = {
         Command("diagnose", "which modality the answers follow: attention, Shapley shares, conflicts, router weights",
             "poise diagnose outputs/demo/reliability/model --samples 300"),
         Command("fit-router", "how far an image can be trusted, for any vision-language model, without training it",
-            "poise fit-router outputs/demo/gate/model --data scenes:train,size=500 --output outputs/trust"),
+            "poise fit-router outputs/demo/published --data scenes:train,size=500 --output outputs/trust"),
         Command("study", "train and measure every router, prompt and language model over seeds (hours on two cores)",
             "poise study --output outputs/study", one_thread=True),
         Command("ask", "answer a question about an image",

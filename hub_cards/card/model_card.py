@@ -117,6 +117,7 @@ def build_card(
         misuses=_misuses(config, card_data),
         plots=dict(plots or {}),
         sample=None if sample is None else dict(sample),
+        unlike_scenes=bool(card_data.datasets) and all(data["name"] != SCENES for data in card_data.datasets),
         example=dict(sample or {"image": "image.png", "question": "what is in the image ?", "tags": []}),
         licenses=_licenses(config, card_data),
         works=Markdown("\n\n".join(works_behind(config, _uses_lora(card_data, variant), card_data.recipe))),
@@ -210,7 +211,7 @@ def _misuses(config: Any, card_data: CardData) -> list[str]:
     if card_data.datasets and all(data["name"] == SCENES for data in card_data.datasets):
         sentences.insert(0, "Photographs: it was trained on drawn scenes of coloured shapes alone.")
     if ((config.backbones or {}).get("text") or "").startswith("tiny:"):
-        sentences.insert(1, "Conversation: its language model is tiny, and knows the words of such scenes only.")
+        sentences.insert(1, "Conversation: its language model is tiny, and its vocabulary is that of drawn scenes.")
     if not card_data.robustness:
         sentences.append("Degraded images or a tagger that errs: how it answers then was not measured.")
     return sentences

@@ -217,6 +217,7 @@ def write_benchmark_results(folder: Path, rows: Sequence[EvaluationRow]) -> None
 
 def _write_sample(folder: Path, sample: Mapping[str, Any] | None) -> dict[str, Any]:
     """The sample's image; returns the sample with the image's path in the repository, yet without an answer."""
+    drawn = sample is None
     if sample is None:
         sample = Scenes("test", size=1, tasks=("vqa",), question_types=("color",))[0]
     image = sample["image"]
@@ -225,7 +226,8 @@ def _write_sample(folder: Path, sample: Mapping[str, Any] | None) -> dict[str, A
             image = opened.convert("RGB")
     image.save(folder / SAMPLE_FILE)
     tags = [[str(name), round(float(score), 4)] for name, score in sample.get("tags") or []]
-    return {"image": SAMPLE_FILE, "question": sample["question"], "tags": tags}
+    shown = {"image": SAMPLE_FILE, "question": sample["question"], "tags": tags}
+    return {**shown, "drawn": True} if drawn else shown
 
 
 def _answer(folder: Path, sample: Mapping[str, Any], with_cache: bool) -> str:

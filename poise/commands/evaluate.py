@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="poise evaluate",
         description="Score a model's answers to task records, with bootstrap intervals. Under accelerate launch "
         "-m poise the processes share the work.",
-        epilog="example: poise evaluate outputs/demo/model --data scenes:prior_broken --group-by question_type",
+        epilog="example: poise evaluate outputs/demo/reliability --data scenes:prior_broken --group-by question_type",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="folder of a saved model, a run, a checkpoint, or a Hub repository"

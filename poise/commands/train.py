@@ -26,11 +26,12 @@ class Stage:
     package (`str`): where the training is; its `stage` has `summary(metrics)`, lines that tell how a run ended.
     load (`str`): in its module `recipe`, `(config, overrides) -> recipe`.
     run (`str`): in its module `stage`, `(recipe, resume, callbacks, overwrite) -> folder, metrics`.
-    result (`str`): what the folder holds.
     shipped (`str`): what `--config` takes.
+    result (`str`): what the folder holds.
     data (`str`): what `--data` takes.
     options (`dict`): further options, and the field of the recipe that each stands for.
     collects_card (`bool`): whether `card_data.json` is written beside the run, for `poise publish`.
+    then (`Sequence[str]`): commands that go on with `{run}`, printed at its end.
     """
 
     name: str
@@ -39,11 +40,12 @@ class Stage:
     package: str
     load: str
     run: str
+    shipped: str
     result: str = "model"
-    shipped: str = "a recipe file, or the name of a shipped one"
     data: str = "'scenes', a JSON-lines file or a folder (data.train)"
     options: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     collects_card: bool = False
+    then: Sequence[str] = ()
 
     def build_parser(self) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(
@@ -77,7 +79,12 @@ class Stage:
             if getattr(known, option) is not None:
                 overrides[key] = getattr(known, option)
         recipes = importlib.import_module(f"{self.package}.recipe")
-        recipe = getattr(recipes, self.load)(known.config, overrides)
+        try:
+            recipe = getattr(recipes, self.load)(known.config, overrides)
+        except ValueError as error:
+            if known.config is None and "missing" in str(error):
+                raise ValueError(f"{error}; or give --config {self.shipped}") from error
+            raise
         check_output_named(known.resume, recipe.training["output_dir"], overrides)
         return recipe
 
@@ -95,7 +102,8 @@ class Stage:
         stage = importlib.import_module(f"{self.package}.stage")
         callbacks = [CardCollector(recipe) if self.collects_card else PushCallback()]
         folder, metrics = getattr(stage, self.run)(recipe, known.resume, callbacks, overwrite=known.overwrite)
-        for line in [*stage.summary(metrics), f"{self.result}: {folder}"]:
+        then = [line.format(run=recipe.training["output_dir"]) for line in self.then]
+        for line in [*stage.summary(metrics), f"{self.result}: {folder}", *then]:
             logging.getLogger(stage.__name__).info("%s", line)
         return 0
 
@@ -121,6 +129,10 @@ class Sft(Stage):
         return isinstance(model, dict) and "vlm" in model
 
 
+_THEN = (
+    "score it: poise evaluate {run} --data RECORDS",
+    "share it: poise publish {run} --repo user/name --dry-run",
+)
 _VLM = {"vlm": ("model.vlm", "ID", "a pretrained VLM to put a router, a soft prompt and LoRA on (recipe vlm_router)")}
 VLM_ROUTER = Stage(
     name="sft",
@@ -132,6 +144,7 @@ VLM_ROUTER = Stage(
     shipped="a recipe file, or the name of a shipped one: vlm_router",
     data="task records with tags (data.train)",
     options=_VLM,
+    then=_THEN,
 )
 SFT = Sft(
     name="sft",
@@ -140,8 +153,11 @@ SFT = Sft(
     package="poise.training.sft",
     load="load_recipe",
     run="run_sft",
+    shipped="a recipe file, or the name of a shipped one: demo, photos, interpret (tiny backbones, on a CPU, offline), "
+    "siglip2_smollm2_minilm, clip_flan_t5_bert, vlm_router",
     options=_VLM,
     collects_card=True,
+    then=_THEN,
 )
 ALIGN = Stage(
     name="align",
@@ -150,7 +166,7 @@ ALIGN = Stage(
     package="poise.training.align",
     load="load_align_recipe",
     run="run_align",
-    shipped="a recipe file, or the name of a shipped one: align",
+    shipped="a recipe file, or the name of a shipped one: align, align_dinov2_roberta",
 )
 TAG_ENCODER = Stage(
     name="tag-encoder",
@@ -160,7 +176,7 @@ TAG_ENCODER = Stage(
     load="load_tag_encoder_recipe",
     run="run_tag_encoder",
     result="tag encoder",
-    shipped="a recipe file, or the name of a shipped one: tag_encoder",
+    shipped="a recipe file, or the name of a shipped one: tag_encoder, tag_encoder_scenes",
 )
 PREFERENCE = Stage(
     name="preference",
@@ -169,7 +185,7 @@ PREFERENCE = Stage(
     package="poise.training.preference",
     load="load_preference_recipe",
     run="run_preference",
-    shipped="a recipe file, or a shipped one: preference_scenes",
+    shipped="a recipe file, or the name of a shipped one: preference_scenes",
     data="'scenes' or a JSON-lines file of pairs (data.train)",
     options={"model": ("model.folder", "FOLDER", "the finished model to start from (model.folder)")},
 )

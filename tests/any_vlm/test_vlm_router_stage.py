@@ -141,7 +141,7 @@ def test_what_is_published_is_small_and_names_its_base(tmp_path, capsys):
     config = tmp_path / "run" / "model" / "config.json"
     settings = {**json.loads(config.read_text()), "vlm": "user/vlm", "tag_encoder": "user/encoder"}
     config.write_text(json.dumps(settings))
-    assert main(line) == 0
+    assert main(line) == 0 and "nothing was uploaded: leave out --dry-run" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "run" / "published").iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "modeling_vlm_router.py", "image_route.py"} <= files
     card = ModelCard.load(tmp_path / "run" / "published" / "README.md")

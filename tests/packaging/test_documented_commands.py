@@ -34,6 +34,27 @@ def test_the_readme_shows_demo_and_test():
     }
 
 
+def test_folders_of_the_demo_are_those_that_it_leaves():
+    from poise.commands.demo import ROUTERS
+
+    runs = [f"{router}{part}" for router in ROUTERS for part in ("", "/model")]
+    scenes = [f"questions/scene_{number}.png" for number in range(3)]
+    left = {f"outputs/demo/{name}" for name in (*runs, *scenes, "published", "report.png", "results.json")}
+    sources = [*DOCUMENTS, *REPOSITORY.glob("poise/**/*.py"), *REPOSITORY.glob("examples/*.py")]
+    for source in sources:
+        named = re.findall(r"outputs/demo/\w[\w./]*\w", source.read_text(encoding="utf-8"))
+        assert set(named) <= left, source.name
+
+
+def test_every_shipped_recipe_is_named_by_the_help_of_its_stage():
+    from poise.commands import train
+
+    stages = (train.SFT, train.ALIGN, train.TAG_ENCODER, train.PREFERENCE)
+    named = {word for stage in stages for word in re.findall(r"\w+", stage.shipped.partition(" shipped one: ")[2])}
+    recipes = {path.stem for path in (REPOSITORY / "training" / "recipes").glob("*.yaml")}
+    assert recipes - {"study"} == named & recipes  # which `poise study` reads
+
+
 def test_links_between_documents_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):

@@ -118,6 +118,9 @@ def test_dry_run_lists_and_uploads_nothing(online, run, capsys, unchecked):
     for name in ("README.md", "model.safetensors", "modeling_poise.py", "sample.png", "recipe.yaml"):
         assert re.search(rf"^ *[\d,]+  {re.escape(name)}$", listed, flags=re.MULTILINE)
     assert online.requests == [] and (run / "published" / "README.md").is_file()
+    assert "loaded without Poise, and answered its sample; nothing was uploaded: leave out --dry-run" in listed
+    with pytest.raises(ValueError, match="is a published folder already"):
+        main([str(run / "published"), "--repo", "user/name", "--dry-run"])
 
 
 def test_nothing_is_uploaded_when_the_self_check_fails(online, run, monkeypatch):
