@@ -18,7 +18,8 @@ from ..modeling.backbones import load_encoder
 SUGGESTED = {
     "vision": "a vision tower such as google/siglip2-base-patch16-224",
     "text": "a language model such as HuggingFaceTB/SmolLM2-135M-Instruct",
-    "tag_encoder": "a BERT-like encoder such as sentence-transformers/all-MiniLM-L6-v2 (tiny:tag_encoder comes with Poise)",
+    "tag_encoder": "a BERT-like encoder such as sentence-transformers/all-MiniLM-L6-v2 (tiny:tag_encoder ships with "
+    "Poise)",
     "vlm": "an image-text-to-text model such as HuggingFaceTB/SmolVLM-256M-Instruct",
 }
 

@@ -144,7 +144,7 @@ def test_statistics_are_no_model(tmp_path, capsys):
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "poise fit-router user/vlm" in card and "|---|---|\n| sound | 0.00 |\n| noise_5 | 1.00 |\n" in card
     card = (tmp_path / "trust" / "README.md").read_text()
-    assert "400 sound images of photos" in card and "--image" in card and "More Information" not in card
+    assert "over 400 sound\nimages of photos" in card and "--image" in card and "More Information" not in card
 
 
 def test_too_few_images_give_no_verdict():

@@ -18,9 +18,11 @@ from poise.modeling.modeling_vlm_router import RoutedVlm
 from poise.processing.batching.collators import IGNORED
 from poise.processing.prompts import target_text
 from poise.processing.scenes.scenes import Scenes
+from poise.training.backbone_loading import read_config
 from poise.training.vlm_router.answer_collator import AnswerCollator
 from poise.training.vlm_router.decision_costs import _least_gain, measure_decision_costs
 from poise.training.vlm_router.recipe import load_vlm_router_recipe
+from poise.training.vlm_router.stage import check_resumable
 
 SCENES = "scenes:train,size=12,tasks=vqa"
 
@@ -102,9 +104,11 @@ def train(vlm, output, *words):
 
 
 @pytest.mark.slow
-def test_a_run_trains_what_is_new_and_goes_on_after_a_stop(tmp_path):
+def test_a_run_trains_what_is_new_and_goes_on_after_a_stop(tmp_path, caplog):
+    caplog.set_level("INFO")
     vlm = llava(tmp_path / "vlm")
     assert train(vlm, tmp_path / "whole") == 0
+    assert f"poise publish {tmp_path / 'whole'} --repo user/name --dry-run" in caplog.text
     shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "stopped" / "checkpoint-2")
     assert train(vlm, tmp_path / "stopped", "--resume") == 0
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "stopped")]
@@ -126,8 +130,6 @@ def test_a_run_trains_what_is_new_and_goes_on_after_a_stop(tmp_path):
     same = [name for name in plain if name in own]
     assert same and all(torch.equal(plain[name], own[name]) for name in same)
     with pytest.raises(ValueError, match="lora.r=2"):
-        from poise.training.vlm_router.stage import check_resumable
-
         recipe = {"vlm": vlm, "tag_encoder": str(BACKBONES / "tag_encoder"), "data.train": SCENES, "lora.r": 4}
         check_resumable(tmp_path / "whole" / "checkpoint-2", load_vlm_router_recipe("vlm_router", recipe))
 
@@ -161,3 +163,21 @@ def test_what_is_published_is_small_and_names_its_base(tmp_path, capsys):
 def test_mistakes_are_one_line(settings, message):
     with pytest.raises(ValueError, match=message):
         load_vlm_router_recipe("vlm_router", settings)
+
+
+def test_a_folder_is_the_same_with_and_without_a_slash_and_a_finished_run_says_so(tmp_path):
+    settings = {"vlm": f"{tmp_path}/", "tag_encoder": "x", "data.train": "scenes"}
+    recipe = load_vlm_router_recipe("vlm_router", settings)
+    assert recipe.model.vlm == str(tmp_path)
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"a finished run \(model\) that saved no checkpoint \(training\.save_strategy\)"
+    ):
+        check_resumable(tmp_path / "run", recipe)
+
+
+def test_what_is_missing_can_come_of_a_shipped_recipe_or_backbone(tmp_path, capsys):
+    assert main(["sft"]) == 1
+    assert "or give --config a recipe file, or the name of a shipped one: demo, photos" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="model.tag_encoder=.*tiny:tag_encoder ships with Poise"):
+        read_config("model.tag_encoder", str(tmp_path))
