@@ -1,6 +1,7 @@
 """The repository of a router on a pretrained VLM: what is new, its code and a card; the VLM stays where its id says."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ...evaluation.saved_models import saved_config
+from ..card.data import CardData
+from ..card.tables import condition_table, markdown, score_table
+from .run_folder import RunFolder
 
 _NOT_PUBLIC = ("recipe.yaml", "versions.json", "checkpoint_files.json", "README.md")
 _TEXT = """
@@ -48,12 +52,15 @@ def vlm_router_of(name: str) -> Path | None:
     return None
 
 
-def write_vlm_router_folder(model: Path, output: Path, repository: str, license: str | None = None) -> Path:
+def write_vlm_router_folder(
+    model: Path, output: Path, repository: str, license: str | None = None, evaluation: Sequence[str] = ()
+) -> Path:
     """
-    Copies a saved [`RoutedVlm`] and writes its card.
+    Copies a saved [`RoutedVlm`] and writes its card, with what was measured on its run.
 
     Args:
         repository (`str`): `user/name`, for the card. license (*optional*): of what is new.
+        evaluation (*optional*): further files of scores.
 
     Raises:
         ValueError: it stands on a VLM or tag encoder that has no id of the Hub, so nobody else could load it.
@@ -61,6 +68,7 @@ def write_vlm_router_folder(model: Path, output: Path, repository: str, license:
     config = saved_config(model)
     for key in ("vlm", "tag_encoder"):
         _check_id(key, config[key])
+    measured, _, _ = RunFolder.find(model).everything_for_the_card(evaluation)
     if output.resolve() != model.resolve():
         shutil.copytree(model, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_PUBLIC))
     router, lora = config.get("router_type", "reliability"), config.get("lora")
@@ -80,8 +88,17 @@ def write_vlm_router_folder(model: Path, output: Path, repository: str, license:
         license=license,
         tags=["poise", "custom_code"],
     )
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(output / "README.md")
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}{_sections(measured)}").save(output / "README.md")
     return output
+
+
+def _sections(measured: CardData) -> str:
+    tables = {
+        "Evaluation": score_table(measured.evaluation) if measured.evaluation else None,
+        "How it holds up": condition_table(measured.robustness),
+        "Dominance": score_table(measured.dominance) if measured.dominance else None,
+    }
+    return "".join(f"\n## {title}\n\n{markdown(table)}\n" for title, table in tables.items() if table)
 
 
 def _check_id(key: str, name: Any) -> None:

@@ -111,7 +111,8 @@ def _publish_vlm_router(arguments: argparse.Namespace, model: Path) -> int:
     from poise.hub_cards.publishing.vlm_router_folder import write_vlm_router_folder
 
     folder = Path(arguments.output) if arguments.output else model.with_name("published")
-    return _uploaded(arguments, write_vlm_router_folder(model, folder, arguments.repo, arguments.license))
+    settings = (arguments.repo, arguments.license, arguments.evaluation)
+    return _uploaded(arguments, write_vlm_router_folder(model, folder, *settings))
 
 
 def _uploaded(arguments: argparse.Namespace, folder: Path, checked: str = "") -> int:

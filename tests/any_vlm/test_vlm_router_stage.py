@@ -143,11 +143,15 @@ def test_what_is_published_is_small_and_names_its_base(tmp_path, capsys):
     config = tmp_path / "run" / "model" / "config.json"
     settings = {**json.loads(config.read_text()), "vlm": "user/vlm", "tag_encoder": "user/encoder"}
     config.write_text(json.dumps(settings))
+    scores = {"data": "own.jsonl", "metrics": {"vqa_accuracy": 0.5, "vqa_samples": 10.0}}
+    (tmp_path / "run" / "evaluation" / "own-vqa").mkdir(parents=True)
+    (tmp_path / "run" / "evaluation" / "own-vqa" / "metrics.json").write_text(json.dumps(scores))
     assert main(line) == 0 and "nothing was uploaded: leave out --dry-run" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "run" / "published").iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "modeling_vlm_router.py", "image_route.py"} <= files
     card = ModelCard.load(tmp_path / "run" / "published" / "README.md")
     assert card.data.base_model == "user/vlm" and card.data.license == "mit" and "a gate weighs" in card.content
+    assert "| VQA accuracy | 0.500 | 10 |" in card.content
 
 
 @pytest.mark.parametrize(
