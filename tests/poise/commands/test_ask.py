@@ -61,7 +61,7 @@ def test_the_folder_of_a_run_is_asked_like_its_model(poise_folder, image, tmp_pa
     "changed, words",
     [
         ({"question": " "}, ["QUESTION"]),
-        ({"tags": "dog"}, ["tags", "'dog'", "name:score"]),
+        ({"tags": "dog:high"}, ["tags", "'dog:high'", "name:score"]),
         ({"tags": "dog:nan"}, ["tags", "dog", "[0, 1]"]),
         ({"tags": "dog:1.5"}, ["tags", "dog", "[0, 1]"]),
         ({"tags": ":0.5"}, ["tags", "name"]),
