@@ -69,6 +69,8 @@ def test_the_sheets_rows_do_not_overlap(tmp_path):
     place = (MARGIN, sheet.height - MARGIN - card.height)
     below = sheet.crop((*place, place[0] + card.width, place[1] + card.height))
     assert below.tobytes() == card.tobytes()
+    draw_preview(records[:2], collator, tmp_path / "two.png", "title")
+    assert sheet.height == Image.open(tmp_path / "two.png").height + card.height + MARGIN
 
 
 def test_the_answer_of_a_card_begins_a_line_of_its_own():

@@ -5,7 +5,7 @@ from tokenizers import processors
 from torch.utils.data import DataLoader
 
 from poise.processing.batching.batch_description import describe_batch
-from poise.processing.batching.collators import GenerationCollator, TrainingCollator
+from poise.processing.batching.collators import GenerationCollator, TrainingCollator, _gap
 from poise.processing.chat_templates import choose_chat_template
 from poise.processing.processing_poise import QUESTION_INPUTS
 from poise.processing.prompts import Prompts
@@ -209,3 +209,18 @@ def test_there_is_one_first_token_whoever_writes_it(template_writes_it):
     processor = make_processor(tokenizer=tokenizer, chat_template=template)
     batch = TrainingCollator(processor)([VQA, TEXT_ONLY])
     assert (batch["input_ids"] == 2).sum(1).tolist() == [1, 1] and (batch["input_ids"][:, 0] == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "whole", "answer", "gap"),
+    [
+        ("question : what ? answer :", "question : what ? answer : red</s>", "red", " "),
+        ("what ?\n", "what ?\nred", "red", ""),
+        ("what ?", "what ?<think></think>\n\nred", "red", "<think></think>\n\n"),
+        ("what ?<generate>", "what ? red", "red", " "),  # the template ends a prompt otherwise
+        ("what ?<generate>\n", "what ? red", "red", ""),
+        ("what ?", "what ? green", "red", " "),
+    ],
+)
+def test_what_stands_between_a_prompt_and_its_answer(prompt, whole, answer, gap):
+    assert _gap(prompt, whole, answer) == gap
