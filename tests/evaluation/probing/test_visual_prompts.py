@@ -122,7 +122,7 @@ def test_norms_are_of_the_vision_towers_features(kind):
 def test_models_without_images_are_refused():
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     plain = LlamaForCausalLM(LlamaConfig(**shape))
-    with pytest.raises(ValueError, match="model=LlamaForCausalLM .llama. cannot be looked into: its forward takes no im"):
+    with pytest.raises(ValueError, match="model=LlamaForCausalLM .llama. cannot be looked into: its forward takes no"):
         model_parts(plain)
     with pytest.raises(ValueError, match="model=Linear is no transformers model"):
         model_parts(torch.nn.Linear(1, 1))
