@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from .activation_profile import activation_profile
@@ -153,7 +153,7 @@ def image_inputs(processor, image) -> dict[str, Any]:
     return dict(getattr(processor, "image_processor", processor)(images=[image], return_tensors="pt"))
 
 
-class ImageReliability(nn.Module, PyTorchModelHubMixin):
+class ImageReliability(nn.Module, PyTorchModelHubMixin, model_card_template=_CARD, tags=["poise"]):  # type: ignore[call-arg]
     """
     Statistics of one model's vision tower over sound images, and the verdict on a new one.
 
@@ -217,9 +217,7 @@ class ImageReliability(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, *args, **facts):
         """With `model`, `folder` and `flagged`, where they are given as `model_card_kwargs`."""
-        data = ModelCardData(tags=["poise", "pytorch_model_hub_mixin"])
-        facts = {**self.origin, "model_type": self.model_type, **facts}
-        return ModelCard.from_template(data, template_str=_CARD, **facts)
+        return super().generate_model_card(*args, **{**self.origin, "model_type": self.model_type, **facts})
 
     @torch.no_grad()
     def forward(self, profiles: torch.Tensor) -> torch.Tensor:

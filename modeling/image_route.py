@@ -37,9 +37,9 @@ class ImageRoute(nn.Module):
     the image, [N] or `None`.
 
     Until it is trained, a reliability router that was fitted says how far an image can be trusted and leaves it as it
-    is: no null token could stand in for it. Once it is, `least` says how probable it must be that the image, and that
-    the list of tags, has failed to be left out: what is left may be worth less than a hurt stream, see `set_least`. The
-    weights that are returned are the verdict all the same.
+    is: no null token could stand in for it. Once it is, `thresholds` say how probable it must be that the image, and
+    that the list of tags, has failed to be left out: what is left may be worth less than a hurt stream, see
+    `set_thresholds`. The weights that are returned are the verdict all the same.
     """
 
     def __init__(self, config, tag_encoder_config):
@@ -50,8 +50,8 @@ class ImageRoute(nn.Module):
         self.router = build_router(parts)
         self.reader = PromptReader(config.width, config.reader_width)
         self.register_buffer("trained", torch.tensor(False))
-        self.register_buffer("least", torch.tensor([0.5, 0.5]))
-        self.forced = None  # weights of image and tags in place of the router's
+        self.register_buffer("thresholds", torch.tensor([0.5, 0.5]))
+        self.fixed = None  # weights of image and tags in place of the router's
         # A channel router refills channels from the start; it is let in as training wants it.
         self.opening = nn.Parameter(torch.zeros(())) if config.router_type == "channel" else None
 
@@ -66,10 +66,10 @@ class ImageRoute(nn.Module):
                 self.trained.fill_(True)
             if self.router.training:  # what is dropped at random, or only observed
                 applied = weights  # (N, 2)
-            elif self.forced is not None:
-                applied = torch.tensor(self.forced).to(weights).expand_as(weights)  # (N, 2)
+            elif self.fixed is not None:
+                applied = torch.tensor(self.fixed).to(weights).expand_as(weights)  # (N, 2)
             else:
-                applied = torch.where(self.trained, self.router.judge(*evidence, self.least)[0], 1.0)  # (N, 2)
+                applied = torch.where(self.trained, self.router.judge(*evidence, self.thresholds)[0], 1.0)  # (N, 2)
         prompt = self.soft_prompt(len(image), tag_encoder, ids, mask, scores).to(image.dtype)  # (N, K, D)
         if self.router is not None:
             streams, routed_by = self.router(Streams(image, prompt, applied))
@@ -89,17 +89,17 @@ class ImageRoute(nn.Module):
         return patches, profile, words, asked, torch.ones_like(mask[:, 0])
 
     @contextmanager
-    def weighing(self, image, tags):
+    def fixed_weights(self, image, tags):
         """Within it every image and its tags have these weights, whatever a reliability router finds."""
-        self.forced = (float(image), float(tags))
+        self.fixed = (float(image), float(tags))
         try:
             yield
         finally:
-            self.forced = None
+            self.fixed = None
 
-    def set_least(self, losses, gains):
+    def set_thresholds(self, losses, gains):
         """
-        Leave a stream out where that is expected to pay.
+        Leave a stream out where its failure is probable enough for the expected gain to exceed the expected loss.
 
         Args:
             losses, gains (pair of `float`): for the image and for the tags, what answers lose without a stream that has
@@ -107,4 +107,4 @@ class ImageRoute(nn.Module):
         """
         for stream, (loss, gain) in enumerate(zip(losses, gains, strict=True)):
             loss = max(loss, 0.0)
-            self.least[stream] = max(0.5, loss / (loss + gain)) if gain > 0 else 1.0
+            self.thresholds[stream] = max(0.5, loss / (loss + gain)) if gain > 0 else 1.0

@@ -92,7 +92,7 @@ class ReliabilityRouter(nn.Module):
         # `nn.Dropout` draws the whole-stream drops, so that whoever switches dropout off switches these off too.
         self.stream_dropout = nn.Dropout(config.stream_dropout)
 
-    def judge(self, patches, image_profile, tags, question, is_real, least=(0.5, 0.5)):
+    def judge(self, patches, image_profile, tags, question, is_real, thresholds=(0.5, 0.5)):
         """
         Weights of the streams, [N, 2] of 0 and 1, and the share of its score that each tag token keeps, [N, L] or
         `None`.
@@ -102,7 +102,7 @@ class ReliabilityRouter(nn.Module):
             tags: word embeddings [N, L, R], ids, mask, scores [N, L] of the tags; `None` without a dynamic soft prompt.
             question: word embeddings [N, Q, R] and mask [N, Q], or `None`.
             is_real [N] bool: false for the stand-in image of a batch that has none.
-            least: how probable it must be that the image, and that the list of tags, has failed to be left out.
+            thresholds: how probable it must be that the image, and that the list of tags, has failed to be left out.
         """
         has_tags = tags[2].any(-1) if self.uses_tags else torch.ones_like(is_real)  # (N,)
         if not self.has_prompt:
@@ -115,11 +115,11 @@ class ReliabilityRouter(nn.Module):
         image_sound = (SOUND - beyond).clamp_min(LEAST_SOUND)  # (N,)
         if not self.uses_tags:
             nothing = torch.zeros_like(image_sound)  # (N,)
-            return self.weigh(image_sound, nothing, nothing, nothing, has_tags, least)[0], None
+            return self.weigh(image_sound, nothing, nothing, nothing, has_tags, thresholds)[0], None
         odds, is_tag, tag_of_token, shown, named = self.word_evidence(patches, tags, question)
         mixed = torch.log(INVENTED + (1 - INVENTED) * odds.exp())  # (N, L)
         tags_shown = torch.where(is_tag, mixed, 0.0).sum(-1)  # (N,)
-        weights, both_sound = self.weigh(image_sound, tags_shown, shown, named, has_tags, least)
+        weights, both_sound = self.weigh(image_sound, tags_shown, shown, named, has_tags, thresholds)
         if not self.denies_tags:
             return weights, None
         # An image may deny a tag where it shows what is asked (if anything is) and no more is missing of the list than
@@ -130,7 +130,7 @@ class ReliabilityRouter(nn.Module):
         kept = torch.where(judged, true, 1.0)  # (N, L)
         return weights, nn.functional.pad(kept, (0, 1), value=1.0).gather(1, tag_of_token)
 
-    def weigh(self, image_sound, tags_shown, shown, named, has_tags, least=(0.5, 0.5)):
+    def weigh(self, image_sound, tags_shown, shown, named, has_tags, thresholds=(0.5, 0.5)):
         """
         Weights [N, 2], and whether most likely both streams are sound, [N] bool, from log odds [N] each: `image_sound`
         a priori, `tags_shown` that the image shows these tags rather than any others, `shown` that it shows what is
@@ -146,7 +146,7 @@ class ReliabilityRouter(nn.Module):
             dim=-1,
         )  # (N, 4)
         probability = explanations.softmax(-1)  # (N, 4)
-        image_failed, tags_failed = probability[:, 1] > least[0], probability[:, 2] > least[1]  # (N,), (N,)
+        image_failed, tags_failed = probability[:, 1] > thresholds[0], probability[:, 2] > thresholds[1]  # (N,), (N,)
         weights = torch.stack([~(image_failed & has_tags), ~tags_failed & has_tags], dim=-1).float()  # (N, 2)
         return weights, probability[:, 0] > 0.5
 

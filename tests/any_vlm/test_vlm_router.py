@@ -380,11 +380,11 @@ def test_statistics_without_training_tell_damage_and_are_saved(folder, tmp_path)
         routed = model.get_image_features(**noise).pooler_output
         assert (torch.stack(list(routed)) - torch.stack(list(own))).abs().amax(dim=(1, 2)).min() > 1e-3
         # What is worth more hurt than left out is told, and stays.
-        model.route.least.fill_(1.0)
+        model.route.thresholds.fill_(1.0)
         routed = model.get_image_features(**noise).pooler_output
         torch.testing.assert_close(torch.stack(list(routed)), torch.stack(list(own)), rtol=1e-5, atol=1e-6)
         assert model.router_weights[:, 0].max() < 0.5
-        model.route.least.fill_(0.5)
+        model.route.thresholds.fill_(0.5)
         model.route.trained.fill_(False)
     model.save_pretrained(tmp_path / "router")
     again = weights(RoutedVlm.from_pretrained(tmp_path / "router"))

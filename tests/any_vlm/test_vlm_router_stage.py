@@ -59,7 +59,7 @@ def test_a_stream_is_left_out_where_that_pays(tmp_path):
     given = [{**records[0], "tags": []}, *records]  # one that tells nothing about tags
     model.train()
     found = measure_decision_costs(model, collator, given)
-    assert model.training and model.route.forced is None
+    assert model.training and model.route.fixed is None
     tokenizer = AutoTokenizer.from_pretrained(BACKBONES / "tag_encoder")
     chat = ChatCollator(processor, model.config, tag_tokenizer=tokenizer)
     others = [*records[1:], records[0]]
@@ -72,7 +72,7 @@ def test_a_stream_is_left_out_where_that_pays(tmp_path):
         "tags_of_another": (swapped["tags"], 1, 1),
     }  # fmt: skip
     for name, (asked, *weights) in conditions.items():
-        with model.route.weighing(*weights):
+        with model.route.fixed_weights(*weights):
             likelihoods, _ = chat_log_likelihoods(model, chat, asked, [target_text(record) for record in records])
         assert found[name] == pytest.approx(torch.tensor(likelihoods).exp().mean().item(), rel=1e-3), name
     assert found["both"] != pytest.approx(found["tags_alone"], rel=1e-2)
@@ -88,8 +88,8 @@ def test_a_stream_is_left_out_where_that_pays(tmp_path):
         ((-0.1, 0.1), (0.1, 0.3), (0.5, 0.5)),
         ((0.1, 0.3), (-0.1, 0.1), (1.0, 0.75)),
     ):
-        route.set_least(losses, gains)
-        assert route.least.tolist() == pytest.approx(least)
+        route.set_thresholds(losses, gains)
+        assert route.thresholds.tolist() == pytest.approx(least)
     odds = torch.tensor([1.0])  # that both are sound, against one of 3 - 4 that the image has failed
     evidence = (odds * 0.0, odds * -1.0, odds * 0.0, odds * 0.0, odds > 0)
     assert route.router.weigh(*evidence)[0].tolist() == [[0.0, 1.0]]

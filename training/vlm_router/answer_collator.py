@@ -13,6 +13,20 @@ from ...processing.batching.collators import IGNORED
 from ...processing.prompts import Prompts, target_text
 
 
+def answer_logits(
+    logits: torch.Tensor, labels: torch.Tensor, is_encoder_decoder: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The logits that say each label, and the labels: (B, T', V) and (B, T').
+
+    Args:
+        logits (B, T, V): a model's; families that put something before the words have more than labels.
+        labels (B, T): of [`AnswerCollator`].
+    """
+    logits = logits[:, -labels.shape[1] :]  # (B, T, V)
+    return (logits, labels) if is_encoder_decoder else (logits[:, :-1], labels[:, 1:])
+
+
 class AnswerCollator:
     """
     Makes training batches of task records: the inputs of a VLM's `forward`, with `labels` (B, T) for the answers alone.

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from ...modeling.modeling_vlm_router import RoutedVlm
 from ...processing.batching.collators import IGNORED
 from ...processing.records.task_record_files import opened_record
+from .answer_collator import answer_logits
 
 RECORDS, BATCH = 256, 8
 
@@ -33,11 +34,11 @@ class DecisionCosts(TrainerCallback):
 
 def measure_decision_costs(model: RoutedVlm, collator: Any, records: Any) -> dict[str, float]:
     """
-    Sets `model.route.least` by the probability of right answers on the first records that have tags.
+    Sets `model.route.thresholds` by the probability of right answers on the first records that have tags.
 
     Returns:
-        The mean probabilities by condition, and what was set, `least_image` and `least_tags`; nothing where fewer than
-        two records have tags.
+        The mean probabilities by condition, and what was set, `threshold_image` and `threshold_tags`; nothing where
+        fewer than two records have tags.
     """
     chosen = []
     for place in range(min(len(records), 4 * RECORDS)):
@@ -67,9 +68,10 @@ def measure_decision_costs(model: RoutedVlm, collator: Any, records: Any) -> dic
     losses = [float((both - without).mean()) for without in alone]
     gains = [min(_least_gain(without, both, worth[name]) for name in names)
              for without, names in zip(alone, failures, strict=True)]  # fmt: skip
-    model.route.set_least(losses, gains)
-    image, tags = model.route.least.tolist()
-    return {name: float(values.mean()) for name, values in worth.items()} | {"least_image": image, "least_tags": tags}
+    model.route.set_thresholds(losses, gains)
+    image, tags = model.route.thresholds.tolist()
+    means = {name: float(values.mean()) for name, values in worth.items()}
+    return {**means, "threshold_image": image, "threshold_tags": tags}
 
 
 def _least_gain(alone: torch.Tensor, both: torch.Tensor, failed: torch.Tensor) -> float:
@@ -87,14 +89,13 @@ def _probabilities(
 ) -> torch.Tensor:
     """Probability of each whole answer, [R], where every image and its tags have `weights`."""
     found = []
-    with model.route.weighing(*weights):
+    with model.route.fixed_weights(*weights):
         for start in range(0, len(records), BATCH):
             inputs = {name: value.to(model.device) if torch.is_tensor(value) else value
                       for name, value in collator(records[start : start + BATCH]).items()}  # fmt: skip
             labels = inputs.pop("labels")  # (B, T)
-            logits = model(**inputs, use_cache=False).logits[:, -labels.shape[1] :]  # (B, T, V)
-            if "decoder_input_ids" not in inputs:
-                logits, labels = logits[:, :-1], labels[:, 1:]
+            logits = model(**inputs, use_cache=False).logits  # (B, T, V)
+            logits, labels = answer_logits(logits, labels, "decoder_input_ids" in inputs)
             likelihood = logits.float().log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None])[..., 0]  # (B, T)
             found.append(likelihood.masked_fill(labels == IGNORED, 0.0).sum(-1).exp())  # (B,)
     return torch.cat(found).cpu()

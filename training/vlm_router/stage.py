@@ -21,7 +21,7 @@ from ..backbone_loading import SUGGESTED, read_config, read_tokenizer, resolve_b
 from ..run_files import same_recipe_checkpoint
 from ..run_start import made_arguments, opened_run
 from ..stage_trainer import StageTraining
-from .answer_collator import AnswerCollator
+from .answer_collator import AnswerCollator, answer_logits
 from .decision_costs import DecisionCosts
 from .recipe import VlmRouterRecipe
 
@@ -125,9 +125,7 @@ class VlmRouterTrainer(StageTraining, Trainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")  # (B, T)
         outputs = model(**inputs, use_cache=False)
-        logits = outputs.logits[:, -labels.shape[1] :]  # (B, T, V)
-        if "decoder_input_ids" not in inputs:
-            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits, labels = answer_logits(outputs.logits, labels, "decoder_input_ids" in inputs)
         supervised = labels != IGNORED  # (B, T)
         loss = torch.nn.functional.cross_entropy(logits[supervised].float(), labels[supervised], reduction="sum")
         if num_items_in_batch is None:
@@ -164,7 +162,8 @@ def summary(metrics: Mapping[str, Any]) -> Iterator[str]:
         worth = {name: f"{value:.3f}" for name, value in metrics["decision_costs"].items()}
         yield (
             f"right answers with both streams {worth['both']}, tags alone {worth['tags_alone']}, image alone "
-            f"{worth['image_alone']}: an image is left out where it has failed with probability {worth['least_image']}"
+            f"{worth['image_alone']}: an image is left out where its failure is more probable than "
+            f"{worth['threshold_image']}"
         )
     for moment in ("before", "after"):
         if moment in metrics:

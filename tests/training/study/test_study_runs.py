@@ -103,7 +103,7 @@ def test_a_part_that_is_removed_says_nothing_and_comes_back(plan, tmp_path):
         asked = torch.zeros(num) if question is None else torch.ones(num)
         return torch.ones(num, length), tags[2], ids, asked, asked
 
-    def weigh(image_sound, tags_shown, shown, named, has_tags, least):
+    def weigh(image_sound, tags_shown, shown, named, has_tags, thresholds):
         found.update(typicality=3.0 - image_sound, tags=tags_shown, question=shown + named)
         return torch.ones(num, 2), is_real
 
